@@ -1,0 +1,73 @@
+#include "base/durable_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace qpruner {
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open ", path));
+  auto closer = absl::MakeCleanup([fd] { close(fd); });
+  struct stat info {};
+  if (fstat(fd, &info) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot stat ", path));
+  if (!S_ISREG(info.st_mode)) {
+    return absl::FailedPreconditionError(absl::StrCat("Not a regular file: ", path));
+  }
+  if (info.st_size > max_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("File too large: ", path, " has ",
+                                                     info.st_size, " bytes, at most ", max_bytes,
+                                                     " are read"));
+  }
+  std::string content(static_cast<size_t>(info.st_size), '\0');
+  size_t filled = 0;
+  while (filled < content.size()) {
+    const ssize_t got = read(fd, content.data() + filled, content.size() - filled);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot read ", path));
+    if (got == 0) break;
+    filled += static_cast<size_t>(got);
+  }
+  content.resize(filled);
+  return content;
+}
+
+absl::Status SyncFolder(const std::string& folder) {
+  const int fd = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open folder ", folder));
+  auto closer = absl::MakeCleanup([fd] { close(fd); });
+  if (fsync(fd) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot sync ", folder));
+  return absl::OkStatus();
+}
+
+absl::Status WriteFileDurably(const std::string& path, absl::string_view content) {
+  std::string aside = absl::StrCat(path, ".tmp.XXXXXX");
+  const int fd = mkostemp(aside.data(), O_CLOEXEC);
+  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", aside));
+  auto remover = absl::MakeCleanup([&aside] { unlink(aside.c_str()); });
+  auto closer = absl::MakeCleanup([fd] { close(fd); });
+  fchmod(fd, 0644);
+  while (!content.empty()) {
+    const ssize_t put = write(fd, content.data(), content.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", aside));
+    content.remove_prefix(static_cast<size_t>(put));
+  }
+  if (fsync(fd) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot sync ", aside));
+  if (rename(aside.c_str(), path.c_str()) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot rename ", aside, " to ", path));
+  }
+  std::move(remover).Cancel();
+  return SyncFolder(std::filesystem::path(path).parent_path().string());
+}
+
+}  // namespace qpruner

@@ -1,0 +1,26 @@
+// Whole files, read with a bound and written so that a crash leaves the old or the new one.
+#ifndef QPRUNER_BASE_DURABLE_FILE_H_
+#define QPRUNER_BASE_DURABLE_FILE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace qpruner {
+
+// The file's content. NOT_FOUND; RESOURCE_EXHAUSTED if it is larger than `max_bytes`.
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes);
+
+// Writes aside, syncs, renames over `path`, syncs the folder. When it returns OK the content is on
+// disk.
+absl::Status WriteFileDurably(const std::string& path, absl::string_view content);
+
+// Syncs an open descriptor's folder entry: call after a rename into `folder`.
+absl::Status SyncFolder(const std::string& folder);
+
+}  // namespace qpruner
+
+#endif  // QPRUNER_BASE_DURABLE_FILE_H_

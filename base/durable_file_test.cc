@@ -1,0 +1,30 @@
+#include "base/durable_file.h"
+
+#include <filesystem>
+
+#include "gtest/gtest.h"
+
+namespace qpruner {
+namespace {
+
+TEST(DurableFile, WritesReplacesAndLeavesNothingAside) {
+  const std::filesystem::path folder =
+      std::filesystem::path(testing::TempDir()) / "durable_file_test";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder);
+  const std::string path = (folder / "file").string();
+  ASSERT_TRUE(WriteFileDurably(path, "first").ok());
+  ASSERT_TRUE(WriteFileDurably(path, "second").ok());
+  EXPECT_EQ(ReadFile(path, 100).value(), "second");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
+}
+
+TEST(DurableFile, RefusesWhatIsTooLargeOrAbsent) {
+  const std::string path = testing::TempDir() + "/durable_file_large";
+  ASSERT_TRUE(WriteFileDurably(path, "12345").ok());
+  EXPECT_EQ(ReadFile(path, 4).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReadFile(path + ".none", 4).status().code(), absl::StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace qpruner

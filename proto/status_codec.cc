@@ -1,0 +1,91 @@
+#include "proto/status_codec.h"
+
+#include <optional>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "google/rpc/error_details.pb.h"
+
+namespace qpruner {
+namespace {
+
+constexpr absl::string_view kErrorInfoUrl = "type.googleapis.com/google.rpc.ErrorInfo";
+constexpr absl::string_view kBadRequestUrl = "type.googleapis.com/google.rpc.BadRequest";
+constexpr char kDomain[] = "qpruner";
+
+template <typename Message>
+std::optional<Message> Payload(const absl::Status& status, absl::string_view url) {
+  const auto payload = status.GetPayload(url);
+  Message message;
+  if (!payload || !message.ParseFromString(std::string(*payload))) return std::nullopt;
+  return message;
+}
+
+}  // namespace
+
+absl::Status BadRequestError(const std::vector<FieldViolation>& violations) {
+  google::rpc::BadRequest bad_request;
+  for (const FieldViolation& violation : violations) {
+    auto* field = bad_request.add_field_violations();
+    field->set_field(violation.field);
+    field->set_description(violation.description);
+  }
+  absl::Status status = absl::InvalidArgumentError(
+      absl::StrJoin(violations, "; ", [](std::string* out, const FieldViolation& violation) {
+        absl::StrAppend(out, violation.field, ": ", violation.description);
+      }));
+  status.SetPayload(kBadRequestUrl, absl::Cord(bad_request.SerializeAsString()));
+  return WithErrorInfo(std::move(status), "INVALID_FIELDS");
+}
+
+absl::Status WithErrorInfo(absl::Status status, absl::string_view reason,
+                           const std::map<std::string, std::string>& metadata) {
+  if (status.ok() || status.GetPayload(kErrorInfoUrl)) return status;
+  google::rpc::ErrorInfo info;
+  info.set_reason(std::string(reason));
+  info.set_domain(kDomain);
+  info.mutable_metadata()->insert(metadata.begin(), metadata.end());
+  status.SetPayload(kErrorInfoUrl, absl::Cord(info.SerializeAsString()));
+  return status;
+}
+
+std::string ErrorReason(const absl::Status& status) {
+  const auto info = Payload<google::rpc::ErrorInfo>(status, kErrorInfoUrl);
+  return info ? info->reason() : "";
+}
+
+std::vector<FieldViolation> FieldViolations(const absl::Status& status) {
+  std::vector<FieldViolation> violations;
+  if (const auto bad_request = Payload<google::rpc::BadRequest>(status, kBadRequestUrl)) {
+    for (const auto& field : bad_request->field_violations()) {
+      violations.push_back({field.field(), field.description()});
+    }
+  }
+  return violations;
+}
+
+google::rpc::Status ToRpcStatus(const absl::Status& original) {
+  google::rpc::Status proto;
+  proto.set_code(static_cast<int>(original.code()));
+  if (original.ok()) return proto;
+  const absl::Status status = WithErrorInfo(original, absl::StatusCodeToString(original.code()));
+  proto.set_message(std::string(status.message()));
+  status.ForEachPayload([&proto](absl::string_view url, const absl::Cord& payload) {
+    auto* detail = proto.add_details();
+    detail->set_type_url(std::string(url));
+    detail->set_value(std::string(payload));
+  });
+  return proto;
+}
+
+absl::Status FromRpcStatus(const google::rpc::Status& proto) {
+  absl::Status status(static_cast<absl::StatusCode>(proto.code()), proto.message());
+  if (status.ok()) return status;
+  for (const auto& detail : proto.details()) {
+    status.SetPayload(detail.type_url(), absl::Cord(detail.value()));
+  }
+  return status;
+}
+
+}  // namespace qpruner

@@ -1,0 +1,127 @@
+// Where jobs live: the durable truth behind the queue.
+//
+// Changes are made in transactions, reads in snapshots. The interface is the same for an embedded
+// SQLite file and for a shared PostgreSQL; one contract suite (job_store_contract_test.h) holds
+// both to it.
+#ifndef QPRUNER_SERVER_STORE_JOB_STORE_H_
+#define QPRUNER_SERVER_STORE_JOB_STORE_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/resource_name.h"
+#include "qpruner/internal/v1/record.pb.h"
+#include "qpruner/v1/job.pb.h"
+
+namespace qpruner::server {
+
+struct JobFilter {
+  std::string project;
+  std::vector<v1::CompressionJob::State> states;  // Empty: all.
+  std::map<std::string, std::string> labels;      // All must match.
+};
+
+// Counts for metrics and scheduling.
+struct StoreCounts {
+  std::map<v1::CompressionJob::State, int64_t> jobs;
+  std::map<internal::v1::TaskRecord::State, int64_t> tasks;
+};
+
+// A consistent view. Valid only within the call that handed it out.
+class StoreReader {
+ public:
+  virtual ~StoreReader() = default;
+
+  // NOT_FOUND: no such job.
+  virtual absl::StatusOr<internal::v1::JobRecord> GetJob(const JobName& name) = 0;
+  // Newest first. `page_token`: empty for the first page, else as returned. INVALID_ARGUMENT:
+  // foreign token.
+  struct JobPage {
+    std::vector<internal::v1::JobRecord> jobs;
+    std::string next_page_token;
+  };
+  virtual absl::StatusOr<JobPage> ListJobs(const JobFilter& filter, int page_size,
+                                           const std::string& page_token) = 0;
+  // The job and fingerprint that a request id was used for, if any.
+  struct Request {
+    JobName job;
+    std::string fingerprint;
+  };
+  virtual absl::StatusOr<std::optional<Request>> FindRequest(const std::string& project,
+                                                             const std::string& request_id) = 0;
+
+  virtual absl::StatusOr<internal::v1::TaskRecord> GetTask(const JobName& job,
+                                                           const std::string& task_id) = 0;
+  // In order of creation.
+  virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> ListTasks(const JobName& job) = 0;
+  // QUEUED tasks whose not_before has come, by priority (high first), create time, then insertion.
+  virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> QueuedTasks(absl::Time now,
+                                                                            int limit) = 0;
+  // Earliest not_before of QUEUED tasks that lies after `now`.
+  virtual absl::StatusOr<std::optional<absl::Time>> NextNotBefore(absl::Time now) = 0;
+  // All LEASED tasks, by lease_expire_time.
+  virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasks() = 0;
+
+  // By index, those after `after_index`; limit 0: all.
+  virtual absl::StatusOr<std::vector<v1::Trial>> ListTrials(const JobName& job, int after_index,
+                                                            int limit) = 0;
+  // By sequence, those after `after_sequence`.
+  virtual absl::StatusOr<std::vector<v1::JobEvent>> ListEvents(const JobName& job,
+                                                               int64_t after_sequence,
+                                                               int limit) = 0;
+  // By path.
+  virtual absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) = 0;
+  // Jobs in PENDING, RUNNING or CANCELLING: what a restarting server must look at.
+  virtual absl::StatusOr<std::vector<JobName>> UnfinishedJobs() = 0;
+  // True if any job lists an artifact of this content.
+  virtual absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) = 0;
+  virtual absl::StatusOr<StoreCounts> Counts() = 0;
+};
+
+// A change in the making. Reads see what was written before in the same transaction.
+class StoreTransaction : public StoreReader {
+ public:
+  // ALREADY_EXISTS: a job of this name is there.
+  virtual absl::Status InsertJob(const internal::v1::JobRecord& record) = 0;
+  // NOT_FOUND: no such job.
+  virtual absl::Status UpdateJob(const internal::v1::JobRecord& record) = 0;
+  // Removes the job with its tasks, trials, events, artifact entries and request ids.
+  virtual absl::Status DeleteJob(const JobName& name) = 0;
+  virtual absl::Status InsertRequest(const std::string& project, const std::string& request_id,
+                                     const Request& request) = 0;
+  // Inserts or replaces.
+  virtual absl::Status PutTask(const internal::v1::TaskRecord& task) = 0;
+  virtual absl::Status PutTrial(const JobName& job, const v1::Trial& trial) = 0;
+  virtual absl::Status PutArtifact(const JobName& job, const v1::Artifact& artifact) = 0;
+  // event.sequence() must be the job's last sequence + 1 (ALREADY_EXISTS otherwise: a bug in the
+  // caller).
+  virtual absl::Status AppendEvent(const JobName& job, const v1::JobEvent& event) = 0;
+};
+
+// Thread-safe.
+class JobStore {
+ public:
+  virtual ~JobStore() = default;
+
+  // Runs `body` in a transaction. When it returns OK, what `body` wrote is on disk; when it returns
+  // an error (body's own or the store's), nothing was written. `body` may run more than once, on
+  // another thread, together with other bodies under one sync (group commit): it must only read and
+  // write through its argument and set results that a later run overwrites. Blocks. UNAVAILABLE:
+  // the store cannot be reached or its disk is full; try again.
+  virtual absl::Status Transact(absl::FunctionRef<absl::Status(StoreTransaction&)> body) = 0;
+
+  // Runs `body` on a snapshot. Blocks.
+  virtual absl::Status Read(absl::FunctionRef<absl::Status(StoreReader&)> body) = 0;
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_STORE_JOB_STORE_H_

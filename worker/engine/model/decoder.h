@@ -1,0 +1,55 @@
+// The forward pass of a Llama-family decoder, block by block.
+//
+// Free functions over explicit weights: the same code serves plain forward, scoring under autograd,
+// calibration hooks and LoRA, because each linear goes through a LinearFunction.
+#ifndef QPRUNER_WORKER_ENGINE_MODEL_DECODER_H_
+#define QPRUNER_WORKER_ENGINE_MODEL_DECODER_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+
+#include "worker/engine/model/model_config.h"
+#include "worker/engine/model/weights.h"
+
+namespace qpruner::engine {
+
+// y = f(kind, x, weight, bias) with x [.., in], weight [out, in], bias [out] or undefined, y [..,
+// out].
+using LinearFunction = std::function<at::Tensor(LinearKind, const at::Tensor& x,
+                                                const at::Tensor& weight, const at::Tensor& bias)>;
+
+// x W^T + b.
+at::Tensor PlainLinear(LinearKind kind, const at::Tensor& x, const at::Tensor& weight,
+                       const at::Tensor& bias);
+
+// Rotary tables for positions 0 .. length - 1.
+struct RotaryTables {
+  at::Tensor cos;  // [length, head_dim]
+  at::Tensor sin;  // [length, head_dim]
+};
+RotaryTables MakeRotaryTables(const ModelConfig& config, int64_t length, at::Device device,
+                              at::ScalarType dtype);
+
+// hidden [batch, length, hidden] -> the same shape. Causal; sequences are padded on the right, so
+// padding never reaches a real position. Differentiable in hidden and in all weights.
+at::Tensor BlockForward(const ModelConfig& config, const BlockShape& shape,
+                        const BlockWeights& weights, const RotaryTables& rotary,
+                        const at::Tensor& hidden, const LinearFunction& linear = PlainLinear);
+
+// x [.., n] / rms(x) * weight, computed in float32.
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+// ids [batch, length] int64 -> embeddings [batch, length, hidden].
+at::Tensor Embed(const at::Tensor& embedding, const at::Tensor& ids);
+
+// Runs all blocks of `source` over each of `batches` (ids [batch, length]), block-major: a block is
+// loaded once and applied to every batch, so device memory is one block plus activations. Returns
+// the final hidden states after the final norm, one [batch, length, hidden] each.
+// `on_block_done(block)` is called after each block (progress); may be empty.
+std::vector<at::Tensor> ForwardHidden(WeightSource& source, const std::vector<at::Tensor>& batches,
+                                      const std::function<void(int64_t block)>& on_block_done = {});
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_MODEL_DECODER_H_

@@ -1,0 +1,65 @@
+// A model's weights, handed out one block at a time.
+#ifndef QPRUNER_WORKER_ENGINE_MODEL_WEIGHTS_H_
+#define QPRUNER_WORKER_ENGINE_MODEL_WEIGHTS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "worker/engine/model/model_config.h"
+
+namespace qpruner::engine {
+
+// The linears of a block, in the order in which they are applied.
+enum class LinearKind { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown };
+inline constexpr int kLinearKindCount = 7;
+inline constexpr std::array<LinearKind, kLinearKindCount> kLinearKinds = {
+    LinearKind::kQuery, LinearKind::kKey, LinearKind::kValue, LinearKind::kOutput,
+    LinearKind::kGate,  LinearKind::kUp,  LinearKind::kDown};
+
+// "self_attn.q_proj", ...
+const char* LinearSuffix(LinearKind kind);
+// "model.layers.3.self_attn.q_proj": the checkpoint's name without ".weight".
+std::string LinearName(int64_t block, LinearKind kind);
+
+// One value for each linear of a block.
+template <typename T>
+class PerLinear {
+ public:
+  T& operator[](LinearKind kind) { return values_[static_cast<size_t>(kind)]; }
+  const T& operator[](LinearKind kind) const { return values_[static_cast<size_t>(kind)]; }
+
+ private:
+  std::array<T, kLinearKindCount> values_{};
+};
+
+struct BlockWeights {
+  PerLinear<at::Tensor> weight;  // [out, in]
+  PerLinear<at::Tensor> bias;    // [out]; undefined where the model has none
+  at::Tensor attention_norm;     // [hidden], input_layernorm
+  at::Tensor mlp_norm;           // [hidden], post_attention_layernorm
+  at::Tensor query_norm;         // [head_dim]; undefined unless query_key_norm
+  at::Tensor key_norm;           // [head_dim]; likewise
+};
+
+// Gives each block's weights on demand, so that only the block in work need be in memory. Tensors
+// are on device() and of dtype(); they may alias the mapped file and must not be written to. Not
+// thread-safe. Throws c10::Error when memory runs out; everything about the file was checked at
+// opening.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual at::Device device() const = 0;
+  virtual at::ScalarType dtype() const = 0;
+  virtual BlockWeights Block(int64_t block) = 0;
+  virtual at::Tensor Embedding() = 0;  // [vocab, hidden]
+  virtual at::Tensor FinalNorm() = 0;  // [hidden]
+  virtual at::Tensor Head() = 0;       // [vocab, hidden]; the embedding if tied
+};
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_MODEL_WEIGHTS_H_

@@ -1,0 +1,1 @@
+#include "worker/engine/torch_headers.h"
