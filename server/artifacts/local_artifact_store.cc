@@ -1,0 +1,1 @@
+#include "server/artifacts/local_artifact_store.h"

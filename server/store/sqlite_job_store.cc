@@ -1,0 +1,1 @@
+#include "server/store/sqlite_job_store.h"
