@@ -1,0 +1,118 @@
+// Claim 4 of docs/evidence.md: kill -9 of any process in any stage changes nothing about the
+// result.
+#include <signal.h>
+
+#include <map>
+#include <set>
+
+#include "gtest/gtest.h"
+#include "tests/end_to_end/service_under_test.h"
+
+namespace qpruner {
+namespace {
+
+enum class Victim { kEngine, kWorker, kServer };
+
+struct Fault {
+  Victim victim;
+  v1::CompressionJob::Stage stage;
+};
+
+std::string Name(const Fault& fault) {
+  const char* victims[] = {"Engine", "Worker", "Server"};
+  return std::string(victims[static_cast<int>(fault.victim)]) + "In" +
+         v1::CompressionJob::Stage_Name(fault.stage);
+}
+
+std::string CreateSmallJob(ServiceUnderTest& service) {
+  grpc::ClientContext context;
+  v1::CreateJobRequest request;
+  *request.mutable_job() = SmallJob();
+  v1::CompressionJob created;
+  EXPECT_TRUE(service.jobs().CreateJob(&context, request, &created).ok());
+  return created.name();
+}
+
+// The same for all faults: computed once.
+const std::string& UndisturbedOutcome() {
+  static const std::string& outcome = *new std::string([] {
+    ServiceUnderTest service(1);
+    service.Start();
+    const std::string name = CreateSmallJob(service);
+    FollowJob(service, name, absl::Minutes(4));
+    return Outcome(service, name);
+  }());
+  return outcome;
+}
+
+class KillNine : public testing::TestWithParam<Fault> {};
+
+TEST_P(KillNine, ChangesNothingAboutTheResult) {
+  const Fault fault = GetParam();
+  ServiceUnderTest service(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  const std::string name = CreateSmallJob(service);
+  bool killed = false;
+  int finished_trials = 0;
+  auto due = [&](const v1::JobEvent& event) {
+    if (fault.stage == v1::CompressionJob::SEARCH) {
+      // In the middle: some trials are finished, others are not.
+      finished_trials +=
+          event.has_trial_updated() && event.trial_updated().state() == v1::Trial::SUCCEEDED;
+      return finished_trials >= 3;
+    }
+    return event.has_state_changed() && event.state_changed().stage() == fault.stage;
+  };
+  const std::vector<v1::JobEvent> events =
+      FollowJob(service, name, absl::Minutes(4), [&](const v1::JobEvent& event) {
+        if (killed || !due(event)) return;
+        killed = true;
+        ASSERT_TRUE(ServiceUnderTest::WaitUntil(absl::Seconds(20),
+                                                [&] { return !service.Engines().empty(); }));
+        switch (fault.victim) {
+          case Victim::kEngine:
+            for (pid_t pid : service.Engines()) kill(pid, SIGKILL);
+            break;
+          case Victim::kWorker:
+            for (pid_t pid : service.Workers()) kill(pid, SIGKILL);
+            break;
+          case Victim::kServer:
+            service.KillServer();
+            service.Start();
+            break;
+        }
+      });
+  ASSERT_TRUE(killed);
+  EXPECT_EQ(Outcome(service, name), UndisturbedOutcome());
+  // A finished trial was never run again.
+  std::map<int, int> successes;
+  std::set<int> reopened;
+  for (const v1::JobEvent& event : events) {
+    if (!event.has_trial_updated()) continue;
+    const v1::Trial& trial = event.trial_updated();
+    if (trial.state() == v1::Trial::SUCCEEDED) {
+      ++successes[trial.index()];
+    } else if (successes.count(trial.index())) {
+      reopened.insert(trial.index());
+    }
+  }
+  EXPECT_TRUE(reopened.empty());
+  for (const auto& [index, count] : successes) EXPECT_EQ(count, 1) << "trial " << index;
+}
+
+INSTANTIATE_TEST_SUITE_P(AnyProcessInAnyStage, KillNine,
+                         testing::Values(Fault{Victim::kEngine, v1::CompressionJob::PREPARE},
+                                         Fault{Victim::kEngine, v1::CompressionJob::SEARCH},
+                                         Fault{Victim::kEngine, v1::CompressionJob::FINALIZE},
+                                         Fault{Victim::kWorker, v1::CompressionJob::PREPARE},
+                                         Fault{Victim::kWorker, v1::CompressionJob::SEARCH},
+                                         Fault{Victim::kWorker, v1::CompressionJob::FINALIZE},
+                                         Fault{Victim::kServer, v1::CompressionJob::PREPARE},
+                                         Fault{Victim::kServer, v1::CompressionJob::SEARCH},
+                                         Fault{Victim::kServer, v1::CompressionJob::FINALIZE}),
+                         [](const testing::TestParamInfo<Fault>& info) {
+                           return Name(info.param);
+                         });
+
+}  // namespace
+}  // namespace qpruner

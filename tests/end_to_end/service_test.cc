@@ -1,0 +1,167 @@
+// Whole jobs through real processes.
+#include <set>
+
+#include "absl/time/clock.h"
+#include "google/protobuf/util/time_util.h"
+#include "gtest/gtest.h"
+#include "proto/grpc_status.h"
+#include "proto/status_codec.h"
+#include "tests/end_to_end/service_under_test.h"
+
+namespace qpruner {
+namespace {
+
+v1::CompressionJob Create(ServiceUnderTest& service, const v1::CompressionJob& job) {
+  grpc::ClientContext context;
+  v1::CreateJobRequest request;
+  *request.mutable_job() = job;
+  v1::CompressionJob created;
+  const grpc::Status status = service.jobs().CreateJob(&context, request, &created);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  return created;
+}
+
+v1::CompressionJob Get(ServiceUnderTest& service, const std::string& name) {
+  grpc::ClientContext context;
+  v1::GetJobRequest request;
+  request.set_name(name);
+  v1::CompressionJob job;
+  EXPECT_TRUE(service.jobs().GetJob(&context, request, &job).ok());
+  return job;
+}
+
+std::vector<v1::Trial> Trials(ServiceUnderTest& service, const std::string& name) {
+  grpc::ClientContext context;
+  v1::ListTrialsRequest request;
+  request.set_parent(name);
+  v1::ListTrialsResponse response;
+  EXPECT_TRUE(service.jobs().ListTrials(&context, request, &response).ok());
+  return {response.trials().begin(), response.trials().end()};
+}
+
+const v1::JobReport::Row* FindRow(const v1::CompressionJob& job, const std::string& label) {
+  for (const v1::JobReport::Row& row : job.report().rows()) {
+    if (row.label() == label) return &row;
+  }
+  return nullptr;
+}
+
+TEST(Service, CompressesTheShippedModelWithinItsBudget) {
+  ServiceUnderTest service(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  const v1::CompressionJob created = Create(service, SmallJob());
+  FollowJob(service, created.name(), absl::Minutes(4));
+  const v1::CompressionJob job = Get(service, created.name());
+  ASSERT_EQ(job.state(), v1::CompressionJob::SUCCEEDED) << job.error().ShortDebugString();
+  for (const char* label :
+       {"original", "pruned", "uniform-4", "uniform-8", "chosen", "fine-tuned"}) {
+    ASSERT_NE(FindRow(job, label), nullptr) << label;
+  }
+  EXPECT_LE(FindRow(job, "chosen")->metrics().weight_bytes(), job.report().budget_bytes());
+  EXPECT_LT(FindRow(job, "fine-tuned")->metrics().perplexity(),
+            FindRow(job, "pruned")->metrics().perplexity());
+  EXPECT_EQ(WEXITSTATUS(service.Stop()), 0);
+}
+
+// Claim 7 of docs/evidence.md.
+TEST(Service, SameJobAndSeedGiveTheSameOutcome) {
+  ServiceUnderTest service(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  const v1::CompressionJob first = Create(service, SmallJob());
+  const v1::CompressionJob second = Create(service, SmallJob());
+  FollowJob(service, first.name(), absl::Minutes(4));
+  FollowJob(service, second.name(), absl::Minutes(4));
+  EXPECT_EQ(Outcome(service, first.name()), Outcome(service, second.name()));
+}
+
+// Claim 5.
+TEST(Service, TwoWorkersRunTrialsOfOneJobAtTheSameTime) {
+  ServiceUnderTest service(2);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  v1::CompressionJob job = SmallJob();
+  job.mutable_spec()->mutable_search()->set_parallelism(2);
+  const v1::CompressionJob created = Create(service, job);
+  FollowJob(service, created.name(), absl::Minutes(4));
+  ASSERT_EQ(Get(service, created.name()).state(), v1::CompressionJob::SUCCEEDED);
+  using google::protobuf::util::TimeUtil;
+  std::set<std::string> workers;
+  bool overlap = false;
+  const std::vector<v1::Trial> trials = Trials(service, created.name());
+  for (const v1::Trial& a : trials) {
+    workers.insert(a.worker());
+    for (const v1::Trial& b : trials) {
+      overlap |= a.worker() != b.worker() &&
+                 TimeUtil::TimestampToNanoseconds(a.start_time()) <=
+                     TimeUtil::TimestampToNanoseconds(b.start_time()) &&
+                 TimeUtil::TimestampToNanoseconds(b.start_time()) <
+                     TimeUtil::TimestampToNanoseconds(a.end_time());
+    }
+  }
+  EXPECT_EQ(workers.size(), 2u);
+  EXPECT_TRUE(overlap) << "no two trials ran at the same time";
+}
+
+// Claim 6.
+TEST(Service, CancellingLeavesNoEngineWithinTwoSeconds) {
+  ServiceUnderTest service(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  v1::CompressionJob job = SmallJob();
+  // Long enough to be caught in the middle of one task.
+  job.mutable_spec()->mutable_fine_tune()->set_steps(20000);
+  const v1::CompressionJob created = Create(service, job);
+  bool cancelled = false;
+  FollowJob(service, created.name(), absl::Minutes(4), [&](const v1::JobEvent& event) {
+    if (cancelled || !event.has_state_changed() ||
+        event.state_changed().stage() != v1::CompressionJob::FINALIZE) {
+      return;
+    }
+    cancelled = true;
+    ASSERT_TRUE(
+        ServiceUnderTest::WaitUntil(absl::Seconds(20), [&] { return !service.Engines().empty(); }));
+    grpc::ClientContext context;
+    v1::CancelJobRequest request;
+    request.set_name(created.name());
+    v1::CompressionJob answer;
+    const absl::Time asked = absl::Now();
+    ASSERT_TRUE(service.jobs().CancelJob(&context, request, &answer).ok());
+    EXPECT_TRUE(
+        ServiceUnderTest::WaitUntil(absl::Seconds(2), [&] { return service.Engines().empty(); }));
+    printf("engine gone %.0f ms after CancelJob was called\n",
+           absl::ToDoubleMilliseconds(absl::Now() - asked));
+  });
+  EXPECT_TRUE(cancelled);
+  EXPECT_EQ(Get(service, created.name()).state(), v1::CompressionJob::CANCELLED);
+}
+
+TEST(Service, BadFieldsAreRefusedTogetherBeforeAnyWork) {
+  ServiceUnderTest service(0);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  v1::CompressionJob job = SmallJob();
+  job.mutable_spec()->mutable_pruning()->set_ratio(1.5);
+  job.mutable_spec()->mutable_search()->add_candidate_bits(3);
+  job.mutable_spec()->mutable_search()->clear_budget();
+  grpc::ClientContext context;
+  v1::CreateJobRequest request;
+  *request.mutable_job() = job;
+  v1::CompressionJob created;
+  const absl::Status status = FromGrpcStatus(service.jobs().CreateJob(&context, request, &created));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(FieldViolations(status).size(), 3u) << status;
+}
+
+TEST(Service, AModelThatIsNotThereFailsTheJobAndTheServerGoesOn) {
+  ServiceUnderTest service(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  v1::CompressionJob job = SmallJob();
+  job.mutable_spec()->mutable_model()->set_uri("file:///nonexistent/model");
+  const v1::CompressionJob created = Create(service, job);
+  FollowJob(service, created.name(), absl::Minutes(1));
+  const v1::CompressionJob failed = Get(service, created.name());
+  EXPECT_EQ(failed.state(), v1::CompressionJob::FAILED);
+  EXPECT_NE(failed.error().message().find("/nonexistent/model"), std::string::npos)
+      << failed.error().message();
+  EXPECT_EQ(failed.retry_count(), 0) << "bad input is never tried again";
+}
+
+}  // namespace
+}  // namespace qpruner
