@@ -18,6 +18,10 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::cpu)
   target_compile_options(LibTorch::cpu INTERFACE
     "SHELL:-idirafter ${LibTorch_ROOT}/include"
     "SHELL:-idirafter ${LibTorch_ROOT}/include/torch/csrc/api/include")
+  # at::parallel_for is a template: without OpenMP in the calling file it runs on one thread. The
+  # rpath below makes our libgomp.so.1 the one that LibTorch ships and uses, so there is one pool.
+  target_compile_options(LibTorch::cpu INTERFACE -fopenmp)
+  target_link_options(LibTorch::cpu INTERFACE -fopenmp)
   target_link_directories(LibTorch::cpu INTERFACE "${LibTorch_ROOT}/lib")
   target_link_options(LibTorch::cpu INTERFACE "LINKER:-rpath,${LibTorch_ROOT}/lib"
     "LINKER:-rpath-link,${LibTorch_ROOT}/lib" "LINKER:--no-as-needed")
