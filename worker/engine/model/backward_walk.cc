@@ -1,0 +1,188 @@
+#include "worker/engine/model/backward_walk.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/grad_mode.h>
+
+#include <algorithm>
+#include <map>
+
+namespace qpruner::engine {
+namespace {
+
+// Logits alive at a time: 64 MiB in float32.
+constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
+
+// The tables of each sequence length met, so that they are made once.
+class RotaryCache {
+ public:
+  explicit RotaryCache(const WeightSource& source) : source_(source) {}
+
+  const RotaryTables& For(int64_t length) {
+    auto it = tables_.find(length);
+    if (it == tables_.end()) {
+      it = tables_
+               .emplace(length, MakeRotaryTables(source_.config(), length, source_.device(),
+                                                 source_.dtype()))
+               .first;
+    }
+    return it->second;
+  }
+
+ private:
+  const WeightSource& source_;
+  std::map<int64_t, RotaryTables> tables_;
+};
+
+}  // namespace
+
+LossSum NextTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
+                      at::Tensor* gradient) {
+  at::NoGradGuard no_grad;
+  const int64_t width = hidden.size(-1);
+  // Only positions with a target go through the head.
+  const at::Tensor flat_targets = targets.to(hidden.device()).reshape({-1});
+  const at::Tensor rows = flat_targets.ne(TokenBatch::kNoTarget).nonzero().squeeze(1);
+  const at::Tensor labels = flat_targets.index_select(0, rows);
+  const at::Tensor flat_hidden = hidden.reshape({-1, width});
+  if (gradient != nullptr) *gradient = at::zeros_like(hidden, at::MemoryFormat::Contiguous);
+  at::Tensor flat_gradient;
+  if (gradient != nullptr) flat_gradient = gradient->view({-1, width});
+
+  LossSum loss;
+  loss.tokens = rows.size(0);
+  const int64_t chunk = std::max<int64_t>(1, kLogitsPerChunk / head.size(0));
+  for (int64_t first = 0; first < loss.tokens; first += chunk) {
+    const int64_t count = std::min(chunk, loss.tokens - first);
+    const at::Tensor chunk_rows = rows.narrow(0, first, count);
+    const at::Tensor chunk_labels = labels.narrow(0, first, count).unsqueeze(1);
+    const at::Tensor logits = at::matmul(flat_hidden.index_select(0, chunk_rows), head.t());
+    at::Tensor log_probabilities = at::log_softmax(logits, -1, at::kFloat);
+    loss.nats -= log_probabilities.gather(1, chunk_labels).sum(at::kDouble).item<double>();
+    if (gradient != nullptr) {
+      // d(-log p_label)/dlogits = p - onehot(label).
+      at::Tensor d_logits = log_probabilities.exp_();
+      d_logits.scatter_add_(1, chunk_labels, at::full_like(chunk_labels, -1, d_logits.options()));
+      flat_gradient.index_copy_(0, chunk_rows, at::matmul(d_logits.to(head.dtype()), head));
+    }
+  }
+  return loss;
+}
+
+LossSum NextTokenLoss(WeightSource& source, const std::vector<TokenBatch>& batches) {
+  std::vector<at::Tensor> ids;
+  for (const TokenBatch& batch : batches) ids.push_back(batch.ids);
+  const std::vector<at::Tensor> hidden = ForwardHidden(source, ids);
+  const at::Tensor head = source.Head();
+  LossSum loss;
+  for (size_t i = 0; i < batches.size(); ++i) {
+    loss += NextTokenLoss(hidden[i].to(source.device()), head, batches[i].targets);
+  }
+  return loss;
+}
+
+LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batches,
+                     BlockDifferentiation& differentiation,
+                     const std::function<void(int64_t done, int64_t of)>& on_block_done) {
+  const ModelConfig& config = source.config();
+  const int64_t block_count = config.num_blocks();
+  const auto batch_count = static_cast<int64_t>(batches.size());
+  RotaryCache rotary(source);
+  int64_t done = 0;
+  const auto report = [&] {
+    if (on_block_done) on_block_done(++done, 2 * block_count);
+  };
+
+  // inputs[block][batch]; inputs[block_count] holds the last block's outputs.
+  std::vector<std::vector<at::Tensor>> inputs(block_count + 1,
+                                              std::vector<at::Tensor>(batch_count));
+  {
+    at::NoGradGuard no_grad;
+    const at::Tensor embedding = source.Embedding();
+    for (int64_t i = 0; i < batch_count; ++i) {
+      inputs[0][i] = Embed(embedding, batches[i].ids.to(source.device())).to(at::kCPU);
+    }
+    for (int64_t block = 0; block < block_count; ++block) {
+      const BlockWeights weights = source.Block(block);
+      const LinearFunction linear = differentiation.Linear(block);
+      for (int64_t i = 0; i < batch_count; ++i) {
+        const at::Tensor hidden = inputs[block][i].to(source.device());
+        inputs[block + 1][i] = BlockForward(config, config.blocks[block], weights,
+                                            rotary.For(hidden.size(1)), hidden, linear)
+                                   .to(at::kCPU);
+      }
+      report();
+    }
+  }
+
+  LossSum loss;
+  std::vector<at::Tensor> gradients(batch_count);  // Of the block outputs, on the host.
+  {
+    const at::Tensor head = source.Head();
+    const at::Tensor norm = source.FinalNorm();
+    for (int64_t i = 0; i < batch_count; ++i) {
+      const at::Tensor hidden =
+          inputs[block_count][i].to(source.device()).detach().requires_grad_(true);
+      at::AutoGradMode enable_grad(true);
+      const at::Tensor normed = RmsNorm(hidden, norm, config.rms_norm_eps);
+      at::Tensor d_normed;
+      loss += NextTokenLoss(normed.detach(), head, batches[i].targets, &d_normed);
+      gradients[i] = torch::autograd::grad({normed}, {hidden}, {d_normed})[0].to(at::kCPU);
+      inputs[block_count][i] = at::Tensor();
+    }
+  }
+
+  for (int64_t block = block_count - 1; block >= 0; --block) {
+    const BlockWeights weights = source.Block(block);
+    differentiation.EnterBlock(block, weights);
+    const LinearFunction linear = differentiation.Linear(block);
+    for (int64_t i = 0; i < batch_count; ++i) {
+      at::AutoGradMode enable_grad(true);
+      const at::Tensor hidden = inputs[block][i].to(source.device()).detach().requires_grad_(true);
+      const at::Tensor output = BlockForward(config, config.blocks[block], weights,
+                                             rotary.For(hidden.size(1)), hidden, linear);
+      std::vector<at::Tensor> wanted = differentiation.Wanted(block, i);
+      wanted.push_back(hidden);
+      std::vector<at::Tensor> found =
+          torch::autograd::grad({output}, wanted, {gradients[i].to(source.device())});
+      gradients[i] = found.back().to(at::kCPU);
+      found.pop_back();
+      inputs[block][i] = at::Tensor();
+      at::NoGradGuard no_grad;
+      differentiation.Take(block, i, found);
+    }
+    differentiation.LeaveBlock(block);
+    report();
+  }
+  return loss;
+}
+
+LinearFunction LinearTracing::Linear(int64_t block) {
+  return [this](LinearKind kind, const at::Tensor& x, const at::Tensor& weight,
+                const at::Tensor& bias) {
+    at::Tensor y = PlainLinear(kind, x, weight, bias);
+    if (at::GradMode::is_enabled()) {
+      inputs_[kind] = x.detach();
+      outputs_[kind] = y;
+    }
+    return y;
+  };
+}
+
+std::vector<at::Tensor> LinearTracing::Wanted(int64_t block, int64_t batch) {
+  std::vector<at::Tensor> outputs;
+  for (LinearKind kind : kLinearKinds) outputs.push_back(outputs_[kind]);
+  return outputs;
+}
+
+void LinearTracing::Take(int64_t block, int64_t batch, const std::vector<at::Tensor>& gradients) {
+  PerLinear<LinearTrace> traces;
+  for (LinearKind kind : kLinearKinds) {
+    traces[kind] = {inputs_[kind], gradients[static_cast<size_t>(kind)]};
+  }
+  inputs_ = {};
+  outputs_ = {};
+  TakeTraces(block, batch, traces);
+}
+
+}  // namespace qpruner::engine

@@ -1,0 +1,31 @@
+// Measured cost of quantizing one group alone: mean KL(model || model with only this group in this
+// format), in nats a token, over all positions that have a target.
+#ifndef QPRUNER_WORKER_ENGINE_SCORE_SENSITIVITY_H_
+#define QPRUNER_WORKER_ENGINE_SCORE_SENSITIVITY_H_
+
+#include <functional>
+#include <vector>
+
+#include "worker/engine/model/token_batch.h"
+#include "worker/engine/model/weights.h"
+#include "worker/engine/quantize/format.h"
+#include "worker/engine/score/gradient_score.h"
+#include "worker/engine/score/search_groups.h"
+
+namespace qpruner::engine {
+
+// sensitivities[group][format]; exactly 0 where the format changes no weight.
+//
+// Each block's input is kept on the host, so a variant starts at its own block. The variants of one
+// block (groups x formats) go through the later blocks together: each of those is loaded once for
+// all of them. Memory: hidden states of all samples for (blocks + variants of a block).
+// `on_progress(fraction)` after every block visit; may be empty.
+std::vector<std::vector<double>> MeasureSensitivity(
+    WeightSource& source, const std::vector<TokenBatch>& batches,
+    const std::vector<LinearGroup>& groups, const std::vector<Format>& formats,
+    const QuantizedWeight& quantized = RoundToNearest,
+    const std::function<void(double fraction)>& on_progress = {});
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_SCORE_SENSITIVITY_H_
