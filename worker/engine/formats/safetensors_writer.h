@@ -23,8 +23,9 @@ struct TensorToWrite {
 };
 
 // Writes aside, syncs and renames: `path` holds the whole file or what it held before. Tensors are
-// stored in the order of their names, so equal content gives equal files.
-// INTERNAL: a tensor's bytes do not fit its shape. Other codes: of the failed system call.
+// stored by falling element size (so each is aligned), then by name: equal content gives equal
+// files. INTERNAL: a tensor's bytes do not fit its shape, or a name is given twice. Other codes: of
+// the failed system call.
 absl::Status WriteSafetensors(const std::string& path, std::vector<TensorToWrite> tensors,
                               const std::map<std::string, std::string>& metadata);
 

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <vector>
 
 #include "worker/engine/model/model_config.h"
 #include "worker/engine/model/weights.h"
@@ -45,7 +46,7 @@ at::Tensor Embed(const at::Tensor& embedding, const at::Tensor& ids);
 
 // Runs all blocks of `source` over each of `batches` (ids [batch, length]), block-major: a block is
 // loaded once and applied to every batch, so device memory is one block plus activations. Returns
-// the final hidden states after the final norm, one [batch, length, hidden] each.
+// the final hidden states after the final norm, one [batch, length, hidden] each, on the CPU.
 // `on_block_done(block)` is called after each block (progress); may be empty.
 std::vector<at::Tensor> ForwardHidden(WeightSource& source, const std::vector<at::Tensor>& batches,
                                       const std::function<void(int64_t block)>& on_block_done = {});

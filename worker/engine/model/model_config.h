@@ -9,17 +9,29 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "nlohmann/json.hpp"
+#include "worker/engine/model/linear_kind.h"
 
 namespace qpruner::engine {
 
 // What pruning may change, for one block.
 struct BlockShape {
   int64_t num_heads = 0;
-  int64_t num_kv_heads =
-      0;  // Divides num_heads: query head h reads key/value head h / (num_heads / num_kv_heads).
+  // Divides num_heads: query head h reads key/value head h / (num_heads / num_kv_heads).
+  int64_t num_kv_heads = 0;
   int64_t intermediate_size = 0;
 
   bool operator==(const BlockShape&) const = default;
+};
+
+// How RoPE's frequencies are changed for contexts longer than the model was first trained on.
+struct RopeScaling {
+  enum class Kind { kNone, kLinear, kLlama3 };
+  Kind kind = Kind::kNone;
+  double factor = 1;
+  // kLlama3 only (Llama 3.1's rule, transformers' _compute_llama3_parameters).
+  double low_frequency_factor = 1;
+  double high_frequency_factor = 4;
+  double original_max_position_embeddings = 8192;
 };
 
 struct ModelConfig {
@@ -30,6 +42,7 @@ struct ModelConfig {
   int64_t max_position_embeddings = 0;
   double rms_norm_eps = 0;
   double rope_theta = 10000;
+  RopeScaling rope_scaling;
   bool tie_word_embeddings = false;
   bool query_key_value_bias = false;
   bool output_bias = false;  // of o_proj
@@ -42,6 +55,20 @@ struct ModelConfig {
   int64_t num_blocks() const { return static_cast<int64_t>(blocks.size()); }
   bool uniform() const;
 };
+
+// A tensor that a checkpoint of some config must hold.
+struct ExpectedTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+
+// [out, in] of a linear's weight.
+std::vector<int64_t> LinearShape(const ModelConfig& config, const BlockShape& shape,
+                                 LinearKind kind);
+// True if the linear has a bias.
+bool LinearHasBias(const ModelConfig& config, LinearKind kind);
+// Every tensor that `config` calls for, in model order; no lm_head.weight if it is tied.
+std::vector<ExpectedTensor> ExpectedTensors(const ModelConfig& config);
 
 // Reads config.json. INVALID_ARGUMENT names the field and the rule, or the architecture that is not
 // supported and those that are. A PER_LAYER pruned model of ours carries "qpruner_block_shapes".

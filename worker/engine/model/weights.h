@@ -4,36 +4,12 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
 #include <cstdint>
-#include <string>
 
+#include "worker/engine/model/linear_kind.h"
 #include "worker/engine/model/model_config.h"
 
 namespace qpruner::engine {
-
-// The linears of a block, in the order in which they are applied.
-enum class LinearKind { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown };
-inline constexpr int kLinearKindCount = 7;
-inline constexpr std::array<LinearKind, kLinearKindCount> kLinearKinds = {
-    LinearKind::kQuery, LinearKind::kKey, LinearKind::kValue, LinearKind::kOutput,
-    LinearKind::kGate,  LinearKind::kUp,  LinearKind::kDown};
-
-// "self_attn.q_proj", ...
-const char* LinearSuffix(LinearKind kind);
-// "model.layers.3.self_attn.q_proj": the checkpoint's name without ".weight".
-std::string LinearName(int64_t block, LinearKind kind);
-
-// One value for each linear of a block.
-template <typename T>
-class PerLinear {
- public:
-  T& operator[](LinearKind kind) { return values_[static_cast<size_t>(kind)]; }
-  const T& operator[](LinearKind kind) const { return values_[static_cast<size_t>(kind)]; }
-
- private:
-  std::array<T, kLinearKindCount> values_{};
-};
 
 struct BlockWeights {
   PerLinear<at::Tensor> weight;  // [out, in]

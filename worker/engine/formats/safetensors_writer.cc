@@ -1,0 +1,101 @@
+#include "worker/engine/formats/safetensors_writer.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "base/durable_file.h"
+#include "base/status_macros.h"
+#include "nlohmann/json.hpp"
+
+namespace qpruner::engine {
+namespace {
+
+absl::Status WriteAll(int fd, absl::string_view bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", path));
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+  return absl::OkStatus();
+}
+
+// Length and JSON, padded with spaces so that the tensors start at a multiple of 8 bytes.
+std::string Header(const std::vector<TensorToWrite>& tensors, const std::vector<int64_t>& sizes,
+                   const std::map<std::string, std::string>& metadata) {
+  // Ordered: in the file, the names appear in the order of their bytes.
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  int64_t offset = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    header[tensors[i].name] = {{"dtype", DTypeName(tensors[i].dtype)},
+                               {"shape", tensors[i].shape},
+                               {"data_offsets", {offset, offset + sizes[i]}}};
+    offset += sizes[i];
+  }
+  std::string json =
+      header.dump(-1, ' ', /*ensure_ascii=*/false, nlohmann::json::error_handler_t::replace);
+  json.resize((json.size() + 7) / 8 * 8, ' ');
+  std::string length(8, '\0');
+  for (int i = 0; i < 8; ++i) length[i] = static_cast<char>(json.size() >> (8 * i));
+  return length + json;
+}
+
+}  // namespace
+
+absl::Status WriteSafetensors(const std::string& path, std::vector<TensorToWrite> tensors,
+                              const std::map<std::string, std::string>& metadata) {
+  // By falling element size, then name: every tensor stays aligned to its elements, as the
+  // reference implementation does it.
+  std::sort(tensors.begin(), tensors.end(), [](const TensorToWrite& a, const TensorToWrite& b) {
+    const int64_t size_a = DTypeSize(a.dtype), size_b = DTypeSize(b.dtype);
+    return size_a != size_b ? size_a > size_b : a.name < b.name;
+  });
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (i > 0 && tensors[i].name == tensors[i - 1].name) {
+      return absl::InternalError(absl::StrCat("Tensor given twice: ", tensors[i].name));
+    }
+    int64_t bytes = DTypeSize(tensors[i].dtype);
+    for (int64_t size : tensors[i].shape) {
+      if (size < 0 || __builtin_mul_overflow(bytes, size, &bytes)) {
+        return absl::InternalError(absl::StrCat("Impossible shape of tensor: ", tensors[i].name));
+      }
+    }
+    sizes.push_back(bytes);
+  }
+
+  std::string aside = absl::StrCat(path, ".tmp.XXXXXX");
+  const int fd = ::mkostemp(aside.data(), O_CLOEXEC);
+  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", aside));
+  absl::Cleanup remove = [&aside] { ::unlink(aside.c_str()); };
+  absl::Cleanup close = [fd] { ::close(fd); };
+  ::fchmod(fd, 0644);
+  RETURN_IF_ERROR(WriteAll(fd, Header(tensors, sizes, metadata), aside));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const std::string bytes = tensors[i].bytes();
+    if (static_cast<int64_t>(bytes.size()) != sizes[i]) {
+      return absl::InternalError(absl::StrCat("Tensor ", tensors[i].name, " has ", bytes.size(),
+                                              " bytes, its dtype and shape call for ", sizes[i]));
+    }
+    RETURN_IF_ERROR(WriteAll(fd, bytes, aside));
+  }
+  if (::fsync(fd) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot sync ", aside));
+  if (::rename(aside.c_str(), path.c_str()) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot rename ", aside, " to ", path));
+  }
+  std::move(remove).Cancel();
+  return SyncFolder(std::filesystem::path(path).parent_path().string());
+}
+
+}  // namespace qpruner::engine

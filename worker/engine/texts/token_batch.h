@@ -1,0 +1,34 @@
+// Sequences of different lengths, grouped for the forward pass.
+#ifndef QPRUNER_WORKER_ENGINE_TEXTS_TOKEN_BATCH_H_
+#define QPRUNER_WORKER_ENGINE_TEXTS_TOKEN_BATCH_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "worker/engine/tokenizer/tokenizer.h"
+
+namespace qpruner::engine {
+
+struct TokenBatch {
+  at::Tensor ids;             // [batch, length] int64 on the CPU, padded on the right with 0.
+  at::Tensor lengths;         // [batch] int64 on the CPU, true length of each row.
+  std::vector<int64_t> rows;  // Position of each row among the sequences given.
+
+  // Sum of length - 1.
+  int64_t predicted_tokens() const;
+};
+
+// Sequences of similar length side by side, longest first, at most `max_tokens` tokens a batch with
+// its padding (a longer sequence is a batch of its own). Each row is independent of its neighbours:
+// attention is causal and padding is on the right.
+std::vector<TokenBatch> MakeBatches(const std::vector<TokenIds>& sequences,
+                                    int64_t max_tokens = 4096);
+
+// The ids alone, as ForwardHidden takes them.
+std::vector<at::Tensor> BatchIds(const std::vector<TokenBatch>& batches);
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_TEXTS_TOKEN_BATCH_H_
