@@ -49,6 +49,22 @@ absl::Status SyncFolder(const std::string& folder) {
   return absl::OkStatus();
 }
 
+absl::Status CreateFolders(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return absl::OkStatus();
+  std::filesystem::path folder = std::filesystem::absolute(path).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();  // It ended with a slash.
+  const std::string parent = folder.parent_path().string();
+  RETURN_IF_ERROR(CreateFolders(parent));
+  if (mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create folder ", path));
+  }
+  if (!std::filesystem::is_directory(path, error)) {
+    return absl::FailedPreconditionError(absl::StrCat("Not a folder: ", path));
+  }
+  return SyncFolder(parent);
+}
+
 absl::Status WriteFileDurably(const std::string& path, absl::string_view content) {
   std::string aside = absl::StrCat(path, ".tmp.XXXXXX");
   const int fd = mkostemp(aside.data(), O_CLOEXEC);

@@ -18,6 +18,9 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes)
 // disk.
 absl::Status WriteFileDurably(const std::string& path, absl::string_view content);
 
+// Creates a folder and those above it that are missing, durably. One that is there is fine.
+absl::Status CreateFolders(const std::string& path);
+
 // Syncs an open descriptor's folder entry: call after a rename into `folder`.
 absl::Status SyncFolder(const std::string& folder);
 

@@ -26,5 +26,17 @@ TEST(DurableFile, RefusesWhatIsTooLargeOrAbsent) {
   EXPECT_EQ(ReadFile(path + ".none", 4).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST(DurableFile, CreatesFoldersWithTheirParents) {
+  const std::filesystem::path root = std::filesystem::path(testing::TempDir()) / "create_folders";
+  std::filesystem::remove_all(root);
+  ASSERT_TRUE(CreateFolders((root / "a/b").string()).ok());
+  ASSERT_TRUE(CreateFolders((root / "a/b/c/").string()).ok());
+  EXPECT_TRUE(std::filesystem::is_directory(root / "a/b/c"));
+  EXPECT_TRUE(CreateFolders((root / "a/b/c").string()).ok());
+  ASSERT_TRUE(WriteFileDurably((root / "file").string(), "").ok());
+  EXPECT_FALSE(CreateFolders((root / "file").string()).ok());
+  EXPECT_FALSE(CreateFolders((root / "file/a").string()).ok());
+}
+
 }  // namespace
 }  // namespace qpruner

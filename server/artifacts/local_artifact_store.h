@@ -1,8 +1,8 @@
 // Artifacts in a local folder: objects/ab/cdef... by SHA-256.
 //
-// Content is written aside, checked, synced and renamed into place, so an object is either whole and
-// durable or not there. Objects are read-only files: a worker on the same file system may open them
-// by PathOf, but must not write to them.
+// Content is written aside, checked, synced and renamed into place, so an object is either whole
+// and durable or not there. Objects are read-only files: a worker on the same file system may open
+// them by PathOf, but must not write to them.
 #ifndef QPRUNER_SERVER_ARTIFACTS_LOCAL_ARTIFACT_STORE_H_
 #define QPRUNER_SERVER_ARTIFACTS_LOCAL_ARTIFACT_STORE_H_
 

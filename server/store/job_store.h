@@ -36,14 +36,17 @@ struct StoreCounts {
 };
 
 // A consistent view. Valid only within the call that handed it out.
+//
+// Names that are asked about and are not there are NOT_FOUND, here and in StoreTransaction. So is
+// the job in every call about what belongs to a job.
 class StoreReader {
  public:
   virtual ~StoreReader() = default;
 
   // NOT_FOUND: no such job.
   virtual absl::StatusOr<internal::v1::JobRecord> GetJob(const JobName& name) = 0;
-  // Newest first. `page_token`: empty for the first page, else as returned. INVALID_ARGUMENT:
-  // foreign token.
+  // Latest inserted first. `page_token`: empty for the first page, else as returned.
+  // INVALID_ARGUMENT: foreign token, or one of another filter; page_size below 1.
   struct JobPage {
     std::vector<internal::v1::JobRecord> jobs;
     std::string next_page_token;
@@ -73,7 +76,7 @@ class StoreReader {
   // By index, those after `after_index`; limit 0: all.
   virtual absl::StatusOr<std::vector<v1::Trial>> ListTrials(const JobName& job, int after_index,
                                                             int limit) = 0;
-  // By sequence, those after `after_sequence`.
+  // By sequence, those after `after_sequence`; limit 0: all.
   virtual absl::StatusOr<std::vector<v1::JobEvent>> ListEvents(const JobName& job,
                                                                int64_t after_sequence,
                                                                int limit) = 0;
@@ -95,14 +98,15 @@ class StoreTransaction : public StoreReader {
   virtual absl::Status UpdateJob(const internal::v1::JobRecord& record) = 0;
   // Removes the job with its tasks, trials, events, artifact entries and request ids.
   virtual absl::Status DeleteJob(const JobName& name) = 0;
+  // ALREADY_EXISTS: the id was used in this project.
   virtual absl::Status InsertRequest(const std::string& project, const std::string& request_id,
                                      const Request& request) = 0;
-  // Inserts or replaces.
+  // Inserts or replaces, as do all Puts. A task keeps its place in the order of insertion.
   virtual absl::Status PutTask(const internal::v1::TaskRecord& task) = 0;
   virtual absl::Status PutTrial(const JobName& job, const v1::Trial& trial) = 0;
   virtual absl::Status PutArtifact(const JobName& job, const v1::Artifact& artifact) = 0;
-  // event.sequence() must be the job's last sequence + 1 (ALREADY_EXISTS otherwise: a bug in the
-  // caller).
+  // event.sequence() must be the job's last sequence + 1. Both errors are bugs in the caller.
+  // ALREADY_EXISTS: there is such an event. FAILED_PRECONDITION: it would leave a gap.
   virtual absl::Status AppendEvent(const JobName& job, const v1::JobEvent& event) = 0;
 };
 
@@ -114,8 +118,11 @@ class JobStore {
   // Runs `body` in a transaction. When it returns OK, what `body` wrote is on disk; when it returns
   // an error (body's own or the store's), nothing was written. `body` may run more than once, on
   // another thread, together with other bodies under one sync (group commit): it must only read and
-  // write through its argument and set results that a later run overwrites. Blocks. UNAVAILABLE:
-  // the store cannot be reached or its disk is full; try again.
+  // write through its argument and set results that a later run overwrites. A body that goes on
+  // after ALREADY_EXISTS or NOT_FOUND and returns OK is committed. Blocks. UNAVAILABLE: the store
+  // cannot be reached or its disk is full; try again. If the machine loses power right after an
+  // UNAVAILABLE, the change may turn out to be there after all: retry so that it does no harm
+  // (request ids, leases).
   virtual absl::Status Transact(absl::FunctionRef<absl::Status(StoreTransaction&)> body) = 0;
 
   // Runs `body` on a snapshot. Blocks.

@@ -20,6 +20,11 @@ struct SqliteJobStoreOptions {
   std::string folder;
   // Connections for Read: this many run at once, others wait.
   int reader_count = 4;
+  // Length of the write-ahead log, in pages of 4 KiB, at which it is copied into the file. Longer
+  // means fewer syncs but longer ones: writers wait meanwhile.
+  int checkpoint_pages = 1000;
+  // Name of a registered SQLite VFS; empty for the default. Tests make disks fail with it.
+  std::string vfs;
 };
 
 // FAILED_PRECONDITION: another process has the folder open, a newer QPruner wrote the file, or the

@@ -1,0 +1,423 @@
+#include "server/store/sqlite_transaction.h"
+
+#include <limits>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/sha256.h"
+#include "base/status_macros.h"
+#include "google/protobuf/timestamp.pb.h"
+#include "server/store/page_token.h"
+
+namespace qpruner::server {
+namespace {
+
+using internal::v1::JobRecord;
+using internal::v1::TaskRecord;
+
+// More labels than a job can have match nothing; the bound keeps the SQL text short.
+constexpr size_t kMaxFilterLabels = 32;
+
+// Nanoseconds since 1970; an unset timestamp is 0, times beyond the range (1677 to 2262) are its
+// ends.
+int64_t ToNanoseconds(const google::protobuf::Timestamp& time) {
+  constexpr int64_t kPerSecond = 1'000'000'000;
+  constexpr int64_t kMaxSeconds = std::numeric_limits<int64_t>::max() / kPerSecond - 1;
+  if (time.seconds() > kMaxSeconds) return std::numeric_limits<int64_t>::max();
+  if (time.seconds() < -kMaxSeconds) return std::numeric_limits<int64_t>::min();
+  return time.seconds() * kPerSecond + time.nanos();
+}
+
+int64_t ToNanoseconds(absl::Time time) {
+  if (time >= absl::FromUnixNanos(std::numeric_limits<int64_t>::max())) {
+    return std::numeric_limits<int64_t>::max();
+  }
+  if (time <= absl::FromUnixNanos(std::numeric_limits<int64_t>::min())) {
+    return std::numeric_limits<int64_t>::min();
+  }
+  return absl::ToUnixNanos(time);
+}
+
+// LIMIT of SQL for "0: all".
+int64_t SqlLimit(int limit) { return limit <= 0 ? -1 : limit; }
+
+template <typename Message>
+absl::Status Parse(absl::string_view bytes, Message& message) {
+  if (message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat("Job store is damaged: a stored ",
+                                          std::string(Message::descriptor()->full_name()),
+                                          " cannot be read. Restore it from a backup"));
+}
+
+// All rows; the record is column 0.
+template <typename Message>
+absl::StatusOr<std::vector<Message>> ParseRows(absl::StatusOr<SqliteStatement> statement) {
+  if (!statement.ok()) return std::move(statement).status();
+  std::vector<Message> messages;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, statement->Step());
+    if (!row) return messages;
+    RETURN_IF_ERROR(Parse(statement->Bytes(0), messages.emplace_back()));
+  }
+}
+
+absl::Status JobNotFound(const JobName& name) {
+  return absl::NotFoundError(absl::StrCat("Job not found: ", name.ToString()));
+}
+
+}  // namespace
+
+absl::StatusOr<int64_t> SqliteTransaction::FindJobId(const JobName& name) {
+  if (known_job_id_ != 0 && known_job_.job == name.job && known_job_.project == name.project) {
+    return known_job_id_;
+  }
+  ASSIGN_OR_RETURN(SqliteStatement statement,
+                   connection_.Prepare("SELECT id FROM jobs WHERE project = ?1 AND job = ?2",
+                                       name.project, name.job));
+  ASSIGN_OR_RETURN(const bool row, statement.Step());
+  if (!row) return JobNotFound(name);
+  known_job_ = name;
+  known_job_id_ = statement.Int(0);
+  return known_job_id_;
+}
+
+absl::StatusOr<JobRecord> SqliteTransaction::GetJob(const JobName& name) {
+  ASSIGN_OR_RETURN(SqliteStatement statement,
+                   connection_.Prepare("SELECT record FROM jobs WHERE project = ?1 AND job = ?2",
+                                       name.project, name.job));
+  ASSIGN_OR_RETURN(const bool row, statement.Step());
+  if (!row) return JobNotFound(name);
+  JobRecord record;
+  RETURN_IF_ERROR(Parse(statement.Bytes(0), record));
+  return record;
+}
+
+absl::StatusOr<StoreReader::JobPage> SqliteTransaction::ListJobs(const JobFilter& filter,
+                                                                 int page_size,
+                                                                 const std::string& page_token) {
+  if (page_size < 1) return absl::InvalidArgumentError("page_size must be at least 1");
+  if (filter.labels.size() > kMaxFilterLabels) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("labels must be at most ", kMaxFilterLabels, ", are ", filter.labels.size()));
+  }
+  int64_t before = std::numeric_limits<int64_t>::max();
+  if (!page_token.empty()) {
+    ASSIGN_OR_RETURN(before, DecodePageToken(filter, page_token));
+  }
+  const std::set<v1::CompressionJob::State> states(filter.states.begin(), filter.states.end());
+
+  // Walks one index from the newest job down: that of the first label if there is one, whose
+  // entries are fewer, else the project's.
+  std::string sql;
+  if (filter.labels.empty()) {
+    sql = "SELECT j.record, j.id FROM jobs j WHERE j.project = ? AND j.id < ?";
+  } else {
+    sql =
+        "SELECT j.record, j.id FROM job_labels l CROSS JOIN jobs j ON j.id = l.job_id "
+        "WHERE l.project = ? AND l.job_id < ? AND l.key = ? AND l.value = ?";
+    for (size_t i = 1; i < filter.labels.size(); ++i) {
+      sql +=
+          " AND EXISTS (SELECT 1 FROM job_labels m WHERE m.job_id = l.job_id AND m.key = ? "
+          "AND m.value = ?)";
+    }
+  }
+  if (!states.empty()) {
+    sql += " AND j.state IN (?";
+    for (size_t i = 1; i < states.size(); ++i) sql += ", ?";
+    sql += ")";
+  }
+  sql += filter.labels.empty() ? " ORDER BY j.id DESC LIMIT ?" : " ORDER BY l.job_id DESC LIMIT ?";
+
+  ASSIGN_OR_RETURN(SqliteStatement statement, connection_.Prepare(sql));
+  int index = 0;
+  statement.Bind(++index, filter.project);
+  statement.Bind(++index, before);
+  for (const auto& [key, value] : filter.labels) {
+    statement.Bind(++index, key);
+    statement.Bind(++index, value);
+  }
+  for (const v1::CompressionJob::State state : states) statement.Bind(++index, state);
+  // One more, to know whether there is a next page.
+  statement.Bind(++index, static_cast<int64_t>(page_size) + 1);
+
+  JobPage page;
+  int64_t last_id = 0;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, statement.Step());
+    if (!row) return page;
+    if (page.jobs.size() == static_cast<size_t>(page_size)) {
+      page.next_page_token = EncodePageToken(filter, last_id);
+      return page;
+    }
+    last_id = statement.Int(1);
+    RETURN_IF_ERROR(Parse(statement.Bytes(0), page.jobs.emplace_back()));
+  }
+}
+
+absl::StatusOr<std::optional<StoreReader::Request>> SqliteTransaction::FindRequest(
+    const std::string& project, const std::string& request_id) {
+  ASSIGN_OR_RETURN(
+      SqliteStatement statement,
+      connection_.Prepare("SELECT j.job, r.fingerprint FROM requests r JOIN jobs j "
+                          "ON j.id = r.job_id WHERE r.project = ?1 AND r.request_id = ?2",
+                          project, request_id));
+  ASSIGN_OR_RETURN(const bool row, statement.Step());
+  if (!row) return std::optional<Request>();
+  return std::optional<Request>(
+      Request{JobName{project, std::string(statement.Bytes(0))}, std::string(statement.Bytes(1))});
+}
+
+absl::StatusOr<TaskRecord> SqliteTransaction::GetTask(const JobName& job,
+                                                      const std::string& task_id) {
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  ASSIGN_OR_RETURN(
+      SqliteStatement statement,
+      connection_.Prepare("SELECT record FROM tasks WHERE job_id = ?1 AND task_id = ?2", job_id,
+                          task_id));
+  ASSIGN_OR_RETURN(const bool row, statement.Step());
+  if (!row) {
+    return absl::NotFoundError(
+        absl::StrCat("Task not found: \"", task_id, "\" of ", job.ToString()));
+  }
+  TaskRecord task;
+  RETURN_IF_ERROR(Parse(statement.Bytes(0), task));
+  return task;
+}
+
+absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::ListTasks(const JobName& job) {
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  return ParseRows<TaskRecord>(
+      connection_.Prepare("SELECT record FROM tasks WHERE job_id = ?1 ORDER BY id", job_id));
+}
+
+// The conditions on state are literal so that SQLite can match them with the partial indexes.
+absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::QueuedTasks(absl::Time now, int limit) {
+  return ParseRows<TaskRecord>(
+      connection_.Prepare("SELECT record FROM tasks INDEXED BY tasks_queued WHERE state = 1 AND "
+                          "not_before <= ?1 ORDER BY priority DESC, create_time, id LIMIT ?2",
+                          ToNanoseconds(now), SqlLimit(limit)));
+}
+
+absl::StatusOr<std::optional<absl::Time>> SqliteTransaction::NextNotBefore(absl::Time now) {
+  ASSIGN_OR_RETURN(
+      SqliteStatement statement,
+      connection_.Prepare("SELECT not_before FROM tasks INDEXED BY tasks_by_not_before WHERE "
+                          "state = 1 AND not_before > ?1 ORDER BY not_before LIMIT 1",
+                          ToNanoseconds(now)));
+  ASSIGN_OR_RETURN(const bool row, statement.Step());
+  if (!row) return std::optional<absl::Time>();
+  return std::optional<absl::Time>(absl::FromUnixNanos(statement.Int(0)));
+}
+
+absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::LeasedTasks() {
+  return ParseRows<TaskRecord>(
+      connection_.Prepare("SELECT record FROM tasks INDEXED BY tasks_leased WHERE state = 2 ORDER "
+                          "BY lease_expire_time, id"));
+}
+
+absl::StatusOr<std::vector<v1::Trial>> SqliteTransaction::ListTrials(const JobName& job,
+                                                                     int after_index, int limit) {
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  return ParseRows<v1::Trial>(
+      connection_.Prepare("SELECT record FROM trials WHERE job_id = ?1 AND trial_index > ?2 ORDER "
+                          "BY trial_index LIMIT ?3",
+                          job_id, after_index, SqlLimit(limit)));
+}
+
+absl::StatusOr<std::vector<v1::JobEvent>> SqliteTransaction::ListEvents(const JobName& job,
+                                                                        int64_t after_sequence,
+                                                                        int limit) {
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  return ParseRows<v1::JobEvent>(
+      connection_.Prepare("SELECT record FROM events WHERE job_id = ?1 AND sequence > ?2 ORDER BY "
+                          "sequence LIMIT ?3",
+                          job_id, after_sequence, SqlLimit(limit)));
+}
+
+absl::StatusOr<std::vector<v1::Artifact>> SqliteTransaction::ListArtifacts(const JobName& job) {
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  return ParseRows<v1::Artifact>(
+      connection_.Prepare("SELECT record FROM artifacts WHERE job_id = ?1 ORDER BY path", job_id));
+}
+
+absl::StatusOr<std::vector<JobName>> SqliteTransaction::UnfinishedJobs() {
+  ASSIGN_OR_RETURN(SqliteStatement statement,
+                   connection_.Prepare("SELECT project, job FROM jobs INDEXED BY jobs_unfinished "
+                                       "WHERE state IN (1, 2, 3) ORDER BY id"));
+  std::vector<JobName> names;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, statement.Step());
+    if (!row) return names;
+    names.push_back({std::string(statement.Bytes(0)), std::string(statement.Bytes(1))});
+  }
+}
+
+absl::StatusOr<bool> SqliteTransaction::IsArtifactReferenced(const std::string& sha256) {
+  ASSIGN_OR_RETURN(
+      SqliteStatement statement,
+      connection_.Prepare("SELECT 1 FROM artifacts WHERE sha256 = ?1 LIMIT 1", sha256));
+  return statement.Step();
+}
+
+absl::StatusOr<StoreCounts> SqliteTransaction::Counts() {
+  StoreCounts counts;
+  {
+    ASSIGN_OR_RETURN(SqliteStatement statement,
+                     connection_.Prepare("SELECT state, count FROM job_counts WHERE count > 0"));
+    for (;;) {
+      ASSIGN_OR_RETURN(const bool row, statement.Step());
+      if (!row) break;
+      counts.jobs[static_cast<v1::CompressionJob::State>(statement.Int(0))] = statement.Int(1);
+    }
+  }
+  ASSIGN_OR_RETURN(SqliteStatement statement,
+                   connection_.Prepare("SELECT state, count FROM task_counts WHERE count > 0"));
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, statement.Step());
+    if (!row) return counts;
+    counts.tasks[static_cast<TaskRecord::State>(statement.Int(0))] = statement.Int(1);
+  }
+}
+
+absl::Status SqliteTransaction::InsertLabels(int64_t job_id, const std::string& project,
+                                             const v1::CompressionJob& job) {
+  for (const auto& [key, value] : job.labels()) {
+    RETURN_IF_ERROR(connection_.Run(
+        "INSERT INTO job_labels (job_id, project, key, value) VALUES (?1, ?2, ?3, ?4)", job_id,
+        project, key, value));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> SqliteTransaction::LabelsDiffer(int64_t job_id,
+                                                     const v1::CompressionJob& job) {
+  ASSIGN_OR_RETURN(
+      SqliteStatement statement,
+      connection_.Prepare("SELECT key, value FROM job_labels WHERE job_id = ?1", job_id));
+  size_t same = 0;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, statement.Step());
+    if (!row) return same != job.labels().size();
+    const auto label = job.labels().find(std::string(statement.Bytes(0)));
+    if (label == job.labels().end() || label->second != statement.Bytes(1)) return true;
+    ++same;
+  }
+}
+
+absl::Status SqliteTransaction::InsertJob(const JobRecord& record) {
+  ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
+  const absl::Status inserted = connection_.Run(
+      "INSERT INTO jobs (project, job, state, record) VALUES (?1, ?2, ?3, ?4)", name.project,
+      name.job, record.job().state(), SqliteBlob{record.SerializeAsString()});
+  if (absl::IsAlreadyExists(inserted)) {
+    return absl::AlreadyExistsError(absl::StrCat("Job exists already: ", name.ToString()));
+  }
+  RETURN_IF_ERROR(inserted);
+  known_job_ = name;
+  known_job_id_ = connection_.last_insert_id();
+  return InsertLabels(known_job_id_, name.project, record.job());
+}
+
+absl::Status SqliteTransaction::UpdateJob(const JobRecord& record) {
+  ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(name));
+  RETURN_IF_ERROR(connection_.Run("UPDATE jobs SET state = ?2, record = ?3 WHERE id = ?1", job_id,
+                                  record.job().state(), SqliteBlob{record.SerializeAsString()}));
+  ASSIGN_OR_RETURN(const bool relabelled, LabelsDiffer(job_id, record.job()));
+  if (!relabelled) return absl::OkStatus();
+  RETURN_IF_ERROR(connection_.Run("DELETE FROM job_labels WHERE job_id = ?1", job_id));
+  return InsertLabels(job_id, name.project, record.job());
+}
+
+absl::Status SqliteTransaction::DeleteJob(const JobName& name) {
+  // What belongs to it goes with it: ON DELETE CASCADE.
+  RETURN_IF_ERROR(
+      connection_.Run("DELETE FROM jobs WHERE project = ?1 AND job = ?2", name.project, name.job));
+  if (connection_.changed_row_count() == 0) return JobNotFound(name);
+  known_job_id_ = 0;
+  return absl::OkStatus();
+}
+
+absl::Status SqliteTransaction::InsertRequest(const std::string& project,
+                                              const std::string& request_id,
+                                              const Request& request) {
+  if (request.job.project != project) {
+    return absl::InvalidArgumentError(absl::StrCat("Request and job must be of one project, are ",
+                                                   project, " and ", request.job.project));
+  }
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(request.job));
+  const absl::Status inserted = connection_.Run(
+      "INSERT INTO requests (project, request_id, job_id, fingerprint) VALUES (?1, ?2, ?3, ?4)",
+      project, request_id, job_id, request.fingerprint);
+  if (absl::IsAlreadyExists(inserted)) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("Request id was used before in projects/", project, ": ", request_id));
+  }
+  return inserted;
+}
+
+absl::Status SqliteTransaction::PutTask(const TaskRecord& task) {
+  ASSIGN_OR_RETURN(const JobName job, JobName::Parse(task.job()));
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  return connection_.Run(
+      "INSERT INTO tasks (job_id, task_id, state, priority, create_time, not_before, "
+      "lease_expire_time, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) "
+      "ON CONFLICT (job_id, task_id) DO UPDATE SET state = excluded.state, "
+      "priority = excluded.priority, create_time = excluded.create_time, "
+      "not_before = excluded.not_before, lease_expire_time = excluded.lease_expire_time, "
+      "record = excluded.record",
+      job_id, task.task_id(), task.state(), task.priority(), ToNanoseconds(task.create_time()),
+      ToNanoseconds(task.not_before()), ToNanoseconds(task.lease_expire_time()),
+      SqliteBlob{task.SerializeAsString()});
+}
+
+absl::Status SqliteTransaction::PutTrial(const JobName& job, const v1::Trial& trial) {
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  return connection_.Run(
+      "INSERT INTO trials (job_id, trial_index, record) VALUES (?1, ?2, ?3) "
+      "ON CONFLICT (job_id, trial_index) DO UPDATE SET record = excluded.record",
+      job_id, trial.index(), SqliteBlob{trial.SerializeAsString()});
+}
+
+absl::Status SqliteTransaction::PutArtifact(const JobName& job, const v1::Artifact& artifact) {
+  ASSIGN_OR_RETURN(const ArtifactName name, ArtifactName::Parse(artifact.name()));
+  if (name.job.ToString() != job.ToString()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Artifact is not of job ", job.ToString(), ": ", artifact.name()));
+  }
+  if (!IsSha256Hex(artifact.sha256())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Artifact's sha256 must be 64 lower-case hexadecimal digits, is \"",
+                     artifact.sha256(), "\": ", artifact.name()));
+  }
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  return connection_.Run(
+      "INSERT INTO artifacts (job_id, path, sha256, record) VALUES (?1, ?2, ?3, ?4) "
+      "ON CONFLICT (job_id, path) DO UPDATE SET sha256 = excluded.sha256, record = excluded.record",
+      job_id, name.path, artifact.sha256(), SqliteBlob{artifact.SerializeAsString()});
+}
+
+absl::Status SqliteTransaction::AppendEvent(const JobName& job, const v1::JobEvent& event) {
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  int64_t last = 0;
+  {
+    ASSIGN_OR_RETURN(
+        SqliteStatement statement,
+        connection_.Prepare("SELECT max(sequence) FROM events WHERE job_id = ?1", job_id));
+    RETURN_IF_ERROR(statement.Step().status());
+    last = statement.Int(0);  // NULL reads as 0.
+  }
+  if (event.sequence() != last + 1) {
+    const std::string message = absl::StrCat("Next event of ", job.ToString(), " must be ",
+                                             last + 1, ", is ", event.sequence());
+    return event.sequence() <= last ? absl::AlreadyExistsError(message)
+                                    : absl::FailedPreconditionError(message);
+  }
+  return connection_.Run("INSERT INTO events (job_id, sequence, record) VALUES (?1, ?2, ?3)",
+                         job_id, event.sequence(), SqliteBlob{event.SerializeAsString()});
+}
+
+}  // namespace qpruner::server

@@ -1,0 +1,66 @@
+// Reads and writes of the job store on one SQLite connection.
+#ifndef QPRUNER_SERVER_STORE_SQLITE_TRANSACTION_H_
+#define QPRUNER_SERVER_STORE_SQLITE_TRANSACTION_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "server/store/job_store.h"
+#include "server/store/sqlite_connection.h"
+
+namespace qpruner::server {
+
+// Lives inside an SQL transaction that its owner begins and ends. Also serves as a plain reader.
+// Used by one thread at a time.
+class SqliteTransaction final : public StoreTransaction {
+ public:
+  explicit SqliteTransaction(SqliteConnection& connection) : connection_(connection) {}
+
+  absl::StatusOr<internal::v1::JobRecord> GetJob(const JobName& name) override;
+  absl::StatusOr<JobPage> ListJobs(const JobFilter& filter, int page_size,
+                                   const std::string& page_token) override;
+  absl::StatusOr<std::optional<Request>> FindRequest(const std::string& project,
+                                                     const std::string& request_id) override;
+  absl::StatusOr<internal::v1::TaskRecord> GetTask(const JobName& job,
+                                                   const std::string& task_id) override;
+  absl::StatusOr<std::vector<internal::v1::TaskRecord>> ListTasks(const JobName& job) override;
+  absl::StatusOr<std::vector<internal::v1::TaskRecord>> QueuedTasks(absl::Time now,
+                                                                    int limit) override;
+  absl::StatusOr<std::optional<absl::Time>> NextNotBefore(absl::Time now) override;
+  absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasks() override;
+  absl::StatusOr<std::vector<v1::Trial>> ListTrials(const JobName& job, int after_index,
+                                                    int limit) override;
+  absl::StatusOr<std::vector<v1::JobEvent>> ListEvents(const JobName& job, int64_t after_sequence,
+                                                       int limit) override;
+  absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) override;
+  absl::StatusOr<std::vector<JobName>> UnfinishedJobs() override;
+  absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) override;
+  absl::StatusOr<StoreCounts> Counts() override;
+
+  absl::Status InsertJob(const internal::v1::JobRecord& record) override;
+  absl::Status UpdateJob(const internal::v1::JobRecord& record) override;
+  absl::Status DeleteJob(const JobName& name) override;
+  absl::Status InsertRequest(const std::string& project, const std::string& request_id,
+                             const Request& request) override;
+  absl::Status PutTask(const internal::v1::TaskRecord& task) override;
+  absl::Status PutTrial(const JobName& job, const v1::Trial& trial) override;
+  absl::Status PutArtifact(const JobName& job, const v1::Artifact& artifact) override;
+  absl::Status AppendEvent(const JobName& job, const v1::JobEvent& event) override;
+
+ private:
+  // NOT_FOUND: no such job.
+  absl::StatusOr<int64_t> FindJobId(const JobName& name);
+  absl::Status InsertLabels(int64_t job_id, const std::string& project,
+                            const v1::CompressionJob& job);
+  absl::StatusOr<bool> LabelsDiffer(int64_t job_id, const v1::CompressionJob& job);
+
+  SqliteConnection& connection_;
+  // The job looked up last: a body mostly writes to one.
+  JobName known_job_;
+  int64_t known_job_id_ = 0;
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_STORE_SQLITE_TRANSACTION_H_
