@@ -1,0 +1,29 @@
+// Moves artifacts between the server and this worker's disk, under a lease.
+#ifndef QPRUNER_WORKER_ARTIFACT_TRANSFER_H_
+#define QPRUNER_WORKER_ARTIFACT_TRANSFER_H_
+
+#include <stop_token>
+#include <string>
+
+#include "absl/status/status.h"
+#include "qpruner/internal/v1/worker_service.grpc.pb.h"
+#include "worker/artifact_cache.h"
+
+namespace qpruner::worker {
+
+// One attempt each: the caller retries UNAVAILABLE. A stop cancels the call (CANCELLED).
+
+// Streams the artifact's bytes from `offset` on to `sink`.
+// UNAVAILABLE: the connection broke. ABORTED: the lease is stale. Codes of the sink are kept.
+absl::Status FetchArtifact(internal::v1::WorkerService::StubInterface& server,
+                           const internal::v1::Lease& lease, const std::string& sha256,
+                           int64_t offset, const ArtifactCache::Sink& sink, std::stop_token stop);
+
+// Stores the file at `path` as `ref`. DATA_LOSS: the file is not what `ref` says.
+absl::Status UploadArtifact(internal::v1::WorkerService::StubInterface& server,
+                            const internal::v1::Lease& lease, const internal::v1::ArtifactRef& ref,
+                            const std::string& path, std::stop_token stop);
+
+}  // namespace qpruner::worker
+
+#endif  // QPRUNER_WORKER_ARTIFACT_TRANSFER_H_

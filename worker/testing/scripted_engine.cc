@@ -1,0 +1,112 @@
+// Speaks the engine's protocol and does what the task's model URI says: the engine that the agent's
+// tests run. Everything a real engine may do to its agent is here, death included.
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/sha256.h"
+#include "proto/message_stream.h"
+#include "proto/status_codec.h"
+#include "qpruner/internal/v1/engine.pb.h"
+
+namespace qpruner {
+namespace {
+
+namespace fs = std::filesystem;
+using internal::v1::EngineReply;
+using internal::v1::EngineRequest;
+
+constexpr int kAgentFd = 3;
+
+// A child of the engine that would live for ever.
+pid_t Grandchild() {
+  const pid_t pid = fork();
+  if (pid == 0) {
+    while (true) pause();
+  }
+  return pid;
+}
+
+// Copies each input to outputs/copy/.
+void Copy(const EngineRequest& request, EngineReply& reply) {
+  for (const auto& input : request.task().inputs()) {
+    const fs::path from = fs::path(request.input_dir()) / input.path();
+    const std::string path = absl::StrCat("copy/", input.path());
+    const fs::path to = fs::path(request.output_dir()) / path;
+    fs::create_directories(to.parent_path());
+    fs::copy_file(from, to);
+    auto* output = reply.mutable_result()->add_outputs();
+    output->set_path(path);
+    output->set_sha256(*Sha256OfFile(to.string()));
+    output->set_size_bytes(static_cast<int64_t>(fs::file_size(to)));
+  }
+  // Tells the tests which process answered, and how often it had worked.
+  reply.mutable_result()->mutable_trial()->set_peak_device_memory_bytes(getpid());
+  reply.mutable_result()->mutable_trial()->mutable_selection()->set_token_count(
+      request.request_id());
+}
+
+void Serve() {
+  const rlimit no_core{0, 0};
+  setrlimit(RLIMIT_CORE, &no_core);
+  MessageStream agent(kAgentFd);
+  EngineReply hello;
+  hello.mutable_hello()->set_device("scripted");
+  hello.mutable_hello()->set_device_memory_bytes(123);
+  hello.mutable_hello()->set_version("0.0.1");
+  if (!agent.Write(hello).ok()) return;
+  EngineRequest request;
+  while (agent.Read(request).ok()) {
+    const std::string& script = request.task().spec().model().uri();
+    EngineReply reply;
+    reply.set_request_id(request.request_id());
+    if (script == "copy") {
+      Copy(request, reply);
+    } else if (script == "progress") {
+      EngineReply progress;
+      progress.set_request_id(request.request_id());
+      progress.mutable_progress()->set_fraction(0.5);
+      progress.mutable_progress()->set_message("half way");
+      progress.mutable_progress()->add_logs()->set_text("a line");
+      if (!agent.Write(progress).ok()) return;
+      // Waits to be told to go on by the file's coming.
+      while (!fs::exists(fs::path(request.output_dir()) / "go")) usleep(1000);
+      reply.mutable_result()->mutable_trial();
+    } else if (script == "hang") {
+      EngineReply progress;
+      progress.set_request_id(request.request_id());
+      progress.mutable_progress()->set_message(absl::StrCat(getpid(), " ", Grandchild()));
+      if (!agent.Write(progress).ok()) return;
+      while (true) pause();
+    } else if (script == "error") {
+      *reply.mutable_error() = ToRpcStatus(absl::InvalidArgumentError("No such architecture"));
+    } else if (script == "abort") {
+      abort();
+    } else if (script == "exit") {
+      exit(3);
+    } else if (script == "orphan") {
+      Grandchild();
+      kill(getpid(), SIGKILL);
+    } else if (script == "garbage") {
+      [[maybe_unused]] const ssize_t put = write(kAgentFd, "\xff\xff\xff\xff\xff", 5);
+      while (true) pause();
+    } else {
+      while (true) pause();  // Silent.
+    }
+    if (!agent.Write(reply).ok()) return;
+  }
+}
+
+}  // namespace
+}  // namespace qpruner
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "--mute") exit(1);
+  qpruner::Serve();
+}

@@ -1,0 +1,310 @@
+#include "worker/worker_loop.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <filesystem>
+#include <functional>
+#include <mutex>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/resource_name.h"
+#include "base/status_macros.h"
+#include "google/protobuf/empty.pb.h"
+#include "google/protobuf/util/time_util.h"
+#include "proto/grpc_status.h"
+#include "proto/status_codec.h"
+#include "spdlog/spdlog.h"
+#include "worker/artifact_transfer.h"
+
+namespace qpruner::worker {
+
+namespace fs = std::filesystem;
+using google::protobuf::util::TimeUtil;
+using internal::v1::AcquireTaskRequest;
+using internal::v1::AcquireTaskResponse;
+using internal::v1::ArtifactRef;
+using internal::v1::CompleteTaskRequest;
+using internal::v1::EngineReply;
+using internal::v1::EngineRequest;
+using internal::v1::Lease;
+using internal::v1::RegisterWorkerRequest;
+using internal::v1::RegisterWorkerResponse;
+using internal::v1::TaskResult;
+using internal::v1::TaskSpec;
+using internal::v1::WorkerService;
+
+namespace {
+
+// Of calls that the server answers at once.
+constexpr absl::Duration kCallDeadline = absl::Seconds(30);
+// Progress is relayed at least so often, however long the lease.
+constexpr absl::Duration kProgressInterval = absl::Seconds(1);
+// A draining worker has little time; the server finds out by the lease if this is not enough.
+constexpr absl::Duration kHandBackDeadline = absl::Seconds(3);
+
+void SetDeadline(grpc::ClientContext& context, absl::Duration from_now) {
+  context.set_deadline(absl::ToChronoTime(absl::Now() + from_now));
+}
+
+// The server is away or busy: the same call may well succeed later.
+bool IsTransient(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+}
+
+// Waits in real time. False: stopped.
+bool SleepUnlessStopped(const std::stop_token& stop, absl::Duration duration) {
+  std::mutex mutex;
+  std::condition_variable_any wake;
+  std::unique_lock lock(mutex);
+  wake.wait_for(lock, stop, absl::ToChronoMilliseconds(duration), [] { return false; });
+  return !stop.stop_requested();
+}
+
+// Failures of this worker, not of the job's input: the server shall try elsewhere. Codes that would
+// end the job for good are for the engine to give.
+absl::Status WorkerFailure(const absl::Status& status, absl::string_view what) {
+  const std::string message = absl::StrCat(what, ": ", absl::string_view(status.message()));
+  return IsTransient(status) ? absl::UnavailableError(message) : absl::InternalError(message);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WorkerLoop>> WorkerLoop::Create(Options options,
+                                                               WorkerService::StubInterface& server,
+                                                               Clock& clock) {
+  ASSIGN_OR_RETURN(auto cache, ArtifactCache::Open(absl::StrCat(options.data_dir, "/cache"),
+                                                   options.max_cache_bytes));
+  const std::string lock_path = absl::StrCat(options.data_dir, "/lock");
+  const int lock_fd = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock_fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", lock_path));
+  if (flock(lock_fd, LOCK_EX | LOCK_NB) != 0) {
+    close(lock_fd);
+    return absl::FailedPreconditionError(
+        absl::StrCat("Data folder is in use by another worker: ", options.data_dir));
+  }
+  // Of a process that was killed in the middle of a task.
+  std::error_code ignored;
+  fs::remove_all(options.data_dir + "/task", ignored);
+  return std::unique_ptr<WorkerLoop>(
+      new WorkerLoop(std::move(options), server, clock, std::move(cache), lock_fd));
+}
+
+WorkerLoop::WorkerLoop(Options options, WorkerService::StubInterface& server, Clock& clock,
+                       std::unique_ptr<ArtifactCache> cache, int lock_fd)
+    : options_(std::move(options)),
+      server_(server),
+      clock_(clock),
+      cache_(std::move(cache)),
+      lock_fd_(lock_fd) {}
+
+WorkerLoop::~WorkerLoop() { close(lock_fd_); }
+
+absl::Status WorkerLoop::Run(std::stop_token drain) {
+  RETURN_IF_ERROR(EnsureEngine(""));
+  RETURN_IF_ERROR(Register(drain));
+  Backoff backoff(options_.reconnect, std::hash<std::string>()(options_.incarnation));
+  while (!drain.stop_requested()) {
+    AcquireTaskRequest request;
+    request.set_worker(options_.worker);
+    request.set_incarnation(options_.incarnation);
+    *request.mutable_wait_time() =
+        TimeUtil::MillisecondsToDuration(absl::ToInt64Milliseconds(options_.acquire_wait));
+    AcquireTaskResponse response;
+    grpc::ClientContext context;
+    SetDeadline(context, options_.acquire_wait + kCallDeadline);
+    absl::Status status;
+    {
+      const std::stop_callback cancel(drain, [&context] { context.TryCancel(); });
+      status = FromGrpcStatus(server_.AcquireTask(&context, request, &response));
+    }
+    if (status.ok()) {
+      backoff.Reset();
+      if (response.has_lease()) WorkOn(response.lease(), response.task(), drain);
+    } else if (absl::IsFailedPrecondition(status)) {
+      RETURN_IF_ERROR(Register(drain));
+    } else if (!drain.stop_requested()) {
+      spdlog::warn("asking for a task failed: {}", std::string(status.message()));
+      SleepUnlessStopped(drain, backoff.Next());
+    }
+  }
+  engine_.reset();
+  return absl::OkStatus();
+}
+
+absl::Status WorkerLoop::EnsureEngine(const std::string& job) {
+  if (engine_ != nullptr && engine_->alive() && (engine_job_.empty() || engine_job_ == job)) {
+    engine_job_ = job;
+    return absl::OkStatus();
+  }
+  engine_.reset();  // Its memory is free before the next one asks for some.
+  ASSIGN_OR_RETURN(engine_, EngineProcess::Start(options_.engine));
+  engine_job_ = job;
+  spdlog::info("engine {} runs as process {} on {}", engine_->hello().version(), engine_->pid(),
+               engine_->hello().device());
+  return absl::OkStatus();
+}
+
+absl::Status WorkerLoop::Register(const std::stop_token& drain) {
+  RegisterWorkerRequest request;
+  request.set_worker(options_.worker);
+  request.set_incarnation(options_.incarnation);
+  if (engine_ != nullptr) {
+    request.set_device(engine_->hello().device());
+    request.set_device_memory_bytes(engine_->hello().device_memory_bytes());
+  }
+  request.set_version(options_.version);
+  RegisterWorkerResponse response;
+  const absl::Status status = WithReconnect(drain, "registering", [&] {
+    grpc::ClientContext context;
+    SetDeadline(context, kCallDeadline);
+    const std::stop_callback cancel(drain, [&context] { context.TryCancel(); });
+    return FromGrpcStatus(server_.RegisterWorker(&context, request, &response));
+  });
+  if (drain.stop_requested()) return absl::OkStatus();
+  RETURN_IF_ERROR(status);
+  lease_options_.lease_duration =
+      absl::Milliseconds(TimeUtil::DurationToMilliseconds(response.lease_duration()));
+  lease_options_.heartbeat_interval =
+      std::min(kProgressInterval,
+               absl::Milliseconds(TimeUtil::DurationToMilliseconds(response.heartbeat_interval())));
+  spdlog::info("registered as {}", options_.worker);
+  return absl::OkStatus();
+}
+
+void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::stop_token& drain) {
+  spdlog::info("{} {} attempt {}", lease.job(), lease.task(), lease.attempt());
+  std::stop_source stop;
+  LeaseKeeper keeper(server_, clock_, lease, lease_options_, [&stop] { stop.request_stop(); });
+  absl::StatusOr<TaskResult> outcome = absl::UnknownError("");
+  {
+    const std::stop_callback stop_on_drain(drain, [&stop] { stop.request_stop(); });
+    outcome = Execute(lease, task, keeper, stop.get_token());
+  }
+  std::error_code ignored;
+  fs::remove_all(options_.data_dir + "/task", ignored);
+  cache_->Trim();
+
+  if (keeper.loss() == LeaseKeeper::Loss::kAbortRequested) {
+    outcome = absl::CancelledError("Ended as the server asked");
+  } else if (keeper.loss() != LeaseKeeper::Loss::kNone) {
+    spdlog::warn("{} {} was lost with its lease", lease.job(), lease.task());
+    return;
+  } else if (!outcome.ok() && drain.stop_requested()) {
+    outcome = absl::UnavailableError("Worker is draining");
+  }
+
+  CompleteTaskRequest request;
+  *request.mutable_lease() = lease;
+  if (outcome.ok()) {
+    *request.mutable_result() = *std::move(outcome);
+  } else {
+    *request.mutable_error() = ToRpcStatus(outcome.status());
+  }
+  // A result is worth waiting for the server as long as the lease lasts. An abort has no lease to
+  // keep, a drain no time.
+  std::stop_source give_up;
+  const bool brief = drain.stop_requested() || keeper.loss() == LeaseKeeper::Loss::kAbortRequested;
+  const std::stop_callback on_lost(stop.get_token(), [&] {
+    if (!brief) give_up.request_stop();
+  });
+  const absl::Time brief_end = absl::Now() + kHandBackDeadline;
+  const absl::Status completed = WithReconnect(give_up.get_token(), "completing the task", [&] {
+    google::protobuf::Empty response;
+    grpc::ClientContext context;
+    SetDeadline(context, brief ? brief_end - absl::Now() : kCallDeadline);
+    const std::stop_callback cancel(give_up.get_token(), [&context] { context.TryCancel(); });
+    const absl::Status status = FromGrpcStatus(server_.CompleteTask(&context, request, &response));
+    if (brief && absl::Now() >= brief_end) give_up.request_stop();
+    return status;
+  });
+  if (completed.ok()) {
+    spdlog::info("{} {} completed: {}", lease.job(), lease.task(),
+                 request.has_error() ? request.error().message() : "OK");
+  } else {
+    spdlog::warn("{} {} could not be completed: {}", lease.job(), lease.task(),
+                 std::string(completed.message()));
+  }
+}
+
+absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpec& task,
+                                               LeaseKeeper& keeper, const std::stop_token& stop) {
+  const std::string input_dir = options_.data_dir + "/task/inputs";
+  const std::string output_dir = options_.data_dir + "/task/outputs";
+  std::error_code error;
+  fs::create_directories(input_dir, error);
+  if (!error) fs::create_directories(output_dir, error);
+  if (error) {
+    return WorkerFailure(absl::ErrnoToStatus(error.value(), options_.data_dir),
+                         "Worker cannot create the task's folders");
+  }
+
+  for (const ArtifactRef& ref : task.inputs()) {
+    if (!IsArtifactPath(ref.path())) {
+      return absl::InternalError(absl::StrCat("Not a path of an artifact: ", ref.path()));
+    }
+    EngineReply::TaskProgress progress;
+    progress.set_message(absl::StrCat("fetching ", ref.path()));
+    keeper.Report(progress);
+    const absl::Status fetched = WithReconnect(stop, "fetching an input", [&] {
+      return cache_->Provide(ref, absl::StrCat(input_dir, "/", ref.path()),
+                             [&](int64_t offset, const ArtifactCache::Sink& sink) {
+                               return FetchArtifact(server_, lease, ref.sha256(), offset, sink,
+                                                    stop);
+                             });
+    });
+    if (!fetched.ok()) return WorkerFailure(fetched, absl::StrCat("Cannot fetch ", ref.path()));
+  }
+
+  if (absl::Status started = EnsureEngine(lease.job()); !started.ok()) {
+    return WorkerFailure(started, "Engine does not start");
+  }
+  EngineRequest request;
+  *request.mutable_task() = task;
+  request.set_input_dir(input_dir);
+  request.set_output_dir(output_dir);
+  request.set_builtin_dir(options_.builtin_dir);
+  ASSIGN_OR_RETURN(
+      TaskResult result,
+      engine_->Run(std::move(request), stop, [&keeper](const EngineReply::TaskProgress& progress) {
+        keeper.Report(progress);
+      }));
+
+  for (const ArtifactRef& ref : result.outputs()) {
+    if (!IsArtifactPath(ref.path())) {
+      return absl::InternalError(absl::StrCat("Engine made a bad path: ", ref.path()));
+    }
+    const std::string path = absl::StrCat(output_dir, "/", ref.path());
+    EngineReply::TaskProgress progress;
+    progress.set_fraction(1);
+    progress.set_message(absl::StrCat("uploading ", ref.path()));
+    keeper.Report(progress);
+    const absl::Status uploaded = WithReconnect(stop, "uploading an output", [&] {
+      return UploadArtifact(server_, lease, ref, path, stop);
+    });
+    if (!uploaded.ok()) return WorkerFailure(uploaded, absl::StrCat("Cannot upload ", ref.path()));
+    // The next task of this job may well read it.
+    cache_->Adopt(ref, path);
+  }
+  return result;
+}
+
+absl::Status WorkerLoop::WithReconnect(const std::stop_token& stop, absl::string_view what,
+                                       const std::function<absl::Status()>& call) {
+  Backoff backoff(options_.reconnect, std::hash<std::string>()(options_.incarnation));
+  while (true) {
+    const absl::Status status = call();
+    if (status.ok() || !IsTransient(status) || stop.stop_requested()) return status;
+    spdlog::warn("{} failed, trying again: {}", std::string(what), std::string(status.message()));
+    if (!SleepUnlessStopped(stop, backoff.Next())) return status;
+  }
+}
+
+}  // namespace qpruner::worker
