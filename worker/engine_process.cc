@@ -93,8 +93,10 @@ absl::Status EngineProcess::ReadReply(EngineReply& reply, absl::Duration limit) 
     const absl::Status status = stream_.Read(reply, std::max(slice, absl::ZeroDuration()));
     if (status.ok()) return status;
     if (!absl::IsDeadlineExceeded(status)) {
-      // The socket closes a moment before the process can be waited for.
-      for (int i = 0; i < 100 && !Ended(); ++i) absl::SleepFor(absl::Milliseconds(5));
+      if (absl::IsOutOfRange(status)) {
+        // The socket closes a moment before the process can be waited for.
+        for (int i = 0; i < 100 && !Ended(); ++i) absl::SleepFor(absl::Milliseconds(5));
+      }
       return Died(status.message());
     }
     if (Ended()) return Died("it left a descendant behind");

@@ -67,7 +67,7 @@ class WorkerLoopTest : public ::testing::Test {
     options_.reconnect = {.initial = absl::Milliseconds(1), .maximum = absl::Milliseconds(5)};
   }
   ~WorkerLoopTest() override {
-    Stop();
+    Stop().IgnoreError();
     fs::remove_all(folder_);
   }
 
@@ -151,7 +151,7 @@ TEST_F(WorkerLoopTest, BringsInputsToTheEngineAndOutputsToTheServer) {
   EXPECT_THAT(server_.uploads(), ElementsAre(Pair("copy/prepared/a.bin", std::string(100000, 'a')),
                                              Pair("copy/prepared/sub/empty", "")));
   // Nothing of the task is left but the cache.
-  Stop();
+  EXPECT_TRUE(Stop().ok());
   EXPECT_FALSE(fs::exists(folder_ / "task"));
 }
 
@@ -234,7 +234,7 @@ TEST_F(WorkerLoopTest, ASupersededLeaseEndsTheEngineAndIsNotCompleted) {
   EXPECT_TRUE(grandchild_process.EndsWithin(absl::Seconds(2)));
   server_.Queue("copy");
   EXPECT_EQ(server_.WaitForCompletion(1).lease().token(), "token-2");
-  Stop();
+  EXPECT_TRUE(Stop().ok());
   EXPECT_EQ(server_.completion_count(), 1u);
 }
 
@@ -414,7 +414,7 @@ TEST_F(WorkerLoopTest, TheCacheIsTrimmedAfterEachTask) {
   server_.Queue("copy", "projects/p/jobs/j", {a, b});
   Start();
   ASSERT_TRUE(server_.WaitForCompletion().has_result());
-  Stop();
+  EXPECT_TRUE(Stop().ok());
   int64_t total = 0;
   for (const auto& entry : fs::directory_iterator(folder_ / "cache")) {
     total += static_cast<int64_t>(entry.file_size());
