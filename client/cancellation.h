@@ -1,0 +1,60 @@
+// Ends a call of the client library from another thread.
+#ifndef QPRUNER_CLIENT_CANCELLATION_H_
+#define QPRUNER_CLIENT_CANCELLATION_H_
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "grpcpp/client_context.h"
+
+namespace qpruner {
+
+// Thread-safe. Once cancelled, for ever.
+class Cancellation {
+ public:
+  void Cancel() {
+    absl::MutexLock lock(&mutex_);
+    cancelled_ = true;
+    if (context_ != nullptr) context_->TryCancel();
+  }
+  bool cancelled() {
+    absl::MutexLock lock(&mutex_);
+    return cancelled_;
+  }
+  // Waits until cancelled, at most `timeout` of real time. True: it is.
+  bool WaitFor(absl::Duration timeout) {
+    absl::MutexLock lock(&mutex_);
+    return mutex_.AwaitWithTimeout(absl::Condition(&cancelled_), timeout);
+  }
+
+  // While it lives, Cancel() also ends the call of `context`. One at a time.
+  class Attachment {
+   public:
+    Attachment(Cancellation* cancellation, grpc::ClientContext* context)
+        : cancellation_(cancellation) {
+      if (cancellation_ == nullptr) return;
+      absl::MutexLock lock(&cancellation_->mutex_);
+      cancellation_->context_ = context;
+      if (cancellation_->cancelled_) context->TryCancel();
+    }
+    ~Attachment() {
+      if (cancellation_ == nullptr) return;
+      absl::MutexLock lock(&cancellation_->mutex_);
+      cancellation_->context_ = nullptr;
+    }
+    Attachment(const Attachment&) = delete;
+    Attachment& operator=(const Attachment&) = delete;
+
+   private:
+    Cancellation* const cancellation_;
+  };
+
+ private:
+  absl::Mutex mutex_;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
+};
+
+}  // namespace qpruner
+
+#endif  // QPRUNER_CLIENT_CANCELLATION_H_
