@@ -1,8 +1,8 @@
 // Artifacts in a local folder: objects/ab/cdef... by SHA-256.
 //
-// Content is written aside, checked, synced and renamed into place, so an object is either whole
-// and durable or not there. Objects are read-only files: a worker on the same file system may open
-// them by PathOf, but must not write to them.
+// Content is written aside (incoming/), checked, synced and renamed into place, so an object is
+// either whole and durable or not there. Objects are read-only files; a process on the same file
+// system may open or link them by their path, but must not write to them.
 #ifndef QPRUNER_SERVER_ARTIFACTS_LOCAL_ARTIFACT_STORE_H_
 #define QPRUNER_SERVER_ARTIFACTS_LOCAL_ARTIFACT_STORE_H_
 
@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/artifacts/artifact_store.h"
 
 namespace qpruner::server {
@@ -19,9 +20,14 @@ struct LocalArtifactStoreOptions {
   std::string folder;
 };
 
-// FAILED_PRECONDITION: another process has the folder open. Other codes: it cannot be used.
+// Removes what unfinished writes of an earlier process left. FAILED_PRECONDITION: another process
+// has the folder open. Other codes: it cannot be used. Writers and readers must be destroyed before
+// the store.
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenLocalArtifactStore(
     LocalArtifactStoreOptions options);
+
+// Where the store in `folder` keeps this content. `sha256` must be one (IsSha256Hex).
+std::string LocalArtifactPath(const std::string& folder, absl::string_view sha256);
 
 }  // namespace qpruner::server
 

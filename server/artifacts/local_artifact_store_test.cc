@@ -1,0 +1,149 @@
+#include "server/artifacts/local_artifact_store.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "base/durable_file.h"
+#include "server/artifacts/artifact_store_contract_test.h"
+
+namespace qpruner::server {
+namespace {
+
+class LocalUnderTest final : public ArtifactStoreUnderTest {
+ public:
+  LocalUnderTest() {
+    std::string pattern = testing::TempDir() + "/local_artifact_store.XXXXXX";
+    folder_ = mkdtemp(pattern.data());
+  }
+  ~LocalUnderTest() override { std::filesystem::remove_all(folder_); }
+  absl::StatusOr<std::unique_ptr<ArtifactStore>> Open() override {
+    return OpenLocalArtifactStore({folder_});
+  }
+  const std::string& folder() const { return folder_; }
+
+ private:
+  std::string folder_;
+};
+
+std::unique_ptr<ArtifactStoreUnderTest> MakeLocalUnderTest() {
+  return std::make_unique<LocalUnderTest>();
+}
+
+INSTANTIATE_TEST_SUITE_P(Local, ArtifactStoreContract, testing::Values(&MakeLocalUnderTest));
+
+class LocalArtifactStoreTest : public testing::Test {
+ protected:
+  LocalArtifactStoreTest() { Reopen(); }
+  void Reopen() {
+    store_.reset();
+    auto store = files_.Open();
+    ASSERT_TRUE(store.ok()) << store.status();
+    store_ = *std::move(store);
+  }
+  std::string Store(const std::string& content) {
+    const std::string sha256 = Sha256Hex(content);
+    auto writer = store_->Create(sha256, static_cast<int64_t>(content.size()));
+    EXPECT_TRUE(writer.ok() && (*writer)->Append(content).ok() && (*writer)->Commit().ok());
+    return sha256;
+  }
+  std::string Path(const std::string& sha256) const {
+    return LocalArtifactPath(files_.folder(), sha256);
+  }
+  int IncomingCount() const {
+    return static_cast<int>(
+        std::distance(std::filesystem::directory_iterator(files_.folder() + "/incoming"), {}));
+  }
+  // As a failing disk or a careless hand would.
+  void Overwrite(const std::string& path, const std::string& content) {
+    ASSERT_EQ(unlink(path.c_str()), 0);
+    ASSERT_TRUE(WriteFileDurably(path, content).ok());
+  }
+
+  LocalUnderTest files_;
+  std::unique_ptr<ArtifactStore> store_;
+};
+
+TEST_F(LocalArtifactStoreTest, ObjectsAreReadOnlyFilesAtTheirPath) {
+  const std::string sha256 = Store("content");
+  const std::string path = Path(sha256);
+  EXPECT_EQ(path, files_.folder() + "/objects/" + sha256.substr(0, 2) + "/" + sha256.substr(2));
+  EXPECT_EQ(*ReadFile(path, 100), "content");
+  struct stat info {};
+  ASSERT_EQ(stat(path.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0444u);
+  EXPECT_EQ(IncomingCount(), 0);
+}
+
+TEST_F(LocalArtifactStoreTest, NoticesChangedContent) {
+  const std::string sha256 = Store("content");
+  Overwrite(Path(sha256), "c0ntent");
+  EXPECT_EQ(store_->Verify(sha256).code(), absl::StatusCode::kDataLoss);
+  auto reader = *store_->Open(sha256);
+  EXPECT_TRUE(reader->Read(0, 3).ok());
+  const absl::Status last = reader->Read(3, 100).status();
+  EXPECT_EQ(last.code(), absl::StatusCode::kDataLoss);
+  EXPECT_NE(last.message().find(sha256), absl::string_view::npos) << last;
+}
+
+TEST_F(LocalArtifactStoreTest, NoticesLostBytes) {
+  const std::string sha256 = Store("content");
+  Overwrite(Path(sha256), "conte");
+  EXPECT_EQ(store_->Verify(sha256).code(), absl::StatusCode::kDataLoss);
+  Overwrite(Path(sha256), "");
+  EXPECT_EQ(store_->Verify(sha256).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ((*store_->Open(sha256))->Read(0, 100).status().code(), absl::StatusCode::kDataLoss);
+  // And while it is being read.
+  const std::string other = Store("another content");
+  auto reader = *store_->Open(other);
+  EXPECT_TRUE(reader->Read(0, 3).ok());
+  ASSERT_EQ(truncate(Path(other).c_str(), 4), 0);
+  EXPECT_EQ(reader->Read(3, 100).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(LocalArtifactStoreTest, StoringAgainRepairs) {
+  const std::string sha256 = Store("content");
+  Overwrite(Path(sha256), "c0ntent");
+  Store("content");
+  EXPECT_TRUE(store_->Verify(sha256).ok());
+}
+
+TEST_F(LocalArtifactStoreTest, RefusesWhatIsNotAFile) {
+  const std::string sha256 = Store("content");
+  ASSERT_EQ(unlink(Path(sha256).c_str()), 0);
+  ASSERT_EQ(symlink("/etc/hostname", Path(sha256).c_str()), 0);
+  EXPECT_FALSE(store_->Open(sha256).ok());
+  ASSERT_EQ(unlink(Path(sha256).c_str()), 0);
+  ASSERT_EQ(mkdir(Path(sha256).c_str(), 0755), 0);
+  EXPECT_EQ(store_->Open(sha256).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(LocalArtifactStoreTest, OpeningRemovesWhatACrashLeft) {
+  const std::string kept = Store("content");
+  store_.reset();
+  ASSERT_TRUE(WriteFileDurably(files_.folder() + "/incoming/half.Xy12", "cont").ok());
+  Reopen();
+  EXPECT_EQ(IncomingCount(), 0);
+  EXPECT_TRUE(store_->Verify(kept).ok());
+}
+
+TEST_F(LocalArtifactStoreTest, FailedWritesLeaveNothingAside) {
+  const std::string sha256 = Sha256Hex("content");
+  {
+    auto writer = *store_->Create(sha256, 7);
+    EXPECT_EQ(IncomingCount(), 1);
+    ASSERT_TRUE(writer->Append("c0ntent").ok());
+    EXPECT_EQ(writer->Commit().code(), absl::StatusCode::kDataLoss);
+  }
+  EXPECT_EQ(IncomingCount(), 0);
+}
+
+TEST_F(LocalArtifactStoreTest, IsOpenOnlyOnce) {
+  const absl::Status second = files_.Open().status();
+  EXPECT_EQ(second.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(second.message().find(files_.folder()), absl::string_view::npos) << second;
+}
+
+}  // namespace
+}  // namespace qpruner::server
