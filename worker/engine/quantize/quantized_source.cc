@@ -1,0 +1,77 @@
+#include "worker/engine/quantize/quantized_source.h"
+
+#include <ATen/ATen.h>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace qpruner::engine {
+
+absl::StatusOr<std::unique_ptr<QuantizedSource>> QuantizedSource::Create(
+    WeightSource& base, FormatAssignment assignment, Keep keep) {
+  RETURN_IF_ERROR(CheckAssignment(base.config(), assignment));
+  return std::unique_ptr<QuantizedSource>(new QuantizedSource(base, std::move(assignment), keep));
+}
+
+at::Tensor QuantizedSource::Stored(const at::Tensor& fixed) const {
+  return fixed.defined() ? fixed.to(at::kBFloat16).to(fixed.scalar_type()) : fixed;
+}
+
+BlockWeights QuantizedSource::Block(int64_t block) {
+  BlockWeights weights = base_.Block(block);
+  for (LinearKind kind : kLinearKinds) {
+    weights.weight[kind] =
+        Dequantize(PackedOf(block, kind, weights.weight[kind]), dtype(), device());
+    weights.bias[kind] = Stored(weights.bias[kind]);
+  }
+  for (at::Tensor* norm :
+       {&weights.attention_norm, &weights.mlp_norm, &weights.query_norm, &weights.key_norm}) {
+    *norm = Stored(*norm);
+  }
+  return weights;
+}
+
+at::Tensor QuantizedSource::Embedding() {
+  if (!embedding_.defined()) embedding_ = Stored(base_.Embedding());
+  return embedding_;
+}
+
+at::Tensor QuantizedSource::FinalNorm() { return Stored(base_.FinalNorm()); }
+
+at::Tensor QuantizedSource::Head() {
+  if (config().tie_word_embeddings) return Embedding();
+  if (!head_.defined()) head_ = Stored(base_.Head());
+  return head_;
+}
+
+PackedWeight QuantizedSource::Packed(int64_t block, LinearKind kind) {
+  return PackedOf(block, kind, {});
+}
+
+void QuantizedSource::SetPacked(int64_t block, LinearKind kind, PackedWeight packed) {
+  const std::string name = LinearName(block, kind);
+  const std::vector<int64_t> shape =
+      LinearShape(config(), config().blocks.at(static_cast<size_t>(block)), kind);
+  TORCH_CHECK_VALUE(
+      packed.format == assignment_.at(name) && packed.rows == shape[0] && packed.cols == shape[1],
+      name, " is assigned ", FormatName(assignment_.at(name)), " of [", shape[0], ", ", shape[1],
+      "], not ", FormatName(packed.format), " of [", packed.rows, ", ", packed.cols, "]");
+  packed_[{block, kind}] = std::move(packed);
+}
+
+PackedWeight QuantizedSource::PackedOf(int64_t block, LinearKind kind, const at::Tensor& weight) {
+  if (const auto kept = packed_.find({block, kind}); kept != packed_.end()) return kept->second;
+  const std::string name = LinearName(block, kind);
+  PackedWeight packed;
+  try {
+    packed =
+        Quantize(weight.defined() ? weight : base_.Block(block).weight[kind], assignment_.at(name));
+  } catch (c10::Error& error) {
+    error.add_context(absl::StrCat("while quantizing ", name));
+    throw;
+  }
+  if (keep_ == Keep::kPacked) packed_[{block, kind}] = packed;
+  return packed;
+}
+
+}  // namespace qpruner::engine

@@ -1,0 +1,74 @@
+// A model seen through the storage formats of its weights.
+#ifndef QPRUNER_WORKER_ENGINE_QUANTIZE_QUANTIZED_SOURCE_H_
+#define QPRUNER_WORKER_ENGINE_QUANTIZE_QUANTIZED_SOURCE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "worker/engine/model/weights.h"
+#include "worker/engine/quantize/assignment.h"
+#include "worker/engine/quantize/format.h"
+
+namespace qpruner::engine {
+
+// Gives the weights of another source as they come back from storage: linears quantized and
+// dequantized, embedding, head, norms and biases rounded to bfloat16. So a forward pass over it
+// measures the model that is stored. Tensors have the base's dtype and device. Not thread-safe.
+class QuantizedSource final : public WeightSource {
+ public:
+  enum class Keep {
+    // Quantizes a block each time it is asked for: no memory beyond the block in work. Right for a
+    // single pass over the model.
+    kNothing,
+    // Keeps each packed weight once it is made, on the host: about PackedBytes. Right when blocks
+    // are visited again, or when the packed weights are written out as well.
+    kPacked,
+  };
+
+  // `base` must outlive this. INVALID_ARGUMENT: as CheckAssignment.
+  static absl::StatusOr<std::unique_ptr<QuantizedSource>> Create(WeightSource& base,
+                                                                 FormatAssignment assignment,
+                                                                 Keep keep = Keep::kPacked);
+
+  const ModelConfig& config() const override { return base_.config(); }
+  at::Device device() const override { return base_.device(); }
+  at::ScalarType dtype() const override { return base_.dtype(); }
+  // Throw c10::Error where a weight cannot be quantized (see Quantize); the message names it.
+  BlockWeights Block(int64_t block) override;
+  at::Tensor Embedding() override;
+  at::Tensor FinalNorm() override;
+  at::Tensor Head() override;
+
+  const FormatAssignment& assignment() const { return assignment_; }
+  // One linear as it is stored.
+  PackedWeight Packed(int64_t block, LinearKind kind);
+  // Stores `packed` for one linear instead of what the base's weight quantizes to: LoftQ changes
+  // the weight before it quantizes it. Throws c10::Error if format or shape are not the assigned
+  // ones.
+  void SetPacked(int64_t block, LinearKind kind, PackedWeight packed);
+
+ private:
+  QuantizedSource(WeightSource& base, FormatAssignment assignment, Keep keep)
+      : base_(base), assignment_(std::move(assignment)), keep_(keep) {}
+
+  // `weight` is the base's, or undefined to have it fetched when it is needed.
+  PackedWeight PackedOf(int64_t block, LinearKind kind, const at::Tensor& weight);
+  at::Tensor Stored(const at::Tensor& fixed) const;
+
+  WeightSource& base_;
+  const FormatAssignment assignment_;
+  const Keep keep_;
+  std::map<std::pair<int64_t, LinearKind>, PackedWeight> packed_;
+  // Rounded once: the largest tensors of a small model.
+  at::Tensor embedding_;
+  at::Tensor head_;
+};
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_QUANTIZE_QUANTIZED_SOURCE_H_

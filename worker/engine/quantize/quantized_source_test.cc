@@ -1,0 +1,141 @@
+#include "worker/engine/quantize/quantized_source.h"
+
+#include <ATen/ATen.h>
+
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/engine/formats/checkpoint.h"
+#include "worker/engine/model/checkpoint_source.h"
+#include "worker/engine/model/memory_source.h"
+
+namespace qpruner::engine {
+namespace {
+
+using ::testing::HasSubstr;
+
+const Format kNf4{.kind = FormatKind::kNf4};
+const Format kInt4{.kind = FormatKind::kInt4Group};
+const Format kInt8{.kind = FormatKind::kInt8Row};
+const Format kBfloat16{.kind = FormatKind::kBfloat16};
+
+class QuantizedSourceTest : public ::testing::Test {
+ protected:
+  QuantizedSourceTest() {
+    auto checkpoint = Checkpoint::Open("data/models/stories260k");
+    if (!checkpoint.ok()) throw std::runtime_error(std::string(checkpoint.status().message()));
+    base_ = MakeCheckpointSource(*checkpoint, at::kCPU, at::kFloat);
+    // Every format somewhere.
+    mixed_ = UniformAssignment(base_->config(), kNf4);
+    mixed_["model.layers.0.self_attn.q_proj"] = kInt8;
+    mixed_["model.layers.1.mlp.down_proj"] = kInt4;
+    mixed_["model.layers.4.mlp.up_proj"] = kBfloat16;
+  }
+
+  std::unique_ptr<WeightSource> base_;
+  FormatAssignment mixed_;
+};
+
+TEST_F(QuantizedSourceTest, BytesOfTheShippedModel) {
+  // Embedding 512 x 64 (tied), 11 norms of 64; a block's linears: 45312 weights in 600 rows.
+  constexpr int64_t kFixed = 2 * (512 * 64 + 11 * 64);
+  EXPECT_EQ(FixedBytes(base_->config()), kFixed);
+  const ModelBytes nf4 = CountBytes(base_->config(), UniformAssignment(base_->config(), kNf4));
+  EXPECT_EQ(nf4.linear_parameter_count, 5 * 45312);
+  EXPECT_EQ(nf4.parameter_count, 5 * 45312 + kFixed / 2);
+  EXPECT_EQ(nf4.linear_bytes, 5 * 45312 * 9 / 16);
+  EXPECT_EQ(nf4.total(), kFixed + 5 * 45312 * 9 / 16);
+  EXPECT_DOUBLE_EQ(nf4.average_bits(), 4.5);
+  const ModelBytes int8 = CountBytes(base_->config(), UniformAssignment(base_->config(), kInt8));
+  EXPECT_EQ(int8.linear_bytes, 5 * (45312 + 600 * 4));
+  const ModelBytes bf16 =
+      CountBytes(base_->config(), UniformAssignment(base_->config(), kBfloat16));
+  EXPECT_DOUBLE_EQ(bf16.average_bits(), 16);
+  EXPECT_EQ(bf16.total(), 2 * bf16.parameter_count);
+}
+
+TEST_F(QuantizedSourceTest, TheBytesCountedAreTheBytesPacked) {
+  auto source = QuantizedSource::Create(*base_, mixed_);
+  ASSERT_TRUE(source.ok()) << source.status();
+  int64_t bytes = 0;
+  for (int64_t block = 0; block < base_->config().num_blocks(); ++block) {
+    for (LinearKind kind : kLinearKinds) bytes += (*source)->Packed(block, kind).bytes();
+  }
+  EXPECT_EQ(bytes, CountBytes(base_->config(), mixed_).linear_bytes);
+}
+
+TEST_F(QuantizedSourceTest, GivesEachLinearInItsFormatAndTheRestInBfloat16) {
+  for (auto keep : {QuantizedSource::Keep::kNothing, QuantizedSource::Keep::kPacked}) {
+    auto source = QuantizedSource::Create(*base_, mixed_, keep);
+    ASSERT_TRUE(source.ok()) << source.status();
+    for (int pass = 0; pass < 2; ++pass) {  // The second comes from what is kept.
+      for (int64_t block = 0; block < base_->config().num_blocks(); ++block) {
+        const BlockWeights plain = base_->Block(block);
+        const BlockWeights stored = (*source)->Block(block);
+        for (LinearKind kind : kLinearKinds) {
+          const at::Tensor expected =
+              Dequantize(Quantize(plain.weight[kind], mixed_.at(LinearName(block, kind))),
+                         at::kFloat, at::kCPU);
+          EXPECT_TRUE(at::equal(stored.weight[kind], expected)) << LinearName(block, kind);
+          EXPECT_FALSE(stored.bias[kind].defined());
+        }
+        EXPECT_TRUE(at::equal(stored.mlp_norm, plain.mlp_norm.to(at::kBFloat16).to(at::kFloat)));
+        EXPECT_FALSE(at::equal(stored.mlp_norm, plain.mlp_norm));
+      }
+    }
+    EXPECT_TRUE(
+        at::equal((*source)->Embedding(), base_->Embedding().to(at::kBFloat16).to(at::kFloat)));
+    EXPECT_TRUE(at::equal((*source)->Head(), (*source)->Embedding()));
+    EXPECT_TRUE(
+        at::equal((*source)->FinalNorm(), base_->FinalNorm().to(at::kBFloat16).to(at::kFloat)));
+  }
+}
+
+TEST_F(QuantizedSourceTest, APackedWeightCanBeReplaced) {
+  auto source = QuantizedSource::Create(*base_, mixed_, QuantizedSource::Keep::kNothing);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const at::Tensor changed = base_->Block(2).weight[LinearKind::kKey] * 0.5;
+  (*source)->SetPacked(2, LinearKind::kKey, Quantize(changed, kNf4));
+  EXPECT_TRUE(at::equal((*source)->Block(2).weight[LinearKind::kKey],
+                        Dequantize(Quantize(changed, kNf4), at::kFloat, at::kCPU)));
+  EXPECT_THROW((*source)->SetPacked(2, LinearKind::kKey, Quantize(changed, kInt8)), c10::Error);
+  EXPECT_THROW((*source)->SetPacked(2, LinearKind::kQuery, Quantize(changed, kNf4)), c10::Error);
+}
+
+TEST_F(QuantizedSourceTest, AssignmentsMustFitTheModel) {
+  FormatAssignment missing = mixed_;
+  missing.erase("model.layers.3.mlp.gate_proj");
+  const auto without = QuantizedSource::Create(*base_, missing);
+  EXPECT_EQ(without.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(without.status().message()), HasSubstr("model.layers.3.mlp.gate_proj"));
+  FormatAssignment unknown = mixed_;
+  unknown["model.layers.5.mlp.gate_proj"] = kNf4;
+  EXPECT_THAT(std::string(QuantizedSource::Create(*base_, unknown).status().message()),
+              HasSubstr("model.layers.5.mlp.gate_proj"));
+}
+
+TEST_F(QuantizedSourceTest, AWeightThatCannotBeQuantizedIsNamed) {
+  MemoryWeightSource copy = LoadIntoMemory(*base_);
+  // Memory sources alias what they were given.
+  at::Tensor weight = copy.Block(3).weight[LinearKind::kDown].clone();
+  std::vector<BlockWeights> blocks;
+  for (int64_t block = 0; block < 5; ++block) blocks.push_back(copy.Block(block));
+  weight[1][2] = std::numeric_limits<float>::infinity();
+  blocks[3].weight[LinearKind::kDown] = weight;
+  MemoryWeightSource broken(copy.config(), blocks, copy.Embedding(), copy.FinalNorm());
+  auto source = QuantizedSource::Create(broken, mixed_);
+  ASSERT_TRUE(source.ok());
+  try {
+    (*source)->Block(3);
+    FAIL();
+  } catch (const c10::Error& error) {
+    EXPECT_THAT(error.what_without_backtrace(), HasSubstr("Weight [1, 2] is inf"));
+    EXPECT_THAT(error.what_without_backtrace(), HasSubstr("model.layers.3.mlp.down_proj"));
+  }
+}
+
+}  // namespace
+}  // namespace qpruner::engine
