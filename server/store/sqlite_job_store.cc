@@ -1,7 +1,7 @@
 #include "server/store/sqlite_job_store.h"
 
-#include <filesystem>
-#include <system_error>
+#include <algorithm>
+#include <deque>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -67,15 +67,7 @@ class SqliteJobStore final : public JobStore {
   }
 
   absl::Status Read(absl::FunctionRef<absl::Status(StoreReader&)> body) override {
-    std::unique_ptr<SqliteConnection> connection;
-    {
-      absl::MutexLock lock(&readers_mutex_);
-      readers_mutex_.Await(absl::Condition(
-          +[](std::vector<std::unique_ptr<SqliteConnection>>* idle) { return !idle->empty(); },
-          &idle_readers_));
-      connection = std::move(idle_readers_.back());
-      idle_readers_.pop_back();
-    }
+    std::unique_ptr<SqliteConnection> connection = TakeReader();
     absl::Status status = connection->Run("BEGIN");
     if (status.ok()) {
       {
@@ -87,8 +79,7 @@ class SqliteJobStore final : public JobStore {
       if (status.ok()) status = ended;
     }
     connection->ForgetFailure();
-    absl::MutexLock lock(&readers_mutex_);
-    idle_readers_.push_back(std::move(connection));
+    ReturnReader(std::move(connection));
     return status;
   }
 
@@ -99,6 +90,41 @@ class SqliteJobStore final : public JobStore {
     absl::Status status;
     absl::Notification done;
   };
+
+  // A caller of Read for whom no connection was left.
+  struct WaitingReader {
+    std::unique_ptr<SqliteConnection> connection;
+    absl::Notification served;
+  };
+
+  std::unique_ptr<SqliteConnection> TakeReader() {
+    WaitingReader waiting;
+    {
+      absl::MutexLock lock(&readers_mutex_);
+      if (!idle_readers_.empty()) {
+        std::unique_ptr<SqliteConnection> connection = std::move(idle_readers_.back());
+        idle_readers_.pop_back();
+        return connection;
+      }
+      waiting_readers_.push_back(&waiting);
+    }
+    waiting.served.WaitForNotification();
+    return std::move(waiting.connection);
+  }
+
+  // Hands the connection to whoever has waited longest: waking all to compete would let some
+  // starve.
+  void ReturnReader(std::unique_ptr<SqliteConnection> connection) {
+    absl::MutexLock lock(&readers_mutex_);
+    if (waiting_readers_.empty()) {
+      idle_readers_.push_back(std::move(connection));
+      return;
+    }
+    WaitingReader* next = waiting_readers_.front();
+    waiting_readers_.pop_front();
+    next->connection = std::move(connection);
+    next->served.Notify();
+  }
 
   void WriteUntilClosed() {
     std::vector<Call*> batch;
@@ -176,6 +202,8 @@ class SqliteJobStore final : public JobStore {
 
   absl::Mutex readers_mutex_;
   std::vector<std::unique_ptr<SqliteConnection>> idle_readers_ ABSL_GUARDED_BY(readers_mutex_);
+  // Longest wait first. Empty unless all connections are out.
+  std::deque<WaitingReader*> waiting_readers_ ABSL_GUARDED_BY(readers_mutex_);
 };
 
 absl::Status Prepare(SqliteConnection& writer) {

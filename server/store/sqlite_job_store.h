@@ -22,7 +22,7 @@ struct SqliteJobStoreOptions {
   int reader_count = 4;
   // Length of the write-ahead log, in pages of 4 KiB, at which it is copied into the file. Longer
   // means fewer syncs but longer ones: writers wait meanwhile.
-  int checkpoint_pages = 1000;
+  int checkpoint_pages = 4000;
   // Name of a registered SQLite VFS; empty for the default. Tests make disks fail with it.
   std::string vfs;
 };
