@@ -11,8 +11,8 @@
 #include "absl/status/statusor.h"
 #include "worker/engine/finetune/adam_w.h"
 #include "worker/engine/finetune/lora.h"
-#include "worker/engine/model/token_batch.h"
 #include "worker/engine/model/weights.h"
+#include "worker/engine/texts/token_batch.h"
 
 namespace qpruner::engine {
 
@@ -34,8 +34,8 @@ double LearningRate(const TrainerOptions& options, int64_t step);
 
 // Sequences of `length` tokens cut from the documents joined in an order drawn from `seed`; a last
 // one shorter than `length` is kept if it has at least 2 tokens. So almost no position is padding.
-std::vector<std::vector<int64_t>> PackDocuments(const std::vector<std::vector<int64_t>>& documents,
-                                                int64_t length, uint64_t seed);
+std::vector<TokenIds> PackDocuments(const std::vector<TokenIds>& documents, int64_t length,
+                                    uint64_t seed);
 
 // Indices of the sequences of update `step`: each epoch is a permutation drawn from (seed, epoch),
 // so that the order follows from the step alone.
@@ -85,7 +85,7 @@ TrainingState StartTraining(LoraAdapter adapter);
 // with held-out loss on `held_out`. state.best is the result.
 // INVALID_ARGUMENT: as CheckTrainer, or nothing to train or evaluate on. INTERNAL: the loss is no
 // longer finite; says at which step.
-absl::Status Train(WeightSource& base, const std::vector<std::vector<int64_t>>& sequences,
+absl::Status Train(WeightSource& base, const std::vector<TokenIds>& sequences,
                    const std::vector<TokenBatch>& held_out, const TrainerOptions& options,
                    TrainingState& state, const TrainingObserver& observer = {});
 

@@ -13,8 +13,8 @@
 #include <functional>
 #include <vector>
 
-#include "worker/engine/model/token_batch.h"
 #include "worker/engine/model/weights.h"
+#include "worker/engine/texts/token_batch.h"
 
 namespace qpruner::engine {
 
@@ -54,11 +54,11 @@ bool PrunesRows(LinearKind kind);
 // Whether `method` needs samples.
 bool NeedsGradients(ImportanceMethod method);
 
-// Channel scores of every block. Of `batches`, every sample must have a target; they are not used
-// unless NeedsGradients(method). How samples are divided into batches changes only speed and
-// memory: the device holds one block, its activations for one batch, and for second-order methods
-// one weight gradient a sample of the batch for one linear at a time. `on_progress(fraction)` may
-// be empty.
+// Channel scores of every block. Of `batches`, every sample must have 2 tokens or more; they are
+// not used unless NeedsGradients(method). How samples are divided into batches changes only speed
+// and memory: the device holds one block, its activations for one batch, and for second-order
+// methods one weight gradient a sample of the batch for one linear at a time.
+// `on_progress(fraction)` may be empty.
 std::vector<ChannelScores> ScoreChannels(WeightSource& source,
                                          const std::vector<TokenBatch>& batches,
                                          ImportanceMethod method,

@@ -10,10 +10,10 @@
 #include <functional>
 #include <vector>
 
-#include "worker/engine/model/token_batch.h"
 #include "worker/engine/model/weights.h"
 #include "worker/engine/quantize/format.h"
 #include "worker/engine/score/search_groups.h"
+#include "worker/engine/texts/token_batch.h"
 
 namespace qpruner::engine {
 

@@ -6,11 +6,11 @@
 #include <functional>
 #include <vector>
 
-#include "worker/engine/model/token_batch.h"
 #include "worker/engine/model/weights.h"
 #include "worker/engine/quantize/format.h"
 #include "worker/engine/score/gradient_score.h"
 #include "worker/engine/score/search_groups.h"
+#include "worker/engine/texts/token_batch.h"
 
 namespace qpruner::engine {
 

@@ -1,11 +1,10 @@
-#include "worker/engine/model/backward_walk.h"
+#include "worker/engine/gradient/backward_walk.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
 #include <algorithm>
-#include <map>
 
 namespace qpruner::engine {
 namespace {
@@ -13,28 +12,14 @@ namespace {
 // Logits alive at a time: 64 MiB in float32.
 constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
 
-// The tables of each sequence length met, so that they are made once.
-class RotaryCache {
- public:
-  explicit RotaryCache(const WeightSource& source) : source_(source) {}
-
-  const RotaryTables& For(int64_t length) {
-    auto it = tables_.find(length);
-    if (it == tables_.end()) {
-      it = tables_
-               .emplace(length, MakeRotaryTables(source_.config(), length, source_.device(),
-                                                 source_.dtype()))
-               .first;
-    }
-    return it->second;
-  }
-
- private:
-  const WeightSource& source_;
-  std::map<int64_t, RotaryTables> tables_;
-};
-
 }  // namespace
+
+at::Tensor NextTokenTargets(const TokenBatch& batch) {
+  const int64_t length = batch.ids.size(1);
+  const at::Tensor next = at::roll(batch.ids, -1, 1);
+  const at::Tensor predicts = at::arange(1, length + 1, at::kLong) < batch.lengths.unsqueeze(1);
+  return at::where(predicts, next, at::full_like(next, kNoTarget));
+}
 
 LossSum NextTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
                       at::Tensor* gradient) {
@@ -42,7 +27,7 @@ LossSum NextTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at
   const int64_t width = hidden.size(-1);
   // Only positions with a target go through the head.
   const at::Tensor flat_targets = targets.to(hidden.device()).reshape({-1});
-  const at::Tensor rows = flat_targets.ne(TokenBatch::kNoTarget).nonzero().squeeze(1);
+  const at::Tensor rows = flat_targets.ne(kNoTarget).nonzero().squeeze(1);
   const at::Tensor labels = flat_targets.index_select(0, rows);
   const at::Tensor flat_hidden = hidden.reshape({-1, width});
   if (gradient != nullptr) *gradient = at::zeros_like(hidden, at::MemoryFormat::Contiguous);
@@ -57,7 +42,9 @@ LossSum NextTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at
     const at::Tensor chunk_rows = rows.narrow(0, first, count);
     const at::Tensor chunk_labels = labels.narrow(0, first, count).unsqueeze(1);
     const at::Tensor logits = at::matmul(flat_hidden.index_select(0, chunk_rows), head.t());
-    at::Tensor log_probabilities = at::log_softmax(logits, -1, at::kFloat);
+    // Double stays double, for gradient checks.
+    at::Tensor log_probabilities =
+        at::log_softmax(logits, -1, logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
     loss.nats -= log_probabilities.gather(1, chunk_labels).sum(at::kDouble).item<double>();
     if (gradient != nullptr) {
       // d(-log p_label)/dlogits = p - onehot(label).
@@ -76,7 +63,7 @@ LossSum NextTokenLoss(WeightSource& source, const std::vector<TokenBatch>& batch
   const at::Tensor head = source.Head();
   LossSum loss;
   for (size_t i = 0; i < batches.size(); ++i) {
-    loss += NextTokenLoss(hidden[i].to(source.device()), head, batches[i].targets);
+    loss += NextTokenLoss(hidden[i].to(source.device()), head, NextTokenTargets(batches[i]));
   }
   return loss;
 }
@@ -87,7 +74,9 @@ LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batche
   const ModelConfig& config = source.config();
   const int64_t block_count = config.num_blocks();
   const auto batch_count = static_cast<int64_t>(batches.size());
-  RotaryCache rotary(source);
+  int64_t longest = 1;
+  for (const TokenBatch& batch : batches) longest = std::max(longest, batch.ids.size(1));
+  const RotaryTables rotary = MakeRotaryTables(config, longest, source.device(), source.dtype());
   int64_t done = 0;
   const auto report = [&] {
     if (on_block_done) on_block_done(++done, 2 * block_count);
@@ -107,9 +96,9 @@ LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batche
       const LinearFunction linear = differentiation.Linear(block);
       for (int64_t i = 0; i < batch_count; ++i) {
         const at::Tensor hidden = inputs[block][i].to(source.device());
-        inputs[block + 1][i] = BlockForward(config, config.blocks[block], weights,
-                                            rotary.For(hidden.size(1)), hidden, linear)
-                                   .to(at::kCPU);
+        inputs[block + 1][i] =
+            BlockForward(config, config.blocks[block], weights, rotary, hidden, linear)
+                .to(at::kCPU);
       }
       report();
     }
@@ -126,7 +115,7 @@ LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batche
       at::AutoGradMode enable_grad(true);
       const at::Tensor normed = RmsNorm(hidden, norm, config.rms_norm_eps);
       at::Tensor d_normed;
-      loss += NextTokenLoss(normed.detach(), head, batches[i].targets, &d_normed);
+      loss += NextTokenLoss(normed.detach(), head, NextTokenTargets(batches[i]), &d_normed);
       gradients[i] = torch::autograd::grad({normed}, {hidden}, {d_normed})[0].to(at::kCPU);
       inputs[block_count][i] = at::Tensor();
     }
@@ -139,8 +128,8 @@ LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batche
     for (int64_t i = 0; i < batch_count; ++i) {
       at::AutoGradMode enable_grad(true);
       const at::Tensor hidden = inputs[block][i].to(source.device()).detach().requires_grad_(true);
-      const at::Tensor output = BlockForward(config, config.blocks[block], weights,
-                                             rotary.For(hidden.size(1)), hidden, linear);
+      const at::Tensor output =
+          BlockForward(config, config.blocks[block], weights, rotary, hidden, linear);
       std::vector<at::Tensor> wanted = differentiation.Wanted(block, i);
       wanted.push_back(hidden);
       std::vector<at::Tensor> found =

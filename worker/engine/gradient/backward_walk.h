@@ -5,8 +5,8 @@
 // each one's forward is computed again under autograd and differentiated alone. So the device holds
 // one block with its activations, whatever the model's size (gradient checkpointing, Chen et al.
 // 2016, arXiv 1604.06174, with every block a checkpoint).
-#ifndef QPRUNER_WORKER_ENGINE_MODEL_BACKWARD_WALK_H_
-#define QPRUNER_WORKER_ENGINE_MODEL_BACKWARD_WALK_H_
+#ifndef QPRUNER_WORKER_ENGINE_GRADIENT_BACKWARD_WALK_H_
+#define QPRUNER_WORKER_ENGINE_GRADIENT_BACKWARD_WALK_H_
 
 #include <ATen/core/Tensor.h>
 
@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "worker/engine/model/decoder.h"
-#include "worker/engine/model/token_batch.h"
 #include "worker/engine/model/weights.h"
+#include "worker/engine/texts/token_batch.h"
 
 namespace qpruner::engine {
 
@@ -33,8 +33,15 @@ struct LossSum {
   }
 };
 
+// In targets: nothing is predicted here.
+inline constexpr int64_t kNoTarget = -100;
+
+// The next token of each position [batch, length] int64 CPU; kNoTarget at a sequence's last token
+// and on padding.
+at::Tensor NextTokenTargets(const TokenBatch& batch);
+
 // Summed cross entropy of the predictions that final hidden states (after the final norm) make of
-// `targets` (TokenBatch::targets). Logits are computed in chunks and in float32. If `gradient` is
+// `targets` (NextTokenTargets). Logits are computed in chunks and in float32. If `gradient` is
 // not null it becomes the loss's gradient with respect to `hidden`, of the same shape and dtype.
 LossSum NextTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
                       at::Tensor* gradient = nullptr);
@@ -90,4 +97,4 @@ class LinearTracing : public BlockDifferentiation {
 
 }  // namespace qpruner::engine
 
-#endif  // QPRUNER_WORKER_ENGINE_MODEL_BACKWARD_WALK_H_
+#endif  // QPRUNER_WORKER_ENGINE_GRADIENT_BACKWARD_WALK_H_

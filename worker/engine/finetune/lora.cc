@@ -1,0 +1,132 @@
+#include "worker/engine/finetune/lora.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/csrc/autograd/grad_mode.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace qpruner::engine {
+namespace {
+
+// Singular values below this share of the largest are rounding noise of the Gram matrix: its
+// eigenvalues are their squares, computed to about 1e-16.
+constexpr double kSmallestSingularValue = 1e-7;
+
+// R ~ U S V^T by its leading singular triplets, float64.
+struct LeadingTriplets {
+  at::Tensor left;   // [rows, n]: U sqrt(S)
+  at::Tensor right;  // [n, cols]: sqrt(S) V^T
+};
+
+// At most `rank` triplets, fewer if the matrix has fewer directions. By the eigenvectors of the
+// smaller Gram matrix, which costs a fraction of a full SVD and, in float64, loses nothing that
+// float32 adapters could show.
+LeadingTriplets LeadingSvd(const at::Tensor& matrix, int64_t rank) {
+  const at::Tensor r = matrix.to(at::kDouble);
+  const bool wide = r.size(0) <= r.size(1);
+  const at::Tensor gram = wide ? at::matmul(r, r.t()) : at::matmul(r.t(), r);
+  auto [values, vectors] = at::linalg_eigh(gram);  // Ascending.
+  const at::Tensor singular = values.flip(0).clamp_min(0).sqrt();
+  int64_t count = std::min<int64_t>(rank, singular.size(0));
+  const at::Tensor host = singular.to(at::kCPU);
+  const double* s = host.data_ptr<double>();
+  while (count > 0 && s[count - 1] <= kSmallestSingularValue * s[0]) --count;
+  const at::Tensor basis = vectors.flip(1).narrow(1, 0, count);
+  const at::Tensor root = singular.narrow(0, 0, count).sqrt();
+  if (wide) {
+    return {basis * root, at::matmul(basis.t(), r) / root.unsqueeze(1)};
+  }
+  return {at::matmul(r, basis) / root, (basis * root).t()};
+}
+
+// A 64-bit mix (SplitMix64), so that neighbouring linears draw unrelated values.
+uint64_t Mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+}  // namespace
+
+int64_t LoraAdapter::parameter_count() const {
+  int64_t count = 0;
+  for (size_t block = 0; block < a.size(); ++block) {
+    for (LinearKind kind : kLinearKinds) count += a[block][kind].numel() + b[block][kind].numel();
+  }
+  return count;
+}
+
+LoraAdapter LoraAdapter::Clone() const {
+  LoraAdapter copy = *this;
+  for (size_t block = 0; block < a.size(); ++block) {
+    for (LinearKind kind : kLinearKinds) {
+      copy.a[block][kind] = a[block][kind].detach().clone();
+      copy.b[block][kind] = b[block][kind].detach().clone();
+    }
+  }
+  return copy;
+}
+
+at::Tensor InitialA(const LoraOptions& options, int64_t block, LinearKind kind,
+                    int64_t in_features) {
+  const uint64_t seed = Mix(Mix(options.seed) + static_cast<uint64_t>(block) * kLinearKindCount +
+                            static_cast<uint64_t>(kind));
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
+  return at::empty({options.rank, in_features}, at::kFloat).uniform_(-bound, bound, generator);
+}
+
+LoraAdapter ZeroAdapter(const ModelConfig& config, const LoraOptions& options, at::Device device) {
+  LoraAdapter adapter;
+  adapter.rank = options.rank;
+  adapter.alpha = options.alpha;
+  for (int64_t block = 0; block < config.num_blocks(); ++block) {
+    PerLinear<at::Tensor>& a = adapter.a.emplace_back();
+    PerLinear<at::Tensor>& b = adapter.b.emplace_back();
+    for (LinearKind kind : kLinearKinds) {
+      const std::vector<int64_t> shape = LinearShape(config, config.blocks[block], kind);
+      a[kind] = InitialA(options, block, kind, shape[1]).to(device);
+      b[kind] = at::zeros({shape[0], options.rank}, at::TensorOptions(device).dtype(at::kFloat));
+    }
+  }
+  return adapter;
+}
+
+LoftqStart InitLoftq(const at::Tensor& weight,
+                     const std::function<at::Tensor(const at::Tensor& weight)>& quantized,
+                     int64_t rank, double scale, int iterations, const at::Tensor& fallback_a) {
+  TORCH_CHECK(iterations >= 1, "LoftQ needs at least 1 iteration, not ", iterations);
+  TORCH_CHECK(scale > 0, "LoftQ needs alpha / rank > 0, not ", scale);
+  at::NoGradGuard no_grad;
+  const at::Tensor w = weight.to(at::kFloat);
+  LoftqStart start;
+  at::Tensor update = at::zeros_like(w);  // scale B A
+  for (int t = 0; t < iterations; ++t) {
+    start.base_before_quantization = w - update;
+    const at::Tensor residual = w - quantized(start.base_before_quantization).to(at::kFloat);
+    if (t == 0) start.error_quantized = at::linalg_norm(residual).item<double>();
+    const LeadingTriplets svd = LeadingSvd(residual, rank);
+    const int64_t found = svd.left.size(1);
+    start.a = fallback_a.to(w.device(), at::kFloat).clone();
+    start.b = at::zeros({w.size(0), rank}, w.options());
+    start.a.narrow(0, 0, found).copy_(svd.right);
+    start.b.narrow(1, 0, found).copy_(svd.left / scale);
+    update = scale * at::matmul(start.b, start.a);
+    start.error = at::linalg_norm(residual - update).item<double>();
+  }
+  return start;
+}
+
+LinearFunction LoraLinear(const LoraAdapter& adapter, int64_t block) {
+  return [&adapter, block](LinearKind kind, const at::Tensor& x, const at::Tensor& weight,
+                           const at::Tensor& bias) {
+    const at::Tensor a = adapter.a[block][kind].to(x.scalar_type());
+    const at::Tensor b = adapter.b[block][kind].to(x.scalar_type());
+    return PlainLinear(kind, x, weight, bias) + at::linear(at::linear(x, a), b) * adapter.scale();
+  };
+}
+
+}  // namespace qpruner::engine
