@@ -19,10 +19,11 @@ using TokenIds = std::vector<int32_t>;
 // One tokenizer.json. Immutable and thread-safe.
 class Tokenizer {
  public:
-  // Opens `folder`/tokenizer.json, and takes the begin-of-sequence token from tokenizer_config.json
-  // ("bos_token", unless "add_bos_token" is false) or else from config.json ("bos_token_id").
-  // `vocab_size` is the model's: INVALID_ARGUMENT if the tokenizer can give an id beyond it, and if
-  // the file is not a tokenizer. NOT_FOUND: no tokenizer.json.
+  // Opens `folder`/tokenizer.json. Its begin-of-sequence token is what the file itself puts before
+  // a text; if that is nothing, the "bos_token" of tokenizer_config.json where "add_bos_token" is
+  // true, or is left out for a Llama tokenizer (whose default it is). `vocab_size` is the model's:
+  // INVALID_ARGUMENT if the tokenizer can give an id beyond it, and if the file is not a tokenizer.
+  // NOT_FOUND: no tokenizer.json.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Open(const std::string& folder,
                                                          int64_t vocab_size);
   virtual ~Tokenizer() = default;

@@ -1,0 +1,52 @@
+#include "worker/engine/texts/token_batch.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <numeric>
+
+namespace qpruner::engine {
+
+int64_t TokenBatch::predicted_tokens() const {
+  return lengths.sum().item<int64_t>() - lengths.numel();
+}
+
+std::vector<TokenBatch> MakeBatches(const std::vector<TokenIds>& sequences, int64_t max_tokens) {
+  std::vector<int64_t> order(sequences.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto length_of = [&](int64_t row) {
+    return static_cast<int64_t>(sequences[static_cast<size_t>(row)].size());
+  };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return length_of(a) > length_of(b); });
+  std::vector<TokenBatch> batches;
+  for (size_t begin = 0; begin < order.size();) {
+    // Longest first: the first row is the batch's width.
+    const int64_t width = length_of(order[begin]);
+    const int64_t fitting = std::max<int64_t>(1, max_tokens / std::max<int64_t>(1, width));
+    const size_t end = std::min(order.size(), begin + static_cast<size_t>(fitting));
+    TokenBatch batch;
+    batch.rows.assign(order.begin() + static_cast<int64_t>(begin),
+                      order.begin() + static_cast<int64_t>(end));
+    const auto count = static_cast<int64_t>(batch.rows.size());
+    batch.ids = at::zeros({count, width}, at::kLong);
+    batch.lengths = at::empty({count}, at::kLong);
+    for (int64_t i = 0; i < count; ++i) {
+      const TokenIds& ids = sequences[static_cast<size_t>(batch.rows[static_cast<size_t>(i)])];
+      std::copy(ids.begin(), ids.end(), batch.ids.mutable_data_ptr<int64_t>() + i * width);
+      batch.lengths.mutable_data_ptr<int64_t>()[i] = static_cast<int64_t>(ids.size());
+    }
+    batches.push_back(std::move(batch));
+    begin = end;
+  }
+  return batches;
+}
+
+std::vector<at::Tensor> BatchIds(const std::vector<TokenBatch>& batches) {
+  std::vector<at::Tensor> ids;
+  ids.reserve(batches.size());
+  for (const TokenBatch& batch : batches) ids.push_back(batch.ids);
+  return ids;
+}
+
+}  // namespace qpruner::engine
