@@ -26,6 +26,8 @@ constexpr int64_t kMaxConfigBytes = 16 << 20;
 constexpr int64_t kMaxIndexBytes = 256 << 20;
 constexpr size_t kMaxShards = 10'000;
 constexpr char kSingleFile[] = "model.safetensors";
+constexpr char kEmbedding[] = "model.embed_tokens.weight";
+constexpr char kHead[] = "lm_head.weight";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
 
 bool Exists(const std::string& path) {
@@ -79,7 +81,7 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 
 // What transformers passes over too: the head of a tied model, and a buffer of old Llama exports.
 bool MayBeIgnored(const ModelConfig& config, const std::string& name) {
-  return (config.tie_word_embeddings && name == "lm_head.weight") ||
+  return (config.tie_word_embeddings && name == kHead) ||
          absl::EndsWith(name, ".rotary_emb.inv_freq");
 }
 
@@ -186,6 +188,14 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
       return absl::InvalidArgumentError(absl::StrCat("Shard and index disagree: ", kIndexFile,
                                                      " places tensor ", QuotedForMessage(name),
                                                      " in ", file, ", which does not hold it"));
+    }
+  }
+
+  // A tied model needs the matrix once, under either name.
+  if (config.tie_word_embeddings && checkpoint->tensors_.count(kEmbedding) == 0) {
+    if (auto head = checkpoint->tensors_.extract(kHead)) {
+      head.key() = kEmbedding;
+      checkpoint->tensors_.insert(std::move(head));
     }
   }
 

@@ -21,7 +21,8 @@ class Checkpoint {
   // Opens `folder`: config.json with model.safetensors, or with model.safetensors.index.json and
   // the shards it names. Checks that every tensor the config calls for is there with its shape and
   // a floating dtype (F32, F16, BF16), and that nothing else is, except what transformers ignores
-  // too: lm_head.weight of a tied model and rotary_emb.inv_freq buffers.
+  // too: lm_head.weight of a tied model and rotary_emb.inv_freq buffers. A tied model that stores
+  // only lm_head.weight has it as model.embed_tokens.weight here.
   // INVALID_ARGUMENT names the file or tensor and the rule. NOT_FOUND names the file.
   static absl::StatusOr<std::shared_ptr<const Checkpoint>> Open(const std::string& folder);
 
