@@ -1,0 +1,35 @@
+// The tensors of a model under the names a Hugging Face checkpoint gives them.
+#ifndef QPRUNER_WORKER_ENGINE_EXPORT_CHECKPOINT_TENSORS_H_
+#define QPRUNER_WORKER_ENGINE_EXPORT_CHECKPOINT_TENSORS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "worker/engine/model/weights.h"
+
+namespace qpruner::engine {
+
+// Looks tensors up in a source. Holds the block it was last asked for, so that names in the order
+// of a checkpoint cost one load a block. Not thread-safe.
+class CheckpointTensors {
+ public:
+  // `source` must outlive this.
+  explicit CheckpointTensors(WeightSource& source) : source_(source) {}
+
+  // `name` as in ExpectedTensors(source.config()). Throws c10::Error for any other.
+  at::Tensor Get(const std::string& name);
+
+ private:
+  WeightSource& source_;
+  int64_t block_ = -1;
+  BlockWeights weights_;
+};
+
+// The row-major content of `tensor` as `dtype`, as a file stores it.
+std::string BytesOf(const at::Tensor& tensor, at::ScalarType dtype);
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_EXPORT_CHECKPOINT_TENSORS_H_

@@ -1,0 +1,75 @@
+#include "worker/engine/export/hf_model.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/durable_file.h"
+#include "base/status_macros.h"
+#include "worker/engine/export/checkpoint_tensors.h"
+#include "worker/engine/formats/safetensors_writer.h"
+#include "worker/engine/model/checkpoint_source.h"
+
+namespace qpruner::engine {
+namespace {
+
+// What a tokenizer may consist of, and how to generate with it. Nothing else is copied: a model
+// folder can hold anything.
+constexpr std::array<const char*, 9> kTokenizerFiles = {
+    "added_tokens.json", "chat_template.jinja",     "generation_config.json",
+    "merges.txt",        "special_tokens_map.json", "tokenizer.json",
+    "tokenizer.model",   "tokenizer_config.json",   "vocab.json"};
+constexpr int64_t kMaxTokenizerFileBytes = int64_t{256} << 20;
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::string>> WriteHfModel(const std::string& folder,
+                                                      WeightSource& source,
+                                                      const HfModelOptions& options) {
+  if (options.dtype != at::kBFloat16 && options.dtype != at::kFloat) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "A model is exported in bfloat16 or float32, not ", c10::toString(options.dtype)));
+  }
+  RETURN_IF_ERROR(CreateFolders(folder));
+  const ModelConfig& config = source.config();
+  std::vector<std::string> written;
+
+  CheckpointTensors tensors(source);
+  std::vector<TensorToWrite> to_write;
+  for (const ExpectedTensor& expected : ExpectedTensors(config)) {
+    to_write.push_back({.name = expected.name,
+                        .dtype = DTypeOf(options.dtype),
+                        .shape = expected.shape,
+                        .bytes = [&tensors, name = expected.name, dtype = options.dtype] {
+                          return BytesOf(tensors.Get(name), dtype);
+                        }});
+  }
+  // transformers refuses a file that does not say which framework wrote it.
+  RETURN_IF_ERROR(WriteSafetensors(absl::StrCat(folder, "/model.safetensors"), std::move(to_write),
+                                   {{"format", "pt"}}));
+  written.push_back("model.safetensors");
+
+  const char* dtype_name = options.dtype == at::kFloat ? "float32" : "bfloat16";
+  RETURN_IF_ERROR(
+      WriteFileDurably(absl::StrCat(folder, "/config.json"),
+                       absl::StrCat(ModelConfigToJson(config, dtype_name).dump(2), "\n")));
+  written.push_back("config.json");
+
+  for (const char* name : kTokenizerFiles) {
+    if (options.tokenizer_folder.empty()) break;
+    const auto content =
+        ReadFile(absl::StrCat(options.tokenizer_folder, "/", name), kMaxTokenizerFileBytes);
+    if (absl::IsNotFound(content.status())) continue;
+    RETURN_IF_ERROR(content.status());
+    RETURN_IF_ERROR(WriteFileDurably(absl::StrCat(folder, "/", name), *content));
+    written.push_back(name);
+  }
+  std::sort(written.begin(), written.end());
+  return written;
+}
+
+}  // namespace qpruner::engine
