@@ -1,0 +1,118 @@
+// qpruner-server: the API, the queue and the stores in one process.
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+#include <thread>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/durable_file.h"
+#include "base/id_generator.h"
+#include "server/server.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Where a program keeps a user's state: $XDG_STATE_HOME/qpruner, else ~/.local/state/qpruner.
+std::string DefaultDataDir() {
+  if (const char* state = getenv("XDG_STATE_HOME"); state != nullptr && *state != '\0') {
+    return absl::StrCat(state, "/qpruner");
+  }
+  const char* home = getenv("HOME");
+  return absl::StrCat(home != nullptr ? home : "/var/lib", "/.local/state/qpruner");
+}
+
+int Main(int argc, char** argv) {
+  ServerOptions options;
+  options.data_dir = DefaultDataDir();
+  options.version = QPRUNER_VERSION;
+  const fs::path bin = fs::read_symlink("/proc/self/exe").parent_path();
+  options.worker_program = (bin / "qpruner-worker").string();
+  std::string port_file;
+  std::string log_level = "info";
+
+  CLI::App app("Queues compressions of language models and hands their tasks to workers.",
+               "qpruner-server");
+  app.add_option("--listen", options.listen,
+                 "HOST:PORT (port 0: any free one) or unix:PATH of the API")
+      ->capture_default_str();
+  app.add_flag("--insecure", options.insecure,
+               "Allow addresses other than loopback: no TLS, no authentication");
+  app.add_option("--data-dir", options.data_dir, "Folder of jobs and artifacts")
+      ->capture_default_str();
+  app.add_option("--local-workers", options.local_workers, "Workers to run on this machine")
+      ->capture_default_str();
+  app.add_option("--worker-program", options.worker_program, "The local workers' program")
+      ->capture_default_str();
+  app.add_option("--model-root", options.validation.model_roots,
+                 "file:// models and texts must lie below this folder; may be repeated")
+      ->capture_default_str();
+  app.add_option("--metrics-listen", options.metrics_listen,
+                 "HOST:PORT of /metrics for Prometheus, or off")
+      ->capture_default_str();
+  app.add_option("--port-file", port_file,
+                 "Write the address to this file once the server listens");
+  app.add_option("--log-level", log_level, "debug, info, warning, error")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->capture_default_str();
+  app.set_version_flag("--version", QPRUNER_VERSION);
+  CLI11_PARSE(app, argc, argv);
+
+  // Logs go to standard error: standard output carries the address alone.
+  spdlog::set_default_logger(spdlog::stderr_color_mt("server"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v");
+  spdlog::set_level(spdlog::level::from_str(log_level));
+
+  // Before any thread starts, so that only sigwait below sees them. A reader that goes away must
+  // not end the server.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  auto server = Server::Start(std::move(options), RealClock(), SystemIdGenerator());
+  if (!server.ok()) {
+    spdlog::error("{}", std::string(server.status().message()));
+    return 1;
+  }
+  if (!port_file.empty()) {
+    if (absl::Status status = WriteFileDurably(port_file, (*server)->address() + "\n");
+        !status.ok()) {
+      spdlog::error("{}", std::string(status.message()));
+      return 1;
+    }
+  }
+  printf("listening on %s\n", (*server)->address().c_str());
+  fflush(stdout);
+  spdlog::info("qpruner-server {} listens on {}", QPRUNER_VERSION, (*server)->address());
+  if (const int port = (*server)->metrics_port()) spdlog::info("metrics on port {}", port);
+
+  int signal_number = 0;
+  sigwait(&signals, &signal_number);
+  spdlog::info("stopping after signal {}; a second one ends at once", signal_number);
+  std::thread([signals] {
+    int again = 0;
+    sigwait(&signals, &again);
+    _exit(128 + again);
+  }).detach();
+  (*server)->Shutdown();
+  spdlog::info("stopped");
+  return 0;
+}
+
+}  // namespace
+}  // namespace qpruner::server
+
+int main(int argc, char** argv) { return qpruner::server::Main(argc, argv); }

@@ -1,0 +1,264 @@
+#include "server/metrics/server_metrics.h"
+
+#include <exception>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/status_macros.h"
+#include "prometheus/collectable.h"
+#include "prometheus/counter.h"
+#include "prometheus/exposer.h"
+#include "prometheus/family.h"
+#include "prometheus/histogram.h"
+#include "prometheus/registry.h"
+
+namespace qpruner::server {
+namespace {
+
+using internal::v1::TaskRecord;
+
+// Stages take from a second (the shipped model) to a day.
+const prometheus::Histogram::BucketBoundaries kStageBuckets = {
+    0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600};
+// From a read (under a millisecond) through an fsync to a long poll.
+const prometheus::Histogram::BucketBoundaries kCallBuckets = {
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 60};
+
+prometheus::MetricFamily GaugeFamily(const std::string& name, const std::string& help) {
+  prometheus::MetricFamily family;
+  family.name = name;
+  family.help = help;
+  family.type = prometheus::MetricType::Gauge;
+  return family;
+}
+
+void AddGauge(prometheus::MetricFamily& family, double value, const std::string& state = "") {
+  prometheus::ClientMetric metric;
+  metric.gauge.value = value;
+  if (!state.empty()) metric.label.push_back({"state", absl::AsciiStrToLower(state)});
+  family.metric.push_back(std::move(metric));
+}
+
+class StoreGauges final : public prometheus::Collectable {
+ public:
+  StoreGauges(JobStore& store, JobQueue& queue, WatchHub& watches)
+      : store_(store), queue_(queue), watches_(watches) {}
+
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    StoreCounts counts;
+    const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+      ASSIGN_OR_RETURN(counts, reader.Counts());
+      return absl::OkStatus();
+    });
+    std::vector<prometheus::MetricFamily> families;
+    auto up = GaugeFamily("qpruner_store_up", "1 if the last scrape could read the store.");
+    AddGauge(up, status.ok() ? 1 : 0);
+    families.push_back(std::move(up));
+    auto workers = GaugeFamily("qpruner_workers", "Workers heard from within their lease.");
+    AddGauge(workers, static_cast<double>(queue_.LiveWorkers().size()));
+    families.push_back(std::move(workers));
+    auto watchers = GaugeFamily("qpruner_watchers", "Open WatchJob streams.");
+    AddGauge(watchers, static_cast<double>(watches_.watcher_count()));
+    families.push_back(std::move(watchers));
+    // Better absent than wrong.
+    if (!status.ok()) return families;
+
+    // Every state is there from the first scrape, so that rates and alerts have no gaps.
+    auto jobs = GaugeFamily("qpruner_jobs", "Jobs now in each state.");
+    for (int state = v1::CompressionJob::PENDING; state <= v1::CompressionJob::CANCELLED; ++state) {
+      const auto value = static_cast<v1::CompressionJob::State>(state);
+      AddGauge(jobs, static_cast<double>(counts.jobs[value]),
+               v1::CompressionJob::State_Name(value));
+    }
+    families.push_back(std::move(jobs));
+    auto tasks = GaugeFamily("qpruner_tasks", "Tasks now in each state.");
+    for (int state = TaskRecord::QUEUED; state <= TaskRecord::CANCELLED; ++state) {
+      const auto value = static_cast<TaskRecord::State>(state);
+      AddGauge(tasks, static_cast<double>(counts.tasks[value]), TaskRecord::State_Name(value));
+    }
+    families.push_back(std::move(tasks));
+    auto depth = GaugeFamily("qpruner_queue_depth", "Tasks that wait for a worker.");
+    AddGauge(depth, static_cast<double>(counts.tasks[TaskRecord::QUEUED]));
+    families.push_back(std::move(depth));
+    return families;
+  }
+
+ private:
+  JobStore& store_;
+  JobQueue& queue_;
+  WatchHub& watches_;
+};
+
+const char* CodeName(grpc::StatusCode code) {
+  static constexpr const char* kNames[] = {"OK",
+                                           "CANCELLED",
+                                           "UNKNOWN",
+                                           "INVALID_ARGUMENT",
+                                           "DEADLINE_EXCEEDED",
+                                           "NOT_FOUND",
+                                           "ALREADY_EXISTS",
+                                           "PERMISSION_DENIED",
+                                           "RESOURCE_EXHAUSTED",
+                                           "FAILED_PRECONDITION",
+                                           "ABORTED",
+                                           "OUT_OF_RANGE",
+                                           "UNIMPLEMENTED",
+                                           "INTERNAL",
+                                           "UNAVAILABLE",
+                                           "DATA_LOSS",
+                                           "UNAUTHENTICATED"};
+  return code >= 0 && code < static_cast<int>(std::size(kNames)) ? kNames[code] : "OTHER";
+}
+
+}  // namespace
+
+struct ServerMetrics::Families {
+  explicit Families(prometheus::Registry& registry)
+      : leases_acquired(prometheus::BuildCounter()
+                            .Name("qpruner_leases_acquired_total")
+                            .Help("Tasks handed to workers.")
+                            .Register(registry)
+                            .Add({})),
+        leases_expired(prometheus::BuildCounter()
+                           .Name("qpruner_leases_expired_total")
+                           .Help("Leases that ended without a heartbeat.")
+                           .Register(registry)
+                           .Add({})),
+        task_retries(prometheus::BuildCounter()
+                         .Name("qpruner_task_retries_total")
+                         .Help("Attempts that ended and were queued again.")
+                         .Register(registry)
+                         .Add({})),
+        jobs_finished(prometheus::BuildCounter()
+                          .Name("qpruner_jobs_finished_total")
+                          .Help("Jobs that entered a final state.")
+                          .Register(registry)),
+        stage_duration(prometheus::BuildHistogram()
+                           .Name("qpruner_stage_duration_seconds")
+                           .Help("Wall time of finished stages, waiting for workers included.")
+                           .Register(registry)),
+        rpcs(prometheus::BuildCounter()
+                 .Name("qpruner_rpcs_total")
+                 .Help("Calls that ended.")
+                 .Register(registry)),
+        rpc_duration(prometheus::BuildHistogram()
+                         .Name("qpruner_rpc_duration_seconds")
+                         .Help("From the start of a call to its status.")
+                         .Register(registry)) {}
+
+  prometheus::Counter& leases_acquired;
+  prometheus::Counter& leases_expired;
+  prometheus::Counter& task_retries;
+  prometheus::Family<prometheus::Counter>& jobs_finished;
+  prometheus::Family<prometheus::Histogram>& stage_duration;
+  prometheus::Family<prometheus::Counter>& rpcs;
+  prometheus::Family<prometheus::Histogram>& rpc_duration;
+};
+
+ServerMetrics::ServerMetrics()
+    : registry_(std::make_shared<prometheus::Registry>()),
+      families_(std::make_unique<Families>(*registry_)) {}
+ServerMetrics::~ServerMetrics() = default;
+
+void ServerMetrics::OnLeaseAcquired() { families_->leases_acquired.Increment(); }
+void ServerMetrics::OnLeaseExpired() { families_->leases_expired.Increment(); }
+void ServerMetrics::OnTaskRetried() { families_->task_retries.Increment(); }
+
+void ServerMetrics::OnStageFinished(v1::CompressionJob::Stage stage, absl::Duration duration) {
+  families_->stage_duration
+      .Add({{"stage", absl::AsciiStrToLower(v1::CompressionJob::Stage_Name(stage))}}, kStageBuckets)
+      .Observe(absl::ToDoubleSeconds(duration));
+}
+
+void ServerMetrics::OnJobFinished(v1::CompressionJob::State state) {
+  families_->jobs_finished
+      .Add({{"state", absl::AsciiStrToLower(v1::CompressionJob::State_Name(state))}})
+      .Increment();
+}
+
+std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>
+ServerMetrics::CallCounter() {
+  using grpc::experimental::InterceptionHookPoints;
+  using grpc::experimental::Interceptor;
+  using grpc::experimental::InterceptorBatchMethods;
+
+  class Call final : public Interceptor {
+   public:
+    Call(Families& families, const char* method)
+        : families_(families), method_(method), start_(absl::Now()) {}
+    void Intercept(InterceptorBatchMethods* methods) override {
+      if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
+        const grpc::Status status = methods->GetSendStatus();
+        families_.rpcs.Add({{"method", method_}, {"code", CodeName(status.error_code())}})
+            .Increment();
+        families_.rpc_duration.Add({{"method", method_}}, kCallBuckets)
+            .Observe(absl::ToDoubleSeconds(absl::Now() - start_));
+      }
+      methods->Proceed();
+    }
+
+   private:
+    Families& families_;
+    const std::string method_;
+    const absl::Time start_;
+  };
+  class Factory final : public grpc::experimental::ServerInterceptorFactoryInterface {
+   public:
+    explicit Factory(Families& families) : families_(families) {}
+    Interceptor* CreateServerInterceptor(grpc::experimental::ServerRpcInfo* info) override {
+      // Only known methods: a client must not be able to make up label values.
+      const absl::string_view method = info->method();
+      if (!absl::StartsWith(method, "/qpruner.")) return nullptr;
+      return new Call(families_, info->method() + 1);
+    }
+
+   private:
+    Families& families_;
+  };
+  return std::make_unique<Factory>(*families_);
+}
+
+std::shared_ptr<prometheus::Collectable> MakeStoreGauges(JobStore& store, JobQueue& queue,
+                                                         WatchHub& watches) {
+  return std::make_shared<StoreGauges>(store, queue, watches);
+}
+
+struct MetricsEndpoint::State {
+  explicit State(const std::string& address) : exposer(address, /*num_threads=*/1) {}
+  prometheus::Exposer exposer;
+  // The exposer holds weak references.
+  std::shared_ptr<prometheus::Collectable> registry;
+  std::shared_ptr<prometheus::Collectable> gauges;
+};
+
+MetricsEndpoint::MetricsEndpoint(std::unique_ptr<State> state) : state_(std::move(state)) {}
+MetricsEndpoint::~MetricsEndpoint() = default;
+
+absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Start(
+    const std::string& address, const ServerMetrics& metrics,
+    std::shared_ptr<prometheus::Collectable> gauges) {
+  std::unique_ptr<State> state;
+  try {
+    state = std::make_unique<State>(address);
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(absl::StrCat("Cannot serve metrics on ", address, ": ",
+                                               error.what(),
+                                               "; choose another --metrics-listen, or off"));
+  }
+  state->registry = metrics.registry();
+  state->gauges = std::move(gauges);
+  state->exposer.RegisterCollectable(state->registry);
+  state->exposer.RegisterCollectable(state->gauges);
+  return std::unique_ptr<MetricsEndpoint>(new MetricsEndpoint(std::move(state)));
+}
+
+int MetricsEndpoint::port() const {
+  const std::vector<int> ports = state_->exposer.GetListeningPorts();
+  return ports.empty() ? 0 : ports.front();
+}
+
+}  // namespace qpruner::server

@@ -1,0 +1,122 @@
+#include "server/queue/job_change.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "server/queue/job_states.h"
+
+namespace qpruner::server {
+
+google::protobuf::Timestamp ToTimestamp(absl::Time time) {
+  google::protobuf::Timestamp timestamp;
+  const int64_t nanoseconds = absl::ToUnixNanos(time);
+  timestamp.set_seconds(nanoseconds / 1'000'000'000);
+  timestamp.set_nanos(static_cast<int32_t>(nanoseconds % 1'000'000'000));
+  return timestamp;
+}
+
+absl::Time FromTimestamp(const google::protobuf::Timestamp& timestamp) {
+  return absl::FromUnixSeconds(timestamp.seconds()) + absl::Nanoseconds(timestamp.nanos());
+}
+
+absl::StatusOr<JobChange> JobChange::Load(StoreTransaction& store, const JobName& name,
+                                          absl::Time now) {
+  ASSIGN_OR_RETURN(internal::v1::JobRecord record, store.GetJob(name));
+  return JobChange(store, name, std::move(record), now);
+}
+
+absl::StatusOr<JobChange> JobChange::Insert(StoreTransaction& store, const JobName& name,
+                                            const internal::v1::JobRecord& record, absl::Time now) {
+  RETURN_IF_ERROR(store.InsertJob(record));
+  JobChange change(store, name, record, now);
+  RETURN_IF_ERROR(change.AppendState());
+  return change;
+}
+
+absl::Status JobChange::Append(v1::JobEvent event) {
+  event.set_sequence(record_.job().last_event_sequence() + 1);
+  *event.mutable_time() = ToTimestamp(now_);
+  record_.mutable_job()->set_last_event_sequence(event.sequence());
+  return store_->AppendEvent(name_, event);
+}
+
+absl::Status JobChange::AppendState() {
+  v1::JobEvent event;
+  v1::JobEvent::StateChanged& changed = *event.mutable_state_changed();
+  changed.set_state(job().state());
+  changed.set_stage(job().stage());
+  if (job().has_error()) *changed.mutable_error() = job().error();
+  return Append(std::move(event));
+}
+
+absl::Status JobChange::EnterState(v1::CompressionJob::State state,
+                                   const google::rpc::Status* error) {
+  v1::CompressionJob& job = *record_.mutable_job();
+  if (!CanTransition(job.state(), state)) {
+    return absl::InternalError(
+        absl::StrCat("No transition from ", v1::CompressionJob::State_Name(job.state()), " to ",
+                     v1::CompressionJob::State_Name(state), " for ", job.name()));
+  }
+  job.set_state(state);
+  if (error != nullptr) *job.mutable_error() = *error;
+  if (state == v1::CompressionJob::RUNNING) {
+    *job.mutable_start_time() = ToTimestamp(now_);
+    job.set_stage(v1::CompressionJob::PREPARE);
+  }
+  if (IsFinal(state)) {
+    *job.mutable_end_time() = ToTimestamp(now_);
+    job.set_stage(v1::CompressionJob::STAGE_UNSPECIFIED);
+  }
+  return AppendState();
+}
+
+absl::Status JobChange::EnterStage(v1::CompressionJob::Stage stage) {
+  record_.mutable_job()->set_stage(stage);
+  return AppendState();
+}
+
+absl::Status JobChange::PutTrial(const v1::Trial& trial) {
+  RETURN_IF_ERROR(store_->PutTrial(name_, trial));
+  v1::JobEvent event;
+  *event.mutable_trial_updated() = trial;
+  return Append(std::move(event));
+}
+
+absl::Status JobChange::PutArtifact(const internal::v1::ArtifactRef& ref) {
+  v1::JobEvent event;
+  v1::Artifact& artifact = *event.mutable_artifact_added();
+  artifact.set_name(name_.ArtifactName(ref.path()));
+  artifact.set_size_bytes(ref.size_bytes());
+  artifact.set_sha256(ref.sha256());
+  *artifact.mutable_create_time() = ToTimestamp(now_);
+  RETURN_IF_ERROR(store_->PutArtifact(name_, artifact));
+  return Append(std::move(event));
+}
+
+absl::Status JobChange::AdvanceProgress(double fraction, const std::string& message) {
+  v1::Progress& progress = *record_.mutable_job()->mutable_progress();
+  progress.set_fraction(std::max(progress.fraction(), fraction));
+  if (!message.empty()) progress.set_message(message);
+  v1::JobEvent event;
+  *event.mutable_progress() = progress;
+  return Append(std::move(event));
+}
+
+absl::Status JobChange::Log(v1::JobEvent::LogLine::Severity severity, const std::string& text) {
+  v1::JobEvent event;
+  event.mutable_log()->set_severity(severity);
+  event.mutable_log()->set_text(text);
+  return Append(std::move(event));
+}
+
+absl::Status JobChange::ChangeFront(const v1::ParetoFront& front) {
+  v1::JobEvent event;
+  *event.mutable_pareto_changed() = front;
+  return Append(std::move(event));
+}
+
+absl::Status JobChange::Save() { return store_->UpdateJob(record_); }
+
+}  // namespace qpruner::server

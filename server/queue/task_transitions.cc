@@ -1,0 +1,277 @@
+#include "server/queue/task_transitions.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "proto/status_codec.h"
+#include "server/queue/job_states.h"
+#include "server/queue/search_view.h"
+
+namespace qpruner::server {
+namespace {
+
+using internal::v1::TaskRecord;
+using internal::v1::TaskResult;
+using internal::v1::TaskSpec;
+
+// The trial that a task measures; nothing for other tasks.
+absl::StatusOr<std::optional<v1::Trial>> FindTrial(StoreTransaction& store, const JobName& job,
+                                                   const TaskRecord& task) {
+  if (!task.spec().has_trial()) return std::nullopt;
+  const int index = task.spec().trial().index();
+  ASSIGN_OR_RETURN(std::vector<v1::Trial> found, store.ListTrials(job, index - 1, 1));
+  if (found.size() != 1 || found[0].index() != index) {
+    return absl::InternalError(absl::StrCat("Task without its trial: ", task.task_id()));
+  }
+  return std::optional<v1::Trial>(std::move(found[0]));
+}
+
+absl::Status MoveTrial(StoreTransaction& store, JobChange& change, const TaskRecord& task,
+                       v1::Trial::State state, absl::Time now) {
+  ASSIGN_OR_RETURN(std::optional<v1::Trial> trial, FindTrial(store, change.name(), task));
+  if (!trial) return absl::OkStatus();
+  trial->set_state(state);
+  if (IsFinal(state)) *trial->mutable_end_time() = ToTimestamp(now);
+  return change.PutTrial(*trial);
+}
+
+absl::Status CloseTask(StoreTransaction& store, JobChange& change, TaskRecord& task,
+                       TaskRecord::State state, v1::Trial::State trial_state, absl::Time now) {
+  task.set_state(state);
+  *task.mutable_end_time() = ToTimestamp(now);
+  RETURN_IF_ERROR(store.PutTask(task));
+  return MoveTrial(store, change, task, trial_state, now);
+}
+
+int CompletedTrials(const std::vector<v1::Trial>& trials) {
+  return static_cast<int>(std::count_if(
+      trials.begin(), trials.end(), [](const v1::Trial& trial) { return IsFinal(trial.state()); }));
+}
+
+// A trial is finished: what the job shows about all of them.
+absl::Status CountTrial(StoreTransaction& store, JobChange& change,
+                        const std::vector<v1::Trial>& before, double running) {
+  ASSIGN_OR_RETURN(const std::vector<v1::Trial> after, store.ListTrials(change.name(), 0, 0));
+  const v1::CompressionSpec& spec = change.job().spec();
+  const internal::v1::PrepareResult& prepare = change.record().prepare();
+  ASSIGN_OR_RETURN(const v1::ParetoFront old_front, BuildFront(prepare, spec, before, 0));
+  ASSIGN_OR_RETURN(const v1::ParetoFront front, BuildFront(prepare, spec, after, 0));
+  if (front.SerializeAsString() != old_front.SerializeAsString()) {
+    RETURN_IF_ERROR(change.ChangeFront(front));
+  }
+  v1::Progress& progress = *change.record().mutable_job()->mutable_progress();
+  progress.set_completed_trial_count(CompletedTrials(after));
+  return change.AdvanceProgress(
+      JobFraction(v1::CompressionJob::SEARCH, progress.completed_trial_count(),
+                  progress.trial_count(), running),
+      absl::StrCat(progress.completed_trial_count(), " of ", progress.trial_count(),
+                   " trials done"));
+}
+
+absl::Status CheckResult(const JobChange& change, const TaskRecord& task,
+                         const TaskResult& result) {
+  switch (task.spec().work_case()) {
+    case TaskSpec::kPrepare:
+      if (!result.has_prepare()) break;
+      return CheckPrepareResult(result.prepare(), change.job().spec());
+    case TaskSpec::kTrial:
+      if (!result.has_trial()) break;
+      if (!result.trial().has_selection()) {
+        return absl::InvalidArgumentError("A trial's result needs metrics of the selection share");
+      }
+      return absl::OkStatus();
+    case TaskSpec::kFinalize:
+      if (!result.has_finalize()) break;
+      return absl::OkStatus();
+    case TaskSpec::WORK_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("The result is not one of task ", task.task_id()));
+}
+
+// The error as the job shows it: which task, then what it said.
+absl::Status DescribeFailure(const TaskRecord& task, int max_attempts, const absl::Status& error) {
+  const std::string which = IsBadInput(error.code())
+                                ? absl::StrCat("Task ", task.task_id(), " failed: ")
+                                : absl::StrCat("Task ", task.task_id(), " gave up after ",
+                                               task.attempt(), " of ", max_attempts, " attempts: ");
+  absl::Status described(error.code(), absl::StrCat(which, error.message()));
+  error.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
+    described.SetPayload(url, payload);
+  });
+  return WithErrorInfo(described, IsBadInput(error.code()) ? "TASK_FAILED" : "TOO_MANY_ATTEMPTS",
+                       {{"task", task.task_id()}, {"attempts", absl::StrCat(task.attempt())}});
+}
+
+absl::Status FinishCancel(StoreTransaction& store, JobChange& change) {
+  ASSIGN_OR_RETURN(const std::vector<TaskRecord> tasks, store.ListTasks(change.name()));
+  const bool any_leased = std::any_of(tasks.begin(), tasks.end(), [](const TaskRecord& task) {
+    return task.state() == TaskRecord::LEASED;
+  });
+  return any_leased ? absl::OkStatus() : change.EnterState(v1::CompressionJob::CANCELLED, nullptr);
+}
+
+}  // namespace
+
+bool IsCurrentLease(const TaskRecord& task, const internal::v1::Lease& lease) {
+  return task.state() == TaskRecord::LEASED && !lease.token().empty() &&
+         task.lease_token() == lease.token() && task.attempt() == lease.attempt();
+}
+
+bool IsBadInput(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kOutOfRange:
+    case absl::StatusCode::kDataLoss:
+      return true;
+    default:
+      return false;
+  }
+}
+
+absl::Status QueueTask(StoreTransaction& store, const JobChange& change, const PlannedTask& planned,
+                       absl::Time now) {
+  TaskRecord task;
+  task.set_job(change.job().name());
+  task.set_task_id(planned.task_id);
+  task.set_state(TaskRecord::QUEUED);
+  *task.mutable_spec() = planned.spec;
+  task.set_priority(change.job().priority());
+  *task.mutable_not_before() = ToTimestamp(now);
+  *task.mutable_create_time() = ToTimestamp(now);
+  return store.PutTask(task);
+}
+
+absl::Status LeaseTask(StoreTransaction& store, JobChange& change, TaskRecord& task,
+                       const NewLease& lease, absl::Time now) {
+  if (change.job().state() == v1::CompressionJob::PENDING) {
+    RETURN_IF_ERROR(change.EnterState(v1::CompressionJob::RUNNING, nullptr));
+  }
+  task.set_state(TaskRecord::LEASED);
+  task.set_attempt(task.attempt() + 1);
+  task.set_lease_token(lease.token);
+  task.set_worker(lease.worker);
+  task.set_incarnation(lease.incarnation);
+  *task.mutable_lease_expire_time() = ToTimestamp(lease.expire_time);
+  *task.mutable_start_time() = ToTimestamp(now);
+  task.clear_end_time();
+  task.set_fraction(0);
+  RETURN_IF_ERROR(store.PutTask(task));
+  ASSIGN_OR_RETURN(std::optional<v1::Trial> trial, FindTrial(store, change.name(), task));
+  if (!trial) return absl::OkStatus();
+  trial->set_state(v1::Trial::RUNNING);
+  trial->set_worker(lease.worker);
+  trial->set_attempt_count(task.attempt());
+  *trial->mutable_start_time() = ToTimestamp(now);
+  return change.PutTrial(*trial);
+}
+
+absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, TaskRecord& task,
+                                  const LeaseEnd& end, absl::Time now) {
+  if (end.revoked) task.clear_lease_token();
+  *task.mutable_error() = ToRpcStatus(end.error);
+  if (change.job().state() == v1::CompressionJob::CANCELLING) {
+    RETURN_IF_ERROR(
+        CloseTask(store, change, task, TaskRecord::CANCELLED, v1::Trial::CANCELLED, now));
+    RETURN_IF_ERROR(FinishCancel(store, change));
+    return TaskFate::kCancelled;
+  }
+  if (absl::IsResourceExhausted(end.error) && task.spec().has_trial()) {
+    // The device's memory is not enough for this assignment: that is the measurement.
+    ASSIGN_OR_RETURN(const std::vector<v1::Trial> before, store.ListTrials(change.name(), 0, 0));
+    RETURN_IF_ERROR(
+        CloseTask(store, change, task, TaskRecord::SUCCEEDED, v1::Trial::INFEASIBLE, now));
+    RETURN_IF_ERROR(CountTrial(store, change, before, 0));
+    return TaskFate::kInfeasible;
+  }
+  const int max_attempts = change.job().spec().limits().max_attempts();
+  if (IsBadInput(end.error.code()) || task.attempt() >= max_attempts) {
+    RETURN_IF_ERROR(CloseTask(store, change, task, TaskRecord::FAILED, v1::Trial::FAILED, now));
+    RETURN_IF_ERROR(FailJob(store, change, DescribeFailure(task, max_attempts, end.error), now));
+    return TaskFate::kJobFailed;
+  }
+  task.set_state(TaskRecord::QUEUED);
+  task.set_fraction(0);
+  *task.mutable_end_time() = ToTimestamp(now);
+  *task.mutable_not_before() = ToTimestamp(now + end.backoff);
+  RETURN_IF_ERROR(store.PutTask(task));
+  RETURN_IF_ERROR(MoveTrial(store, change, task, v1::Trial::QUEUED, now));
+  v1::CompressionJob& job = *change.record().mutable_job();
+  job.set_retry_count(job.retry_count() + 1);
+  RETURN_IF_ERROR(change.Log(
+      v1::JobEvent::LogLine::WARNING,
+      absl::StrCat("Attempt ", task.attempt(), " of ", max_attempts, " of task ", task.task_id(),
+                   " ended (", absl::StatusCodeToString(end.error.code()), ": ",
+                   end.error.message(), "); it is queued again")));
+  return TaskFate::kRetried;
+}
+
+absl::Status CompleteTask(StoreTransaction& store, JobChange& change, TaskRecord& task,
+                          const TaskResult& result, double running, absl::Time now) {
+  RETURN_IF_ERROR(CheckResult(change, task, result));
+  for (const internal::v1::ArtifactRef& output : result.outputs()) {
+    RETURN_IF_ERROR(change.PutArtifact(output));
+  }
+  task.set_state(TaskRecord::SUCCEEDED);
+  task.set_fraction(1);
+  task.clear_error();
+  *task.mutable_end_time() = ToTimestamp(now);
+  RETURN_IF_ERROR(store.PutTask(task));
+  internal::v1::JobRecord& record = change.record();
+  switch (result.result_case()) {
+    case TaskResult::kPrepare:
+      *record.mutable_prepare() = result.prepare();
+      *record.mutable_prepared() = result.outputs();
+      return change.AdvanceProgress(JobFraction(v1::CompressionJob::PREPARE, 0, 0, 1),
+                                    "model prepared");
+    case TaskResult::kTrial: {
+      ASSIGN_OR_RETURN(const std::vector<v1::Trial> before, store.ListTrials(change.name(), 0, 0));
+      ASSIGN_OR_RETURN(std::optional<v1::Trial> trial, FindTrial(store, change.name(), task));
+      trial->set_state(v1::Trial::SUCCEEDED);
+      *trial->mutable_metrics() = result.trial().selection();
+      if (result.trial().has_test()) *trial->mutable_test_metrics() = result.trial().test();
+      *trial->mutable_end_time() = ToTimestamp(now);
+      RETURN_IF_ERROR(change.PutTrial(*trial));
+      return CountTrial(store, change, before, running);
+    }
+    case TaskResult::kFinalize:
+      *record.mutable_finalize() = result.finalize();
+      return absl::OkStatus();
+    case TaskResult::RESULT_NOT_SET:
+      break;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FailJob(StoreTransaction& store, JobChange& change, const absl::Status& error,
+                     absl::Time now) {
+  ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks, store.ListTasks(change.name()));
+  for (TaskRecord& task : tasks) {
+    if (!IsOpen(task.state())) continue;
+    task.clear_lease_token();
+    RETURN_IF_ERROR(
+        CloseTask(store, change, task, TaskRecord::CANCELLED, v1::Trial::CANCELLED, now));
+  }
+  const google::rpc::Status status = ToRpcStatus(error);
+  return change.EnterState(v1::CompressionJob::FAILED, &status);
+}
+
+absl::Status CancelJob(StoreTransaction& store, JobChange& change, absl::Time now) {
+  ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks, store.ListTasks(change.name()));
+  for (TaskRecord& task : tasks) {
+    if (task.state() != TaskRecord::QUEUED) continue;
+    RETURN_IF_ERROR(
+        CloseTask(store, change, task, TaskRecord::CANCELLED, v1::Trial::CANCELLED, now));
+  }
+  if (change.job().state() == v1::CompressionJob::PENDING) {
+    return change.EnterState(v1::CompressionJob::CANCELLED, nullptr);
+  }
+  RETURN_IF_ERROR(change.EnterState(v1::CompressionJob::CANCELLING, nullptr));
+  return FinishCancel(store, change);
+}
+
+}  // namespace qpruner::server

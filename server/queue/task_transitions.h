@@ -1,0 +1,72 @@
+// What happens to a job and its tasks when one task is leased, ends or is given up: changes inside
+// one transaction. What they mean for leases in memory is the queue's business.
+#ifndef QPRUNER_SERVER_QUEUE_TASK_TRANSITIONS_H_
+#define QPRUNER_SERVER_QUEUE_TASK_TRANSITIONS_H_
+
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "qpruner/internal/v1/record.pb.h"
+#include "qpruner/internal/v1/worker_service.pb.h"
+#include "server/queue/job_change.h"
+#include "server/queue/job_planner.h"
+#include "server/store/job_store.h"
+
+namespace qpruner::server {
+
+struct NewLease {
+  std::string token;
+  std::string worker;
+  std::string incarnation;
+  absl::Time expire_time;
+};
+
+// Is `lease` the current one of `task`?
+bool IsCurrentLease(const internal::v1::TaskRecord& task, const internal::v1::Lease& lease);
+
+// True for errors that say that the job's input is bad: another attempt would end the same way.
+bool IsBadInput(absl::StatusCode code);
+
+// Queues a planned task.
+absl::Status QueueTask(StoreTransaction& store, const JobChange& change, const PlannedTask& planned,
+                       absl::Time now);
+
+// QUEUED to LEASED; the job's first lease makes it RUNNING.
+absl::Status LeaseTask(StoreTransaction& store, JobChange& change, internal::v1::TaskRecord& task,
+                       const NewLease& lease, absl::Time now);
+
+// How a lease ended without a result.
+struct LeaseEnd {
+  absl::Status error;
+  // Before the next attempt.
+  absl::Duration backoff;
+  // The worker is gone or silent: nothing that it still sends about this lease counts. False when
+  // the worker itself reported the end, and may report it again.
+  bool revoked = false;
+};
+enum class TaskFate { kRetried, kInfeasible, kCancelled, kJobFailed };
+
+// LEASED to QUEUED, or to a final state: a trial that ran out of memory is INFEASIBLE, bad input
+// and too many attempts end the job, a job that is CANCELLING takes the task with it.
+absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change,
+                                  internal::v1::TaskRecord& task, const LeaseEnd& end,
+                                  absl::Time now);
+
+// LEASED to SUCCEEDED, with the result put where it belongs. `running` as in JobFraction, without
+// this task. INVALID_ARGUMENT: the result is not one that this task can have; nothing was written.
+absl::Status CompleteTask(StoreTransaction& store, JobChange& change,
+                          internal::v1::TaskRecord& task, const internal::v1::TaskResult& result,
+                          double running, absl::Time now);
+
+// RUNNING to FAILED; the tasks and trials that are still open are CANCELLED.
+absl::Status FailJob(StoreTransaction& store, JobChange& change, const absl::Status& error,
+                     absl::Time now);
+
+// PENDING to CANCELLED, RUNNING to CANCELLING, and on to CANCELLED if no task is leased.
+absl::Status CancelJob(StoreTransaction& store, JobChange& change, absl::Time now);
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_QUEUE_TASK_TRANSITIONS_H_

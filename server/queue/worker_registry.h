@@ -1,0 +1,59 @@
+// The workers that this server process has heard from. In memory: after a restart they register
+// again, because AcquireTask tells them to.
+#ifndef QPRUNER_SERVER_QUEUE_WORKER_REGISTRY_H_
+#define QPRUNER_SERVER_QUEUE_WORKER_REGISTRY_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+
+namespace qpruner::server {
+
+struct WorkerInfo {
+  std::string name;
+  std::string incarnation;
+  std::string device;
+  int64_t device_memory_bytes = 0;
+  std::string version;
+  // On the monotonic clock.
+  absl::Duration last_heard;
+};
+
+// Not thread-safe.
+class WorkerRegistry {
+ public:
+  // Replaces an earlier process of the same name.
+  void Register(WorkerInfo worker) { workers_[worker.name] = std::move(worker); }
+  bool IsRegistered(const std::string& name, const std::string& incarnation) const {
+    const auto found = workers_.find(name);
+    return found != workers_.end() && found->second.incarnation == incarnation;
+  }
+  void Hear(const std::string& name, absl::Duration now) {
+    if (const auto found = workers_.find(name); found != workers_.end()) {
+      found->second.last_heard = now;
+    }
+  }
+  // By name, those heard from since `since`.
+  std::vector<WorkerInfo> HeardSince(absl::Duration since) const {
+    std::vector<WorkerInfo> result;
+    for (const auto& [name, worker] : workers_) {
+      if (worker.last_heard >= since) result.push_back(worker);
+    }
+    return result;
+  }
+  // Names that come and go must not pile up.
+  void ForgetSilentSince(absl::Duration since) {
+    std::erase_if(workers_, [&](const auto& entry) { return entry.second.last_heard < since; });
+  }
+
+ private:
+  std::map<std::string, WorkerInfo> workers_;
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_QUEUE_WORKER_REGISTRY_H_

@@ -1,0 +1,109 @@
+#include "server/rpc/download_stream.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/resource_name.h"
+#include "base/status_macros.h"
+#include "proto/grpc_status.h"
+#include "proto/status_codec.h"
+
+namespace qpruner::server {
+namespace {
+
+// Strictly alternates between a read on the executor and a write, so no lock is needed: each step
+// starts after the one before it has ended.
+class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifactResponse> {
+ public:
+  DownloadStream(std::string name, int64_t offset, JobStore& store, ArtifactStore& artifacts,
+                 StreamExecutor& executor)
+      : name_(std::move(name)),
+        store_(store),
+        artifacts_(artifacts),
+        executor_(executor),
+        offset_(offset) {
+    executor_.Add([this] { Step(); });
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) {
+      Finish(ToGrpcStatus(absl::CancelledError("The client went away")));
+      return;
+    }
+    executor_.Add([this] { Step(); });
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Step() {
+    chunk_.Clear();
+    const bool first = reader_ == nullptr;
+    absl::Status status = first ? Open() : absl::OkStatus();
+    if (status.ok() && (first || offset_ < reader_->size_bytes())) status = ReadChunk();
+    if (!status.ok()) {
+      Finish(ToGrpcStatus(status));
+    } else if (first || !chunk_.data().empty()) {
+      StartWrite(&chunk_);
+    } else {
+      Finish(grpc::Status::OK);
+    }
+  }
+
+  absl::Status Open() {
+    absl::StatusOr<ArtifactName> name = ArtifactName::Parse(name_);
+    std::vector<FieldViolation> violations;
+    if (!name.ok()) violations.push_back({"name", std::string(name.status().message())});
+    if (offset_ < 0) {
+      violations.push_back({"offset", absl::StrCat("must not be negative, is ", offset_)});
+    }
+    if (!violations.empty()) return BadRequestError(violations);
+    std::vector<v1::Artifact> artifacts;
+    RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
+      ASSIGN_OR_RETURN(artifacts, reader.ListArtifacts(name->job));
+      return absl::OkStatus();
+    }));
+    const auto found =
+        std::find_if(artifacts.begin(), artifacts.end(),
+                     [&](const v1::Artifact& artifact) { return artifact.name() == name_; });
+    if (found == artifacts.end()) {
+      return WithErrorInfo(absl::NotFoundError(absl::StrCat("Artifact not found: ", name_)),
+                           "ARTIFACT_NOT_FOUND", {{"artifact", name_}});
+    }
+    if (offset_ > found->size_bytes()) {
+      return WithErrorInfo(
+          absl::OutOfRangeError(absl::StrCat("Offset ", offset_, " is beyond the end of ", name_,
+                                             ", which has ", found->size_bytes(), " bytes")),
+          "OFFSET_BEYOND_END", {{"size_bytes", absl::StrCat(found->size_bytes())}});
+    }
+    ASSIGN_OR_RETURN(reader_, artifacts_.Open(found->sha256()));
+    *chunk_.mutable_artifact() = std::move(*found);
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadChunk() {
+    ASSIGN_OR_RETURN(*chunk_.mutable_data(), reader_->Read(offset_, kArtifactChunkBytes));
+    offset_ += static_cast<int64_t>(chunk_.data().size());
+    return absl::OkStatus();
+  }
+
+  const std::string name_;
+  JobStore& store_;
+  ArtifactStore& artifacts_;
+  StreamExecutor& executor_;
+  int64_t offset_;
+  std::unique_ptr<ArtifactReader> reader_;
+  v1::DownloadArtifactResponse chunk_;
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
+    const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
+    StreamExecutor& executor) {
+  return new DownloadStream(request.name(), request.offset(), store, artifacts, executor);
+}
+
+}  // namespace qpruner::server

@@ -1,0 +1,24 @@
+// One DownloadArtifact call.
+#ifndef QPRUNER_SERVER_RPC_DOWNLOAD_STREAM_H_
+#define QPRUNER_SERVER_RPC_DOWNLOAD_STREAM_H_
+
+#include "grpcpp/support/server_callback.h"
+#include "qpruner/v1/job_service.pb.h"
+#include "server/artifacts/artifact_store.h"
+#include "server/rpc/stream_executor.h"
+#include "server/store/job_store.h"
+
+namespace qpruner::server {
+
+// At most this many bytes of a file in one message.
+inline constexpr int64_t kArtifactChunkBytes = int64_t{1} << 20;
+
+// Streams an artifact's bytes from request.offset() on; one chunk is in memory at a time. Deletes
+// itself when gRPC is done with it; the arguments must live until then.
+grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
+    const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
+    StreamExecutor& executor);
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_RPC_DOWNLOAD_STREAM_H_

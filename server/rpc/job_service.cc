@@ -1,0 +1,247 @@
+#include "server/rpc/job_service.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/resource_name.h"
+#include "base/status_macros.h"
+#include "proto/grpc_status.h"
+#include "proto/status_codec.h"
+#include "server/queue/search_view.h"
+#include "server/rpc/download_stream.h"
+#include "server/rpc/watch_stream.h"
+#include "server/validation/capabilities.h"
+
+namespace qpruner::server {
+namespace {
+
+constexpr int kDefaultJobPage = 50;
+constexpr int kMaxJobPage = 500;
+constexpr int kDefaultTrialPage = 100;
+constexpr int kMaxTrialPage = 1000;
+
+absl::StatusOr<JobName> ParseJobName(const std::string& field, const std::string& name) {
+  absl::StatusOr<JobName> parsed = JobName::Parse(name);
+  if (parsed.ok()) return parsed;
+  return BadRequestError({{field, std::string(parsed.status().message())}});
+}
+
+// Large sizes are cut, none means the default, negative ones are refused.
+absl::StatusOr<int> PageSize(int32_t asked, int normal, int largest) {
+  if (asked < 0) {
+    return BadRequestError({{"page_size", absl::StrCat("must not be negative, is ", asked)}});
+  }
+  return asked == 0 ? normal : std::min<int>(asked, largest);
+}
+
+absl::Status BadPageToken() {
+  return BadRequestError({{"page_token", "must be one that this method returned"}});
+}
+
+// Reads one job and whatever `more` wants from the same snapshot.
+absl::Status ReadJob(JobStore& store, const JobName& name, internal::v1::JobRecord& record,
+                     absl::FunctionRef<absl::Status(StoreReader&)> more) {
+  absl::Status status = store.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(record, reader.GetJob(name));
+    return more(reader);
+  });
+  if (!absl::IsNotFound(status)) return status;
+  return WithErrorInfo(absl::NotFoundError(absl::StrCat("Job not found: ", name.ToString())),
+                       "JOB_NOT_FOUND", {{"job", name.ToString()}});
+}
+
+absl::Status ReadJob(JobStore& store, const JobName& name, internal::v1::JobRecord& record) {
+  return ReadJob(store, name, record, [](StoreReader&) { return absl::OkStatus(); });
+}
+
+absl::Status DoListJobs(JobStore& store, const v1::ListJobsRequest& request,
+                        v1::ListJobsResponse& response) {
+  std::vector<FieldViolation> violations;
+  JobFilter filter{.project = "default"};
+  if (!request.parent().empty()) {
+    absl::StatusOr<std::string> project = ParseProjectName(request.parent());
+    if (project.ok()) {
+      filter.project = *project;
+    } else {
+      violations.push_back({"parent", std::string(project.status().message())});
+    }
+  }
+  for (int i = 0; i < request.states_size(); ++i) {
+    if (request.states(i) == v1::CompressionJob::STATE_UNSPECIFIED ||
+        !v1::CompressionJob::State_IsValid(request.states(i))) {
+      violations.push_back({absl::StrCat("states[", i, "]"), "is not a state of a job"});
+      continue;
+    }
+    filter.states.push_back(request.states(i));
+  }
+  filter.labels.insert(request.labels().begin(), request.labels().end());
+  if (!violations.empty()) return BadRequestError(violations);
+  ASSIGN_OR_RETURN(const int page_size,
+                   PageSize(request.page_size(), kDefaultJobPage, kMaxJobPage));
+  StoreReader::JobPage page;
+  absl::Status status = store.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(page, reader.ListJobs(filter, page_size, request.page_token()));
+    return absl::OkStatus();
+  });
+  if (absl::IsInvalidArgument(status)) return BadPageToken();
+  RETURN_IF_ERROR(status);
+  for (internal::v1::JobRecord& record : page.jobs) {
+    if (record.job().has_report()) {
+      record.mutable_job()->mutable_report()->clear_fine_tune_curve();
+    }
+    *response.add_jobs() = std::move(*record.mutable_job());
+  }
+  response.set_next_page_token(page.next_page_token);
+  return absl::OkStatus();
+}
+
+absl::Status DoListTrials(JobStore& store, const v1::ListTrialsRequest& request,
+                          v1::ListTrialsResponse& response) {
+  ASSIGN_OR_RETURN(const JobName name, ParseJobName("parent", request.parent()));
+  ASSIGN_OR_RETURN(const int page_size,
+                   PageSize(request.page_size(), kDefaultTrialPage, kMaxTrialPage));
+  // The token is the last index of the page before.
+  int after = 0;
+  if (!request.page_token().empty() &&
+      (!absl::SimpleAtoi(request.page_token(), &after) || after <= 0)) {
+    return BadPageToken();
+  }
+  internal::v1::JobRecord record;
+  std::vector<v1::Trial> trials;
+  RETURN_IF_ERROR(ReadJob(store, name, record, [&](StoreReader& reader) -> absl::Status {
+    // One more than asked for tells whether there is a next page.
+    ASSIGN_OR_RETURN(trials, reader.ListTrials(name, after, page_size + 1));
+    return absl::OkStatus();
+  }));
+  if (static_cast<int>(trials.size()) > page_size) {
+    trials.resize(page_size);
+    response.set_next_page_token(absl::StrCat(trials.back().index()));
+  }
+  for (v1::Trial& trial : trials) *response.add_trials() = std::move(trial);
+  return absl::OkStatus();
+}
+
+absl::Status DoGetParetoFront(JobStore& store, const v1::GetParetoFrontRequest& request,
+                              v1::ParetoFront& response) {
+  ASSIGN_OR_RETURN(const JobName name, ParseJobName("name", request.name()));
+  internal::v1::JobRecord record;
+  std::vector<v1::Trial> trials;
+  RETURN_IF_ERROR(ReadJob(store, name, record, [&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(trials, reader.ListTrials(name, 0, 0));
+    return absl::OkStatus();
+  }));
+  if (!record.has_prepare()) {
+    response.set_quality_metric(record.job().spec().search().quality_metric());
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(response, BuildFront(record.prepare(), record.job().spec(), trials,
+                                        record.chosen_trial_index()));
+  return absl::OkStatus();
+}
+
+absl::Status DoListArtifacts(JobStore& store, const v1::ListArtifactsRequest& request,
+                             v1::ListArtifactsResponse& response) {
+  ASSIGN_OR_RETURN(const JobName name, ParseJobName("parent", request.parent()));
+  internal::v1::JobRecord record;
+  return ReadJob(store, name, record, [&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(std::vector<v1::Artifact> artifacts, reader.ListArtifacts(name));
+    response.clear_artifacts();
+    for (v1::Artifact& artifact : artifacts) *response.add_artifacts() = std::move(artifact);
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace
+
+grpc::Status JobServiceImpl::CreateJob(grpc::ServerContext*, const v1::CreateJobRequest* request,
+                                       v1::CompressionJob* response) {
+  absl::StatusOr<NewJob> job = ValidateCreateJob(*request, validation_);
+  if (!job.ok()) return ToGrpcStatus(job.status());
+  if (request->validate_only()) {
+    *response = std::move(job->job);
+    return grpc::Status::OK;
+  }
+  absl::StatusOr<v1::CompressionJob> created = queue_.CreateJob(*job);
+  if (!created.ok()) return ToGrpcStatus(created.status());
+  *response = *std::move(created);
+  return grpc::Status::OK;
+}
+
+grpc::Status JobServiceImpl::GetJob(grpc::ServerContext*, const v1::GetJobRequest* request,
+                                    v1::CompressionJob* response) {
+  const absl::StatusOr<JobName> name = ParseJobName("name", request->name());
+  if (!name.ok()) return ToGrpcStatus(name.status());
+  internal::v1::JobRecord record;
+  if (absl::Status status = ReadJob(store_, *name, record); !status.ok()) {
+    return ToGrpcStatus(status);
+  }
+  *response = std::move(*record.mutable_job());
+  return grpc::Status::OK;
+}
+
+grpc::Status JobServiceImpl::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
+                                      v1::ListJobsResponse* response) {
+  return ToGrpcStatus(DoListJobs(store_, *request, *response));
+}
+
+grpc::ServerWriteReactor<v1::JobEvent>* JobServiceImpl::WatchJob(
+    grpc::CallbackServerContext*, const v1::WatchJobRequest* request) {
+  return StartWatchStream(*request, store_, watches_, executor_);
+}
+
+grpc::Status JobServiceImpl::CancelJob(grpc::ServerContext*, const v1::CancelJobRequest* request,
+                                       v1::CompressionJob* response) {
+  const absl::StatusOr<JobName> name = ParseJobName("name", request->name());
+  if (!name.ok()) return ToGrpcStatus(name.status());
+  absl::StatusOr<v1::CompressionJob> job = queue_.CancelJob(*name);
+  if (!job.ok()) return ToGrpcStatus(job.status());
+  *response = *std::move(job);
+  return grpc::Status::OK;
+}
+
+grpc::Status JobServiceImpl::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest* request,
+                                       google::protobuf::Empty*) {
+  const absl::StatusOr<JobName> name = ParseJobName("name", request->name());
+  if (!name.ok()) return ToGrpcStatus(name.status());
+  return ToGrpcStatus(queue_.DeleteJob(*name));
+}
+
+grpc::Status JobServiceImpl::ListTrials(grpc::ServerContext*, const v1::ListTrialsRequest* request,
+                                        v1::ListTrialsResponse* response) {
+  return ToGrpcStatus(DoListTrials(store_, *request, *response));
+}
+
+grpc::Status JobServiceImpl::GetParetoFront(grpc::ServerContext*,
+                                            const v1::GetParetoFrontRequest* request,
+                                            v1::ParetoFront* response) {
+  return ToGrpcStatus(DoGetParetoFront(store_, *request, *response));
+}
+
+grpc::Status JobServiceImpl::ListArtifacts(grpc::ServerContext*,
+                                           const v1::ListArtifactsRequest* request,
+                                           v1::ListArtifactsResponse* response) {
+  return ToGrpcStatus(DoListArtifacts(store_, *request, *response));
+}
+
+grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* JobServiceImpl::DownloadArtifact(
+    grpc::CallbackServerContext*, const v1::DownloadArtifactRequest* request) {
+  return StartDownloadStream(*request, store_, artifacts_, executor_);
+}
+
+grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext*,
+                                              const v1::ListCapabilitiesRequest*,
+                                              v1::ListCapabilitiesResponse* response) {
+  response->set_server_version(version_);
+  for (const char* type : kModelTypes) response->add_model_types(type);
+  for (int bits : kCandidateBits) response->add_candidate_bits(bits);
+  for (auto format : kFourBitFormats) response->add_four_bit_formats(format);
+  for (auto importance : kImportances) response->add_importances(importance);
+  for (auto algorithm : kAlgorithms) response->add_algorithms(algorithm);
+  for (const char* scheme : kUriSchemes) response->add_uri_schemes(scheme);
+  for (auto& worker : queue_.LiveWorkers()) *response->add_workers() = std::move(worker);
+  return grpc::Status::OK;
+}
+
+}  // namespace qpruner::server

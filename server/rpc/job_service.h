@@ -1,0 +1,72 @@
+// The public API on top of the queue and the stores: validate, call, map.
+#ifndef QPRUNER_SERVER_RPC_JOB_SERVICE_H_
+#define QPRUNER_SERVER_RPC_JOB_SERVICE_H_
+
+#include <string>
+
+#include "qpruner/v1/job_service.grpc.pb.h"
+#include "server/artifacts/artifact_store.h"
+#include "server/queue/job_queue.h"
+#include "server/queue/watch_hub.h"
+#include "server/rpc/stream_executor.h"
+#include "server/store/job_store.h"
+#include "server/validation/job_validation.h"
+
+namespace qpruner::server {
+
+// Unary calls block one of gRPC's threads while the store works; streams hold none.
+using JobServiceBase = v1::JobService::WithCallbackMethod_WatchJob<
+    v1::JobService::WithCallbackMethod_DownloadArtifact<v1::JobService::Service>>;
+
+// Thread-safe. All arguments must outlive it and the gRPC server it is registered with.
+class JobServiceImpl final : public JobServiceBase {
+ public:
+  JobServiceImpl(JobValidationOptions validation, std::string version, JobQueue& queue,
+                 JobStore& store, ArtifactStore& artifacts, WatchHub& watches,
+                 StreamExecutor& executor)
+      : validation_(std::move(validation)),
+        version_(std::move(version)),
+        queue_(queue),
+        store_(store),
+        artifacts_(artifacts),
+        watches_(watches),
+        executor_(executor) {}
+
+  grpc::Status CreateJob(grpc::ServerContext* context, const v1::CreateJobRequest* request,
+                         v1::CompressionJob* response) override;
+  grpc::Status GetJob(grpc::ServerContext* context, const v1::GetJobRequest* request,
+                      v1::CompressionJob* response) override;
+  grpc::Status ListJobs(grpc::ServerContext* context, const v1::ListJobsRequest* request,
+                        v1::ListJobsResponse* response) override;
+  grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(grpc::CallbackServerContext* context,
+                                                   const v1::WatchJobRequest* request) override;
+  grpc::Status CancelJob(grpc::ServerContext* context, const v1::CancelJobRequest* request,
+                         v1::CompressionJob* response) override;
+  grpc::Status DeleteJob(grpc::ServerContext* context, const v1::DeleteJobRequest* request,
+                         google::protobuf::Empty* response) override;
+  grpc::Status ListTrials(grpc::ServerContext* context, const v1::ListTrialsRequest* request,
+                          v1::ListTrialsResponse* response) override;
+  grpc::Status GetParetoFront(grpc::ServerContext* context,
+                              const v1::GetParetoFrontRequest* request,
+                              v1::ParetoFront* response) override;
+  grpc::Status ListArtifacts(grpc::ServerContext* context, const v1::ListArtifactsRequest* request,
+                             v1::ListArtifactsResponse* response) override;
+  grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* DownloadArtifact(
+      grpc::CallbackServerContext* context, const v1::DownloadArtifactRequest* request) override;
+  grpc::Status ListCapabilities(grpc::ServerContext* context,
+                                const v1::ListCapabilitiesRequest* request,
+                                v1::ListCapabilitiesResponse* response) override;
+
+ private:
+  const JobValidationOptions validation_;
+  const std::string version_;
+  JobQueue& queue_;
+  JobStore& store_;
+  ArtifactStore& artifacts_;
+  WatchHub& watches_;
+  StreamExecutor& executor_;
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_RPC_JOB_SERVICE_H_

@@ -1,0 +1,23 @@
+// One WatchJob call.
+#ifndef QPRUNER_SERVER_RPC_WATCH_STREAM_H_
+#define QPRUNER_SERVER_RPC_WATCH_STREAM_H_
+
+#include "grpcpp/support/server_callback.h"
+#include "qpruner/v1/job_service.pb.h"
+#include "server/queue/watch_hub.h"
+#include "server/rpc/stream_executor.h"
+#include "server/store/job_store.h"
+
+namespace qpruner::server {
+
+// Streams the events of request.name() after request.after_sequence(), each once and in order,
+// until the event of a final state was sent, the client goes, or the hub closes (UNAVAILABLE). It
+// holds at most one batch of events in memory. Deletes itself when gRPC is done with it; the
+// arguments must live until then.
+grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(const v1::WatchJobRequest& request,
+                                                         JobStore& store, WatchHub& hub,
+                                                         StreamExecutor& executor);
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_RPC_WATCH_STREAM_H_

@@ -1,0 +1,188 @@
+#include "server/rpc/worker_service.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "base/resource_name.h"
+#include "base/sha256.h"
+#include "base/status_macros.h"
+#include "proto/grpc_status.h"
+#include "proto/status_codec.h"
+#include "server/rpc/download_stream.h"
+
+namespace qpruner::server {
+namespace {
+
+void SetDuration(google::protobuf::Duration& to, absl::Duration from) {
+  to.set_seconds(absl::ToInt64Seconds(from));
+  to.set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(from - absl::Seconds(to.seconds()))));
+}
+
+// A poll that waits in the queue. The queue and gRPC share it: whoever lets go last deletes it.
+class AcquirePoll final : public grpc::ServerUnaryReactor {
+ public:
+  static grpc::ServerUnaryReactor* Start(JobQueue& queue,
+                                         const internal::v1::AcquireTaskRequest& request,
+                                         internal::v1::AcquireTaskResponse* response) {
+    auto* poll = new AcquirePoll(queue, response);
+    poll->self_.reset(poll);
+    const std::shared_ptr<AcquirePoll> shared = poll->self_;
+    const int64_t id = queue.AcquireTask(
+        request, [shared](absl::StatusOr<internal::v1::AcquireTaskResponse> result) {
+          shared->Answer(std::move(result));
+        });
+    shared->SetWaiter(id);
+    return poll;
+  }
+
+  void OnCancel() override {
+    std::optional<int64_t> id;
+    {
+      absl::MutexLock lock(&mutex_);
+      cancelled_ = true;
+      id = waiter_id_;
+    }
+    if (id) queue_.CancelAcquire(*id);
+  }
+  void OnDone() override {
+    // May delete this.
+    const std::shared_ptr<AcquirePoll> last = std::move(self_);
+  }
+
+ private:
+  AcquirePoll(JobQueue& queue, internal::v1::AcquireTaskResponse* response)
+      : queue_(queue), response_(response) {}
+
+  void SetWaiter(int64_t id) {
+    bool cancelled = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      waiter_id_ = id;
+      cancelled = cancelled_;
+    }
+    if (cancelled) queue_.CancelAcquire(id);
+  }
+
+  // The queue calls it once. A task that comes too late for a cancelled call is not lost: the
+  // worker's next poll gets the same lease.
+  void Answer(absl::StatusOr<internal::v1::AcquireTaskResponse> result) {
+    if (result.ok()) *response_ = *std::move(result);
+    Finish(ToGrpcStatus(result.status()));
+  }
+
+  JobQueue& queue_;
+  internal::v1::AcquireTaskResponse* const response_;
+  std::shared_ptr<AcquirePoll> self_;
+  absl::Mutex mutex_;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  std::optional<int64_t> waiter_id_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext*,
+                                               const internal::v1::RegisterWorkerRequest* request,
+                                               internal::v1::RegisterWorkerResponse* response) {
+  if (absl::Status status = queue_.RegisterWorker(*request); !status.ok()) {
+    return ToGrpcStatus(status);
+  }
+  SetDuration(*response->mutable_lease_duration(), queue_.options().lease_duration);
+  SetDuration(*response->mutable_heartbeat_interval(), queue_.options().heartbeat_interval);
+  return grpc::Status::OK;
+}
+
+grpc::ServerUnaryReactor* WorkerServiceImpl::AcquireTask(
+    grpc::CallbackServerContext*, const internal::v1::AcquireTaskRequest* request,
+    internal::v1::AcquireTaskResponse* response) {
+  return AcquirePoll::Start(queue_, *request, response);
+}
+
+grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext*,
+                                          const internal::v1::HeartbeatRequest* request,
+                                          internal::v1::HeartbeatResponse* response) {
+  absl::StatusOr<internal::v1::HeartbeatResponse> result = queue_.Heartbeat(*request);
+  if (!result.ok()) return ToGrpcStatus(result.status());
+  *response = *std::move(result);
+  return grpc::Status::OK;
+}
+
+grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext*,
+                                             const internal::v1::CompleteTaskRequest* request,
+                                             google::protobuf::Empty*) {
+  return ToGrpcStatus(queue_.CompleteTask(*request));
+}
+
+grpc::Status WorkerServiceImpl::UploadArtifact(
+    grpc::ServerContext*, grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
+    google::protobuf::Empty*) {
+  return ToGrpcStatus(Receive(*reader));
+}
+
+absl::Status WorkerServiceImpl::Receive(
+    grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader) {
+  internal::v1::UploadArtifactRequest message;
+  if (!reader.Read(&message)) {
+    return BadRequestError({{"lease", "the first message must carry lease and ref"}});
+  }
+  RETURN_IF_ERROR(queue_.FindLeasedTask(message.lease()).status());
+  const internal::v1::ArtifactRef ref = message.ref();
+  std::vector<FieldViolation> violations;
+  if (!IsArtifactPath(ref.path())) {
+    violations.push_back({"ref.path", absl::StrCat("must be a relative path without \"..\", is \"",
+                                                   ref.path().substr(0, 200), "\"")});
+  }
+  if (!IsSha256Hex(ref.sha256())) {
+    violations.push_back({"ref.sha256", "must be 64 lower-case hexadecimal digits"});
+  }
+  if (ref.size_bytes() < 0) violations.push_back({"ref.size_bytes", "must not be negative"});
+  if (!violations.empty()) return BadRequestError(violations);
+
+  ASSIGN_OR_RETURN(const std::unique_ptr<ArtifactWriter> writer,
+                   artifacts_.Create(ref.sha256(), ref.size_bytes()));
+  do {
+    RETURN_IF_ERROR(writer->Append(message.data()));
+  } while (reader.Read(&message));
+  return writer->Commit();
+}
+
+grpc::Status WorkerServiceImpl::FetchArtifact(
+    grpc::ServerContext*, const internal::v1::FetchArtifactRequest* request,
+    grpc::ServerWriter<internal::v1::FetchArtifactResponse>* writer) {
+  return ToGrpcStatus(Send(*request, *writer));
+}
+
+absl::Status WorkerServiceImpl::Send(
+    const internal::v1::FetchArtifactRequest& request,
+    grpc::ServerWriter<internal::v1::FetchArtifactResponse>& writer) {
+  ASSIGN_OR_RETURN(const internal::v1::TaskRecord task, queue_.FindLeasedTask(request.lease()));
+  const auto& inputs = task.spec().inputs();
+  if (std::none_of(inputs.begin(), inputs.end(), [&](const internal::v1::ArtifactRef& input) {
+        return input.sha256() == request.sha256();
+      })) {
+    return WithErrorInfo(absl::NotFoundError(absl::StrCat("Not an input of task ", task.task_id(),
+                                                          ": ", request.sha256().substr(0, 64))),
+                         "ARTIFACT_NOT_FOUND");
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<ArtifactReader> reader, artifacts_.Open(request.sha256()));
+  if (request.offset() < 0 || request.offset() > reader->size_bytes()) {
+    return WithErrorInfo(
+        absl::OutOfRangeError(absl::StrCat("Offset ", request.offset(), " is outside of a file of ",
+                                           reader->size_bytes(), " bytes")),
+        "OFFSET_BEYOND_END");
+  }
+  internal::v1::FetchArtifactResponse chunk;
+  for (int64_t offset = request.offset(); offset < reader->size_bytes();
+       offset += static_cast<int64_t>(chunk.data().size())) {
+    ASSIGN_OR_RETURN(*chunk.mutable_data(), reader->Read(offset, kArtifactChunkBytes));
+    if (!writer.Write(chunk)) return absl::CancelledError("The worker went away");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace qpruner::server

@@ -1,0 +1,211 @@
+#include "server/server.h"
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "base/status_macros.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/server.h"
+#include "grpcpp/server_builder.h"
+#include "server/artifacts/local_artifact_store.h"
+#include "server/local_workers.h"
+#include "server/metrics/server_metrics.h"
+#include "server/queue/trial_proposer.h"
+#include "server/queue/watch_hub.h"
+#include "server/rpc/job_service.h"
+#include "server/rpc/stream_executor.h"
+#include "server/rpc/worker_service.h"
+#include "server/store/sqlite_job_store.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+namespace {
+
+// Requests hold specs, results hold a search space: chunks of artifacts are the largest, at 1 MiB.
+// A result of 4096 groups with names and scores stays below 4 MiB.
+constexpr int kMaxRequestBytes = 16 << 20;
+constexpr int kMaxReplyBytes = 16 << 20;
+// Clients and workers ping at most so often (gRPC's own bound of five minutes is too long for
+// connections through NAT).
+constexpr absl::Duration kMinPingInterval = absl::Seconds(10);
+constexpr absl::Duration kKeepaliveTime = absl::Seconds(60);
+constexpr absl::Duration kKeepaliveTimeout = absl::Seconds(20);
+constexpr int kStreamThreads = 2;
+
+}  // namespace
+
+absl::Status CheckListenAddress(const std::string& listen, bool insecure) {
+  if (listen.empty() || absl::StartsWith(listen, "unix:")) return absl::OkStatus();
+  const size_t colon = listen.rfind(':');
+  int port = -1;
+  if (colon == std::string::npos || colon == 0 ||
+      !absl::SimpleAtoi(listen.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--listen must be HOST:PORT with a port from 0 to 65535, or unix:PATH, is \"",
+                     listen, "\""));
+  }
+  absl::string_view host = absl::string_view(listen).substr(0, colon);
+  absl::ConsumePrefix(&host, "[");
+  absl::ConsumeSuffix(&host, "]");
+  const bool loopback = host == "localhost" || host == "::1" || absl::StartsWith(host, "127.");
+  if (loopback || insecure) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--listen ", listen,
+                   " is not a loopback address, and connections are neither encrypted nor "
+                   "authenticated: whoever reaches the port can read models and run jobs. Listen "
+                   "on 127.0.0.1 or "
+                   "a unix: socket, or pass --insecure if the network is private"));
+}
+
+// In the order of construction; destroyed in reverse.
+struct Server::Parts {
+  ServerOptions options;
+  std::string address;
+  std::unique_ptr<JobStore> store;
+  std::unique_ptr<ArtifactStore> artifacts;
+  std::unique_ptr<TrialProposer> proposer;
+  WatchHub watches;
+  ServerMetrics metrics;
+  std::unique_ptr<JobQueue> queue;
+  std::unique_ptr<StreamExecutor> executor;
+  std::unique_ptr<JobServiceImpl> job_service;
+  std::unique_ptr<WorkerServiceImpl> worker_service;
+  std::unique_ptr<grpc::Server> grpc_server;
+  std::unique_ptr<MetricsEndpoint> metrics_endpoint;
+  std::unique_ptr<LocalWorkers> local_workers;
+
+  std::atomic<bool> stop_ticking = false;
+  std::thread ticker;
+  absl::Mutex shutdown_mutex;
+  bool is_shut_down ABSL_GUARDED_BY(shutdown_mutex) = false;
+};
+
+Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Server::~Server() { Shutdown(); }
+const std::string& Server::address() const { return parts_->address; }
+int Server::metrics_port() const {
+  return parts_->metrics_endpoint ? parts_->metrics_endpoint->port() : 0;
+}
+std::shared_ptr<grpc::Channel> Server::InProcessChannel() {
+  return parts_->grpc_server->InProcessChannel(grpc::ChannelArguments());
+}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clock& clock,
+                                                      IdGenerator& ids) {
+  RETURN_IF_ERROR(CheckListenAddress(options.listen, options.insecure));
+  if (options.data_dir.empty()) return absl::InvalidArgumentError("--data-dir is required");
+  if (options.local_workers < 0 || options.local_workers > 64) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--local-workers must be from 0 to 64, is ", options.local_workers));
+  }
+  if (options.local_workers > 0 && !std::filesystem::exists(options.worker_program)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--local-workers needs the worker's program, which is not there: ",
+                     options.worker_program));
+  }
+  auto parts = std::make_unique<Parts>();
+  Parts& p = *parts;
+  p.options = std::move(options);
+  ASSIGN_OR_RETURN(p.store, OpenSqliteJobStore({.folder = p.options.data_dir + "/store"}));
+  ASSIGN_OR_RETURN(p.artifacts,
+                   OpenLocalArtifactStore({.folder = p.options.data_dir + "/artifacts"}));
+  p.proposer = MakeSearchProposer();
+  ASSIGN_OR_RETURN(p.queue, JobQueue::Create(p.options.queue, *p.store, *p.artifacts, clock, ids,
+                                             *p.proposer, p.watches, p.metrics));
+  p.executor = std::make_unique<StreamExecutor>(kStreamThreads);
+  p.job_service =
+      std::make_unique<JobServiceImpl>(p.options.validation, p.options.version, *p.queue, *p.store,
+                                       *p.artifacts, p.watches, *p.executor);
+  p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts);
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  if (!p.options.listen.empty()) {
+    builder.AddListeningPort(p.options.listen, grpc::InsecureServerCredentials(), &port);
+  }
+  builder.RegisterService(p.job_service.get());
+  builder.RegisterService(p.worker_service.get());
+  builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
+  builder.SetMaxSendMessageSize(kMaxReplyBytes);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
+                             static_cast<int>(absl::ToInt64Milliseconds(kKeepaliveTime)));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                             static_cast<int>(absl::ToInt64Milliseconds(kKeepaliveTimeout)));
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             static_cast<int>(absl::ToInt64Milliseconds(kMinPingInterval)));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // Two servers on one port would each get half of the calls.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(p.metrics.CallCounter());
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
+
+  // Before the first call can come: what a former server left behind is planned.
+  p.queue->Tick();
+  p.grpc_server = builder.BuildAndStart();
+  if (p.grpc_server == nullptr || (!p.options.listen.empty() && port == 0)) {
+    return absl::UnavailableError(
+        absl::StrCat("Cannot listen on ", p.options.listen, ": is it in use?"));
+  }
+  p.address = p.options.listen;
+  if (!p.address.empty() && !absl::StartsWith(p.address, "unix:")) {
+    p.address = absl::StrCat(p.address.substr(0, p.address.rfind(':')), ":", port);
+  }
+  // From here on ~Server cleans up.
+  std::unique_ptr<Server> server(new Server(std::move(parts)));
+  p.ticker = std::thread([&p] {
+    while (!p.stop_ticking) {
+      p.queue->Tick();
+      p.queue->WaitForWork();
+    }
+  });
+  if (p.options.metrics_listen != "off") {
+    ASSIGN_OR_RETURN(p.metrics_endpoint,
+                     MetricsEndpoint::Start(p.options.metrics_listen, p.metrics,
+                                            MakeStoreGauges(*p.store, *p.queue, p.watches)));
+  }
+  if (p.options.local_workers > 0) {
+    const int cores = std::max(1u, std::thread::hardware_concurrency());
+    p.local_workers = std::make_unique<LocalWorkers>(
+        LocalWorkers::Options{.count = p.options.local_workers,
+                              .program = p.options.worker_program,
+                              .server_address = p.address,
+                              .data_dir = p.options.data_dir + "/workers",
+                              .threads = std::max(1, cores / p.options.local_workers)});
+  }
+  return server;
+}
+
+void Server::Shutdown() {
+  Parts& p = *parts_;
+  absl::MutexLock lock(&p.shutdown_mutex);
+  if (p.is_shut_down) return;
+  p.is_shut_down = true;
+  if (auto* health = p.grpc_server->GetHealthCheckService()) health->SetServingStatus(false);
+  p.queue->StopLeasing();
+  // While their calls are still answered.
+  if (p.local_workers) p.local_workers->Stop();
+  p.watches.Close();
+  p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + p.options.shutdown_grace));
+  p.grpc_server->Wait();
+  p.stop_ticking = true;
+  p.queue->Wake();
+  if (p.ticker.joinable()) p.ticker.join();
+  p.metrics_endpoint.reset();
+  // Every change was synced before it was acknowledged; closing the store is only tidy.
+}
+
+}  // namespace qpruner::server

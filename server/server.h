@@ -1,0 +1,76 @@
+// The server process as an object: stores, queue, services, in the order they start and stop.
+#ifndef QPRUNER_SERVER_SERVER_H_
+#define QPRUNER_SERVER_SERVER_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/id_generator.h"
+#include "grpcpp/channel.h"
+#include "server/queue/job_queue.h"
+#include "server/validation/job_validation.h"
+
+namespace qpruner::server {
+
+struct ServerOptions {
+  // HOST:PORT (port 0: chosen by the system) or unix:PATH. Empty: in-process channels only.
+  std::string listen = "127.0.0.1:7421";
+  // Without TLS, everybody who reaches the port is a client and a worker: other addresses than
+  // loopback and unix sockets need this.
+  bool insecure = false;
+  // Holds the store, the artifacts and the local workers' scratch. One server at a time.
+  std::string data_dir;
+  // HOST:PORT of /metrics, or "off".
+  std::string metrics_listen = "127.0.0.1:9464";
+  // Workers that this server runs itself.
+  int local_workers = 0;
+  // Their program.
+  std::string worker_program;
+  JobValidationOptions validation;
+  JobQueueOptions queue;
+  // Calls in flight get so long at shutdown.
+  absl::Duration shutdown_grace = absl::Seconds(5);
+  // `major.minor.patch`.
+  std::string version;
+};
+
+// Thread-safe.
+class Server {
+ public:
+  // Listens when it returns. INVALID_ARGUMENT: an option is bad. FAILED_PRECONDITION: another
+  // process uses the data folder. UNAVAILABLE: an address cannot be listened on.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(ServerOptions options, Clock& clock,
+                                                       IdGenerator& ids);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Where it listens, as a client dials it: "127.0.0.1:7421" or "unix:/run/qpruner".
+  const std::string& address() const;
+  // Of /metrics; 0 if off.
+  int metrics_port() const;
+  // To this server, without a socket.
+  std::shared_ptr<grpc::Channel> InProcessChannel();
+
+  // Ordered: health says NOT_SERVING, no further leases, local workers hand their tasks back,
+  // watches end, calls get `shutdown_grace`, the queue stops. What was acknowledged is on disk all
+  // the time. Blocks. Twice is fine.
+  void Shutdown();
+
+ private:
+  struct Parts;
+  explicit Server(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+// OK if `listen` is a unix socket or a loopback address, or `insecure` is set.
+absl::Status CheckListenAddress(const std::string& listen, bool insecure);
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_SERVER_H_

@@ -1,0 +1,37 @@
+// What a job may ask for: the one list behind validation and ListCapabilities.
+#ifndef QPRUNER_SERVER_VALIDATION_CAPABILITIES_H_
+#define QPRUNER_SERVER_VALIDATION_CAPABILITIES_H_
+
+#include <array>
+
+#include "qpruner/v1/spec.pb.h"
+
+namespace qpruner::server {
+
+inline constexpr std::array<int, 3> kCandidateBits = {4, 8, 16};
+inline constexpr std::array<int, 3> kGroupSizes = {32, 64, 128};
+
+inline constexpr std::array<v1::Quantization::FourBit, 2> kFourBitFormats = {
+    v1::Quantization::NF4, v1::Quantization::INT4_GROUP};
+
+inline constexpr std::array<v1::Pruning::Importance, 7> kImportances = {
+    v1::Pruning::L1,           v1::Pruning::L2,
+    v1::Pruning::TAYLOR_FIRST, v1::Pruning::TAYLOR_SECOND,
+    v1::Pruning::TAYLOR_MIXED, v1::Pruning::TAYLOR_VECTOR,
+    v1::Pruning::RANDOM};
+
+inline constexpr std::array<v1::Search::Algorithm, 5> kAlgorithms = {
+    v1::Search::BAYESIAN, v1::Search::SENSITIVITY_LP, v1::Search::MUTUAL_INFORMATION,
+    v1::Search::RANDOM, v1::Search::UNIFORM};
+
+// Values of config.json "model_type" that the engine's decoder covers.
+inline constexpr std::array<const char*, 4> kModelTypes = {"llama", "mistral", "qwen2", "qwen3"};
+
+inline constexpr std::array<const char*, 2> kUriSchemes = {"builtin", "file"};
+// What is shipped with QPruner (data/models, data/corpus).
+inline constexpr std::array<const char*, 1> kBuiltinModels = {"stories260k"};
+inline constexpr std::array<const char*, 1> kBuiltinTexts = {"tinystories"};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_VALIDATION_CAPABILITIES_H_

@@ -1,0 +1,444 @@
+#include "server/validation/job_validation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <set>
+#include <system_error>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "base/resource_name.h"
+#include "base/sha256.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "proto/status_codec.h"
+#include "server/validation/capabilities.h"
+
+namespace qpruner::server {
+namespace {
+
+constexpr size_t kMaxDisplayNameBytes = 256;
+constexpr int kMaxLabels = 32;
+constexpr size_t kMaxLabelValueBytes = 63;
+constexpr size_t kMaxRequestIdBytes = 64;
+constexpr size_t kMaxUriBytes = 4096;
+// Longer values are cut in messages.
+constexpr size_t kMaxQuotedBytes = 100;
+
+std::string Quoted(absl::string_view value) {
+  return absl::StrCat("\"", value.substr(0, kMaxQuotedBytes),
+                      value.size() > kMaxQuotedBytes ? "...\"" : "\"");
+}
+
+// Collects violations; `prefix` names the message whose fields are checked.
+class FieldChecker {
+ public:
+  void Fail(const std::string& field, const std::string& description) {
+    violations_.push_back({field, description});
+  }
+  // Inclusive bounds.
+  template <typename T>
+  void Range(const std::string& field, T value, T low, T high) {
+    if (value < low || value > high) {
+      Fail(field, absl::StrCat("must be from ", low, " to ", high, ", is ", value));
+    }
+  }
+  // Bounds with a notation of their own, such as "[0, 1)". NaN is never inside.
+  void Interval(const std::string& field, double value, bool inside, const char* interval) {
+    if (!inside || !std::isfinite(value)) {
+      Fail(field, absl::StrCat("must be in ", interval, ", is ", value));
+    }
+  }
+  // Proto3 enums are open: a newer client may send a number that has no name here.
+  template <typename Enum>
+  void Known(const std::string& field, Enum value, bool known) {
+    if (!known) {
+      Fail(field, absl::StrCat("is not a value this server knows: ", static_cast<int>(value)));
+    }
+  }
+  absl::Status status() const {
+    return violations_.empty() ? absl::OkStatus() : BadRequestError(violations_);
+  }
+
+ private:
+  std::vector<FieldViolation> violations_;
+};
+
+bool IsLabelKey(absl::string_view key) {
+  return !key.empty() && key.size() <= 63 && std::all_of(key.begin(), key.end(), [](char c) {
+    return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '_' || c == '-';
+  });
+}
+
+// True if `path` is `root` or lies below it, part by part.
+bool IsBelow(const std::filesystem::path& path, const std::filesystem::path& root) {
+  auto part = path.begin();
+  for (const std::filesystem::path& root_part : root) {
+    if (root_part.empty()) continue;  // A trailing slash.
+    if (part == path.end() || *part != root_part) return false;
+    ++part;
+  }
+  return true;
+}
+
+bool IsBelowAnyRoot(const std::string& path, const std::vector<std::string>& roots) {
+  // Links are followed where this machine has the path, so that one cannot lead outside.
+  std::error_code error;
+  std::filesystem::path resolved = std::filesystem::weakly_canonical(path, error);
+  if (error) resolved = path;
+  return std::any_of(roots.begin(), roots.end(), [&](const std::string& root) {
+    std::error_code root_error;
+    std::filesystem::path resolved_root = std::filesystem::weakly_canonical(root, root_error);
+    if (root_error) resolved_root = root;
+    return IsBelow(path, root) && IsBelow(resolved, resolved_root);
+  });
+}
+
+template <size_t N>
+void CheckUri(FieldChecker& check, const std::string& field, absl::string_view uri,
+              const std::array<const char*, N>& builtins, const JobValidationOptions& options) {
+  const std::string forms =
+      absl::StrCat("file:///absolute/path or ",
+                   absl::StrJoin(builtins, " or ", [](std::string* out, const char* name) {
+                     absl::StrAppend(out, "builtin://", name);
+                   }));
+  if (uri.empty()) {
+    check.Fail(field, absl::StrCat("is required: ", forms));
+    return;
+  }
+  if (uri.size() > kMaxUriBytes) {
+    check.Fail(field, absl::StrCat("must be at most ", kMaxUriBytes, " bytes, is ", uri.size()));
+    return;
+  }
+  absl::string_view rest = uri;
+  if (absl::ConsumePrefix(&rest, "builtin://")) {
+    if (std::find(builtins.begin(), builtins.end(), rest) == builtins.end()) {
+      check.Fail(field, absl::StrCat("names nothing that is shipped: ", Quoted(uri),
+                                     "; it must be ", forms));
+    }
+    return;
+  }
+  if (!absl::ConsumePrefix(&rest, "file://")) {
+    check.Fail(field, absl::StrCat("must be ", forms, ", is ", Quoted(uri)));
+    return;
+  }
+  // The path is taken as it stands: no percent-decoding, no host.
+  if (!absl::StartsWith(rest, "/")) {
+    check.Fail(field, absl::StrCat("must hold an absolute path (file:///...), is ", Quoted(uri)));
+    return;
+  }
+  if (std::any_of(rest.begin(), rest.end(), [](char c) { return absl::ascii_iscntrl(c); })) {
+    check.Fail(field, "must not hold control characters");
+    return;
+  }
+  for (absl::string_view part : absl::StrSplit(rest, '/')) {
+    if (part == "." || part == "..") {
+      check.Fail(field, absl::StrCat("must not hold \".\" or \"..\" parts, is ", Quoted(uri)));
+      return;
+    }
+  }
+  if (!IsBelowAnyRoot(std::string(rest), options.model_roots)) {
+    check.Fail(field,
+               absl::StrCat("must lie below one of the folders this server allows (",
+                            absl::StrJoin(options.model_roots, ", "), "), is ", Quoted(uri)));
+  }
+}
+
+void CheckDataset(FieldChecker& check, const std::string& field, const v1::TextDataset& dataset,
+                  const JobValidationOptions& options) {
+  CheckUri(check, field + ".uri", dataset.uri(), kBuiltinTexts, options);
+}
+
+void CheckPruning(FieldChecker& check, const v1::Pruning& pruning) {
+  const std::string at = "job.spec.pruning.";
+  check.Known(at + "importance", pruning.importance(),
+              v1::Pruning::Importance_IsValid(pruning.importance()));
+  check.Known(at + "layout", pruning.layout(), v1::Pruning::Layout_IsValid(pruning.layout()));
+  check.Known(at + "reduction", pruning.reduction(),
+              v1::Pruning::Reduction_IsValid(pruning.reduction()));
+  check.Interval(at + "ratio", pruning.ratio(), pruning.ratio() >= 0 && pruning.ratio() < 1,
+                 "[0, 1)");
+  check.Range(at + "alignment", pruning.alignment(), 1, 1024);
+  if (pruning.layout() == v1::Pruning::PER_LAYER) {
+    if (pruning.first_block() < 0) {
+      check.Fail(at + "first_block",
+                 absl::StrCat("must not be negative, is ", pruning.first_block()));
+    }
+    if (pruning.has_last_block() && pruning.last_block() <= pruning.first_block()) {
+      check.Fail(at + "last_block",
+                 absl::StrCat("must be larger than first_block (", pruning.first_block(), "), is ",
+                              pruning.last_block()));
+    }
+  } else {
+    if (pruning.has_first_block()) check.Fail(at + "first_block", "needs layout PER_LAYER");
+    if (pruning.has_last_block()) check.Fail(at + "last_block", "needs layout PER_LAYER");
+  }
+}
+
+// Stored bits of a weight that no assignment of these formats can fall below.
+double SmallestAverageBits(const v1::CompressionSpec& spec) {
+  const auto& candidates = spec.search().candidate_bits();
+  const int bits = candidates.empty() ? kCandidateBits.front()
+                                      : *std::min_element(candidates.begin(), candidates.end());
+  // NF4 stores a 32-bit scale for 64 weights.
+  if (bits == 4 && spec.quantization().four_bit() == v1::Quantization::NF4) return 4.5;
+  return bits;
+}
+
+void CheckSearch(FieldChecker& check, const v1::CompressionSpec& spec) {
+  const v1::Search& search = spec.search();
+  const std::string at = "job.spec.search.";
+  std::set<int> seen;
+  bool bits_are_good = true;
+  for (int i = 0; i < search.candidate_bits_size(); ++i) {
+    const int bits = search.candidate_bits(i);
+    const std::string field = absl::StrCat(at, "candidate_bits[", i, "]");
+    if (std::find(kCandidateBits.begin(), kCandidateBits.end(), bits) == kCandidateBits.end()) {
+      check.Fail(field, absl::StrCat("must be one of ", absl::StrJoin(kCandidateBits, ", "),
+                                     ", is ", bits));
+      bits_are_good = false;
+    } else if (!seen.insert(bits).second) {
+      check.Fail(field, absl::StrCat("names ", bits, " twice"));
+    }
+  }
+  check.Known(at + "granularity", search.granularity(),
+              v1::Search::Granularity_IsValid(search.granularity()));
+  check.Known(at + "algorithm", search.algorithm(),
+              v1::Search::Algorithm_IsValid(search.algorithm()));
+  check.Known(at + "quality_metric", search.quality_metric(),
+              v1::Search::QualityMetric_IsValid(search.quality_metric()));
+  switch (search.budget_case()) {
+    case v1::Search::BUDGET_NOT_SET:
+      check.Fail("job.spec.search",
+                 "needs a budget: set max_bytes or max_average_bits (4.5 to 16 make sense)");
+      break;
+    case v1::Search::kMaxBytes:
+      if (search.max_bytes() <= 0) {
+        check.Fail(at + "max_bytes", absl::StrCat("must be positive, is ", search.max_bytes()));
+      }
+      break;
+    case v1::Search::kMaxAverageBits: {
+      const double bits = search.max_average_bits();
+      if (!std::isfinite(bits) || bits <= 0 || bits > 16) {
+        check.Fail(at + "max_average_bits", absl::StrCat("must be in (0, 16], is ", bits));
+      } else if (bits_are_good && bits < SmallestAverageBits(spec)) {
+        check.Fail(
+            at + "max_average_bits",
+            absl::StrCat("cannot be met: the smallest candidate stores at least ",
+                         SmallestAverageBits(spec), " bits a weight, scales included; is ", bits));
+      }
+      break;
+    }
+  }
+  check.Range(at + "max_trials", search.max_trials(), 1, 1000);
+  check.Range(at + "parallelism", search.parallelism(), 1, 64);
+}
+
+void CheckFineTune(FieldChecker& check, const v1::FineTune& tune,
+                   const JobValidationOptions& options) {
+  const std::string at = "job.spec.fine_tune.";
+  check.Range(at + "steps", tune.steps(), 0, 100000);
+  check.Known(at + "init", tune.init(), v1::FineTune::Init_IsValid(tune.init()));
+  check.Range(at + "loftq_iterations", tune.loftq_iterations(), 1, 10);
+  check.Range(at + "rank", tune.rank(), 1, 256);
+  check.Interval(at + "alpha", tune.alpha(), tune.alpha() > 0 && tune.alpha() <= 1024, "(0, 1024]");
+  check.Interval(at + "learning_rate", tune.learning_rate(),
+                 tune.learning_rate() > 0 && tune.learning_rate() <= 1, "(0, 1]");
+  if (tune.warmup_steps() < 0 || tune.warmup_steps() > tune.steps()) {
+    check.Fail(at + "warmup_steps", absl::StrCat("must be from 0 to steps (", tune.steps(),
+                                                 "), is ", tune.warmup_steps()));
+  }
+  check.Range(at + "batch_size", tune.batch_size(), 1, 256);
+  check.Range(at + "sequence_length", tune.sequence_length(), 16, 4096);
+  CheckDataset(check, at + "dataset", tune.dataset(), options);
+}
+
+void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
+               const JobValidationOptions& options) {
+  CheckUri(check, "job.spec.model.uri", spec.model().uri(), kBuiltinModels, options);
+
+  CheckDataset(check, "job.spec.calibration.dataset", spec.calibration().dataset(), options);
+  check.Range("job.spec.calibration.sample_count", spec.calibration().sample_count(), 1, 1024);
+  check.Range("job.spec.calibration.sequence_length", spec.calibration().sequence_length(), 16,
+              4096);
+
+  CheckPruning(check, spec.pruning());
+
+  check.Known("job.spec.quantization.four_bit", spec.quantization().four_bit(),
+              v1::Quantization::FourBit_IsValid(spec.quantization().four_bit()));
+  const int group = spec.quantization().group_size();
+  if (std::find(kGroupSizes.begin(), kGroupSizes.end(), group) == kGroupSizes.end()) {
+    check.Fail("job.spec.quantization.group_size",
+               absl::StrCat("must be one of ", absl::StrJoin(kGroupSizes, ", "), ", is ", group));
+  }
+
+  CheckSearch(check, spec);
+  CheckFineTune(check, spec.fine_tune(), options);
+
+  const v1::Evaluation& evaluation = spec.evaluation();
+  CheckDataset(check, "job.spec.evaluation.dataset", evaluation.dataset(), options);
+  check.Range("job.spec.evaluation.sequence_length", evaluation.sequence_length(), 16, 8192);
+  check.Range("job.spec.evaluation.max_selection_tokens", evaluation.max_selection_tokens(), 256,
+              1'000'000);
+  check.Range("job.spec.evaluation.max_test_tokens", evaluation.max_test_tokens(), 256, 10'000'000);
+
+  check.Known("job.spec.export.dtype", spec.export_().dtype(),
+              v1::Export::DType_IsValid(spec.export_().dtype()));
+  check.Range("job.spec.limits.max_attempts", spec.limits().max_attempts(), 1, 20);
+}
+
+// Of the fields that say which job is asked for, as they were sent: so that a later version with
+// other defaults still knows its own requests.
+std::string Fingerprint(const v1::CreateJobRequest& request) {
+  v1::CreateJobRequest asked;
+  asked.set_parent(request.parent());
+  asked.set_job_id(request.job_id());
+  v1::CompressionJob& job = *asked.mutable_job();
+  job.set_display_name(request.job().display_name());
+  *job.mutable_labels() = request.job().labels();
+  *job.mutable_spec() = request.job().spec();
+  job.set_priority(request.job().priority());
+  std::string bytes;
+  {
+    google::protobuf::io::StringOutputStream stream(&bytes);
+    google::protobuf::io::CodedOutputStream coded(&stream);
+    coded.SetSerializationDeterministic(true);  // Labels are a map.
+    asked.SerializeToCodedStream(&coded);
+  }
+  return Sha256Hex(bytes);
+}
+
+void FillDataset(v1::TextDataset& dataset) {
+  if (dataset.uri().empty()) dataset.set_uri("builtin://tinystories");
+  if (!dataset.has_document_separator()) dataset.set_document_separator("<|endoftext|>");
+}
+
+}  // namespace
+
+void FillDefaults(v1::CompressionSpec& spec) {
+#define QPRUNER_DEFAULT(message, field, value) \
+  if (!(message).has_##field()) (message).set_##field(value)
+#define QPRUNER_ENUM_DEFAULT(message, field, value) \
+  if ((message).field() == 0) (message).set_##field(value)
+
+  v1::Calibration& calibration = *spec.mutable_calibration();
+  FillDataset(*calibration.mutable_dataset());
+  QPRUNER_DEFAULT(calibration, sample_count, 32);
+  QPRUNER_DEFAULT(calibration, sequence_length, 128);
+  QPRUNER_DEFAULT(calibration, seed, 42);
+
+  v1::Pruning& pruning = *spec.mutable_pruning();
+  QPRUNER_ENUM_DEFAULT(pruning, importance, v1::Pruning::TAYLOR_MIXED);
+  QPRUNER_DEFAULT(pruning, ratio, 0.0);
+  QPRUNER_ENUM_DEFAULT(pruning, layout, v1::Pruning::UNIFORM);
+  QPRUNER_ENUM_DEFAULT(pruning, reduction, v1::Pruning::SUM);
+  QPRUNER_DEFAULT(pruning, alignment, 32);
+  if (pruning.layout() == v1::Pruning::PER_LAYER) QPRUNER_DEFAULT(pruning, first_block, 1);
+
+  v1::Quantization& quantization = *spec.mutable_quantization();
+  QPRUNER_ENUM_DEFAULT(quantization, four_bit, v1::Quantization::NF4);
+  QPRUNER_DEFAULT(quantization, group_size, 64);
+
+  v1::Search& search = *spec.mutable_search();
+  if (search.candidate_bits().empty()) {
+    search.mutable_candidate_bits()->Add(kCandidateBits.begin(), kCandidateBits.end());
+  }
+  QPRUNER_ENUM_DEFAULT(search, granularity, v1::Search::FUSED_GROUP);
+  QPRUNER_ENUM_DEFAULT(search, algorithm, v1::Search::BAYESIAN);
+  QPRUNER_DEFAULT(search, max_trials, 30);
+  QPRUNER_DEFAULT(search, parallelism, 2);
+  QPRUNER_ENUM_DEFAULT(search, quality_metric, v1::Search::KL_DIVERGENCE);
+  QPRUNER_DEFAULT(search, seed, 42);
+
+  v1::FineTune& tune = *spec.mutable_fine_tune();
+  QPRUNER_DEFAULT(tune, steps, 200);
+  QPRUNER_ENUM_DEFAULT(tune, init, v1::FineTune::LOFTQ);
+  QPRUNER_DEFAULT(tune, loftq_iterations, 1);
+  QPRUNER_DEFAULT(tune, rank, 8);
+  QPRUNER_DEFAULT(tune, alpha, 16.0);
+  QPRUNER_DEFAULT(tune, learning_rate, 0.001);
+  // A run shorter than the usual warm-up is all warm-up rather than an error.
+  QPRUNER_DEFAULT(tune, warmup_steps, std::clamp(tune.steps(), 0, 20));
+  QPRUNER_DEFAULT(tune, batch_size, 8);
+  QPRUNER_DEFAULT(tune, sequence_length, 256);
+  FillDataset(*tune.mutable_dataset());
+  QPRUNER_DEFAULT(tune, seed, 42);
+
+  v1::Evaluation& evaluation = *spec.mutable_evaluation();
+  FillDataset(*evaluation.mutable_dataset());
+  QPRUNER_DEFAULT(evaluation, sequence_length, 512);
+  QPRUNER_DEFAULT(evaluation, max_selection_tokens, 8192);
+  QPRUNER_DEFAULT(evaluation, max_test_tokens, 16384);
+
+  QPRUNER_ENUM_DEFAULT(*spec.mutable_export_(), dtype, v1::Export::BFLOAT16);
+  QPRUNER_DEFAULT(*spec.mutable_limits(), max_attempts, 3);
+#undef QPRUNER_DEFAULT
+#undef QPRUNER_ENUM_DEFAULT
+}
+
+absl::StatusOr<NewJob> ValidateCreateJob(const v1::CreateJobRequest& request,
+                                         const JobValidationOptions& options) {
+  FieldChecker check;
+  NewJob result;
+  if (request.parent().empty()) {
+    result.project = "default";
+  } else if (absl::StatusOr<std::string> project = ParseProjectName(request.parent());
+             project.ok()) {
+    result.project = *project;
+  } else {
+    check.Fail("parent", absl::StrCat("must be projects/{project} with a project of "
+                                      "[a-z][a-z0-9-]{0,62}, is ",
+                                      Quoted(request.parent())));
+  }
+  if (!request.job_id().empty() && !IsResourceId(request.job_id())) {
+    check.Fail("job_id",
+               absl::StrCat("must match [a-z][a-z0-9-]{0,62}, is ", Quoted(request.job_id())));
+  }
+  if (request.request_id().size() > kMaxRequestIdBytes) {
+    check.Fail("request_id", absl::StrCat("must be at most ", kMaxRequestIdBytes, " bytes, is ",
+                                          request.request_id().size()));
+  }
+  const v1::CompressionJob& job = request.job();
+  if (job.display_name().size() > kMaxDisplayNameBytes) {
+    check.Fail("job.display_name", absl::StrCat("must be at most ", kMaxDisplayNameBytes,
+                                                " bytes, is ", job.display_name().size()));
+  }
+  if (job.labels_size() > kMaxLabels) {
+    check.Fail("job.labels",
+               absl::StrCat("must be at most ", kMaxLabels, ", are ", job.labels_size()));
+  }
+  for (const auto& [key, value] :
+       std::map<std::string, std::string>(job.labels().begin(), job.labels().end())) {
+    if (!IsLabelKey(key)) {
+      check.Fail("job.labels",
+                 absl::StrCat("keys must match [a-z0-9_-]{1,63}, one is ", Quoted(key)));
+    } else if (value.size() > kMaxLabelValueBytes) {
+      check.Fail(
+          absl::StrCat("job.labels[", key, "]"),
+          absl::StrCat("must be at most ", kMaxLabelValueBytes, " bytes, is ", value.size()));
+    }
+  }
+  check.Range("job.priority", job.priority(), -100, 100);
+
+  result.job_id = request.job_id();
+  result.request_id = request.request_id();
+  result.fingerprint = Fingerprint(request);
+  result.job.set_display_name(job.display_name());
+  *result.job.mutable_labels() = job.labels();
+  result.job.set_priority(job.priority());
+  *result.job.mutable_spec() = job.spec();
+  FillDefaults(*result.job.mutable_spec());
+  CheckSpec(check, result.job.spec(), options);
+  if (absl::Status status = check.status(); !status.ok()) return status;
+
+  auto& bits = *result.job.mutable_spec()->mutable_search()->mutable_candidate_bits();
+  std::sort(bits.begin(), bits.end());
+  return result;
+}
+
+}  // namespace qpruner::server
