@@ -9,7 +9,7 @@
 of 64. Quality: mean KL(original || quantized) in nats a token on stories that the sensitivities were not measured
 on. Score: hypervolume of log KL against bytes in the box between uniform-2 and uniform-8 (1 is the
 whole box), after 10 trials and at the end. All algorithms are run in this one process on the same
-qualities; the 60 scoring evaluations that "bayesian", "sensitivity-lp" and "mutual-information" (here a shuffled
+qualities; the 80 scoring evaluations that "bayesian", "sensitivity-lp" and "mutual-information" (here a shuffled
 control: its scores carry no information) build on are not counted as trials.
 """
 import argparse
