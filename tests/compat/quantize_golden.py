@@ -114,11 +114,11 @@ def main() -> None:
         tensors[f"{name}.int8.SCB"] = int8.SCB
         tensors[f"{name}.int8.float32"] = functional.int8_vectorwise_dequant(int8.CB, int8.SCB)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(
-        tensors,
-        "tests/golden/quantize_bitsandbytes.safetensors",
-        metadata={"script": "tests/compat/quantize_golden.py", "bitsandbytes": bnb.__version__, "torch": torch.__version__},
-    )
+    path = "tests/golden/quantize_bitsandbytes.safetensors"
+    # One entry: safetensors writes several in a random order.
+    source = f"tests/compat/quantize_golden.py, bitsandbytes {bnb.__version__}, torch {torch.__version__}"
+    save_file(tensors, path, metadata={"source": source})
+    os.chmod(path, 0o644)
 
 
 if __name__ == "__main__":
