@@ -1,13 +1,12 @@
-// Quantizes a model for fine-tuning: the packed base and the adapter that starts on it.
+// The adapter that fine-tuning of a quantized model starts with.
 #ifndef QPRUNER_WORKER_ENGINE_FINETUNE_ADAPTER_START_H_
 #define QPRUNER_WORKER_ENGINE_FINETUNE_ADAPTER_START_H_
 
 #include <functional>
-#include <vector>
 
 #include "worker/engine/finetune/lora.h"
 #include "worker/engine/model/weights.h"
-#include "worker/engine/quantize/format.h"
+#include "worker/engine/quantize/quantized_source.h"
 
 namespace qpruner::engine {
 
@@ -17,20 +16,21 @@ enum class AdapterInit {
 };
 
 struct AdapterStart {
-  std::vector<PerLinear<PackedWeight>> base;  // [block]: what is stored. CPU.
-  LoraAdapter adapter;                        // On the source's device.
-  // Root of the summed squares over all linears of the distance to the weights of `source`, without
-  // and with the adapter.
+  LoraAdapter adapter;  // On the source's device.
+  // Distance to the weights of `source`, over all linears (root of the summed squares): of the
+  // quantized weights alone, and of base and adapter together.
   double error_quantized = 0;
   double error = 0;
 };
 
-// One block at a time. formats[block][linear]. With kLoftq, linears in bfloat16 start as with
-// kZero: there is no error worth a direction. `on_progress(fraction)` may be empty.
-AdapterStart QuantizeWithAdapter(WeightSource& source,
-                                 const std::vector<PerLinear<Format>>& formats, AdapterInit init,
-                                 int loftq_iterations, const LoraOptions& options,
-                                 const std::function<void(double fraction)>& on_progress = {});
+// Makes the adapter for `quantized`, which must have been created over `source`, one block at a
+// time. With kLoftq every linear's stored weight is replaced (QuantizedSource::SetPacked) by the
+// base that belongs to its adapter; after one iteration that is the same weight. Linears in
+// bfloat16 start as with kZero: there is no error worth a direction. `on_progress(fraction)` may be
+// empty.
+AdapterStart StartAdapter(WeightSource& source, QuantizedSource& quantized, AdapterInit init,
+                          int loftq_iterations, const LoraOptions& options,
+                          const std::function<void(double fraction)>& on_progress = {});
 
 }  // namespace qpruner::engine
 

@@ -1,0 +1,77 @@
+#include "worker/engine/score/sensitivity.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/grad_mode.h>
+
+#include "worker/engine/gradient/backward_walk.h"
+#include "worker/engine/gradient/random_model.h"
+
+namespace qpruner::engine {
+namespace {
+
+// The definition: the whole model run again for each variant, full logits.
+double PlainDivergence(MemoryWeightSource& model, const LinearGroup& group, const Format& format,
+                       const std::vector<TokenBatch>& batches) {
+  std::vector<BlockWeights> blocks;
+  for (int64_t block = 0; block < model.config().num_blocks(); ++block) {
+    blocks.push_back(model.Block(block));
+  }
+  for (LinearKind kind : group.linears) {
+    at::Tensor& weight = blocks[group.block].weight[kind];
+    weight = RoundToNearest(weight, format);
+  }
+  MemoryWeightSource changed(model.config(), blocks, model.Embedding(), model.FinalNorm(),
+                             model.Head());
+  double nats = 0;
+  int64_t tokens = 0;
+  for (const TokenBatch& batch : batches) {
+    const at::Tensor log_p = at::log_softmax(Logits(model, batch.ids).to(at::kDouble), -1);
+    const at::Tensor log_q = at::log_softmax(Logits(changed, batch.ids).to(at::kDouble), -1);
+    const at::Tensor divergence = (log_p.exp() * (log_p - log_q)).sum(-1);
+    const at::Tensor counted = NextTokenTargets(batch).ne(kNoTarget);
+    nats += divergence.masked_select(counted).sum().item<double>();
+    tokens += counted.sum().item<int64_t>();
+  }
+  return nats / static_cast<double>(tokens);
+}
+
+TEST(SensitivityTest, EqualsRunningTheWholeModelForEachVariant) {
+  MemoryWeightSource model = RandomModel();
+  const std::vector<TokenBatch> batches = {RandomBatch({8, 5}, 40, 9), RandomBatch({12}, 40, 10)};
+  const std::vector<Format> formats = {
+      {FormatKind::kNf4}, {FormatKind::kInt8Row}, {FormatKind::kBfloat16}};
+  for (SearchGranularity granularity :
+       {SearchGranularity::kBlock, SearchGranularity::kFusedGroup}) {
+    const std::vector<LinearGroup> groups = MakeSearchGroups(3, granularity);
+    double last = 0;
+    const auto found =
+        MeasureSensitivity(model, batches, groups, formats, RoundToNearest, [&](double fraction) {
+          EXPECT_GT(fraction, last);
+          last = fraction;
+        });
+    EXPECT_DOUBLE_EQ(last, 1);
+    ASSERT_EQ(found.size(), groups.size());
+    for (size_t group = 0; group < groups.size(); ++group) {
+      for (size_t format = 0; format < formats.size(); ++format) {
+        const double expected = PlainDivergence(model, groups[group], formats[format], batches);
+        // A divergence is a difference of float32 log-probabilities: about 1e-6 nats of rounding.
+        EXPECT_NEAR(found[group][format], expected, 1e-3 * expected + 2e-6)
+            << groups[group].name << " " << FormatName(formats[format]);
+      }
+      EXPECT_GT(found[group][0], found[group][1]);
+    }
+  }
+}
+
+TEST(SensitivityTest, AFormatThatChangesNothingCostsNothing) {
+  MemoryWeightSource model = RandomModel();
+  const std::vector<LinearGroup> groups = MakeSearchGroups(3, SearchGranularity::kBlock);
+  const auto found =
+      MeasureSensitivity(model, {RandomBatch({6}, 40, 9)}, groups, {{FormatKind::kNf4}},
+                         [](const at::Tensor& weight, const Format&) { return weight; });
+  for (const auto& of_group : found) EXPECT_EQ(of_group[0], 0);
+}
+
+}  // namespace
+}  // namespace qpruner::engine
