@@ -1,10 +1,5 @@
 #include "worker/worker_loop.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <filesystem>
@@ -82,30 +77,21 @@ absl::StatusOr<std::unique_ptr<WorkerLoop>> WorkerLoop::Create(Options options,
                                                                Clock& clock) {
   ASSIGN_OR_RETURN(auto cache, ArtifactCache::Open(absl::StrCat(options.data_dir, "/cache"),
                                                    options.max_cache_bytes));
-  const std::string lock_path = absl::StrCat(options.data_dir, "/lock");
-  const int lock_fd = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock_fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", lock_path));
-  if (flock(lock_fd, LOCK_EX | LOCK_NB) != 0) {
-    close(lock_fd);
-    return absl::FailedPreconditionError(
-        absl::StrCat("Data folder is in use by another worker: ", options.data_dir));
-  }
+  ASSIGN_OR_RETURN(auto lock, FolderLock::Take(options.data_dir));
   // Of a process that was killed in the middle of a task.
   std::error_code ignored;
   fs::remove_all(options.data_dir + "/task", ignored);
   return std::unique_ptr<WorkerLoop>(
-      new WorkerLoop(std::move(options), server, clock, std::move(cache), lock_fd));
+      new WorkerLoop(std::move(options), server, clock, std::move(cache), std::move(lock)));
 }
 
 WorkerLoop::WorkerLoop(Options options, WorkerService::StubInterface& server, Clock& clock,
-                       std::unique_ptr<ArtifactCache> cache, int lock_fd)
+                       std::unique_ptr<ArtifactCache> cache, std::unique_ptr<FolderLock> lock)
     : options_(std::move(options)),
       server_(server),
       clock_(clock),
       cache_(std::move(cache)),
-      lock_fd_(lock_fd) {}
-
-WorkerLoop::~WorkerLoop() { close(lock_fd_); }
+      lock_(std::move(lock)) {}
 
 absl::Status WorkerLoop::Run(std::stop_token drain) {
   RETURN_IF_ERROR(EnsureEngine(""));

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "base/backoff.h"
 #include "base/clock.h"
+#include "base/folder_lock.h"
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "worker/artifact_cache.h"
 #include "worker/engine_process.h"
@@ -44,7 +45,6 @@ class WorkerLoop {
   // Takes the data folder. FAILED_PRECONDITION: another process holds it.
   static absl::StatusOr<std::unique_ptr<WorkerLoop>> Create(
       Options options, internal::v1::WorkerService::StubInterface& server, Clock& clock);
-  ~WorkerLoop();
 
   // Works until `drain` is requested: then it ends the engine, hands the task in work back and
   // returns OK. A server that is away is waited for. The engine belongs to the calling thread (see
@@ -53,9 +53,9 @@ class WorkerLoop {
 
  private:
   WorkerLoop(Options options, internal::v1::WorkerService::StubInterface& server, Clock& clock,
-             std::unique_ptr<ArtifactCache> cache, int lock_fd);
+             std::unique_ptr<ArtifactCache> cache, std::unique_ptr<FolderLock> lock);
 
-  // Start an engine unless there is a live one that has worked for no other job than `job`.
+  // Starts an engine unless there is a live one that has worked for no other job than `job`.
   absl::Status EnsureEngine(const std::string& job);
   // OK: registered, or draining.
   absl::Status Register(const std::stop_token& drain);
@@ -74,7 +74,7 @@ class WorkerLoop {
   internal::v1::WorkerService::StubInterface& server_;
   Clock& clock_;
   const std::unique_ptr<ArtifactCache> cache_;
-  const int lock_fd_;
+  const std::unique_ptr<FolderLock> lock_;
   LeaseKeeper::Options lease_options_;
   std::unique_ptr<EngineProcess> engine_;
   // The job that engine_ has worked for; empty if none yet.

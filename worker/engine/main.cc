@@ -1,0 +1,175 @@
+// qpruner-engine: the numerical work, as a child process of the agent. It speaks engine.proto on
+// descriptor 3 and ends when the agent closes it.
+#include <ATen/Parallel.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <dlfcn.h>
+#include <sys/socket.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <iostream>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "proto/message_stream.h"
+#include "proto/status_codec.h"
+#include "qpruner/internal/v1/engine.pb.h"
+#include "worker/engine/tasks/progress.h"
+#include "worker/engine/tasks/task_runner.h"
+
+namespace qpruner::engine {
+namespace {
+
+using internal::v1::EngineReply;
+using internal::v1::EngineRequest;
+
+constexpr int kAgentFd = 3;
+// The protocol promises a word a second.
+constexpr std::chrono::milliseconds kBeat(250);
+
+// Tells the agent how far the task is, at every beat of its own thread, however long the work goes
+// without reporting.
+class BeatingReporter final : public ProgressReporter {
+ public:
+  BeatingReporter(MessageStream& agent, int64_t request_id)
+      : agent_(agent),
+        thread_([this, request_id](std::stop_token stop) { Beat(request_id, std::move(stop)); }) {}
+  // Tells the last lines.
+  ~BeatingReporter() override {
+    thread_.request_stop();
+    thread_.join();
+  }
+
+  void Report(double fraction, const std::string& message) override {
+    std::lock_guard lock(mutex_);
+    progress_.set_fraction(fraction);
+    progress_.set_message(message);
+  }
+  void Log(const std::string& text, bool warning) override {
+    std::lock_guard lock(mutex_);
+    auto& line = *progress_.add_logs();
+    line.set_text(text);
+    line.set_severity(warning ? v1::JobEvent::LogLine::WARNING : v1::JobEvent::LogLine::INFO);
+  }
+
+ private:
+  void Beat(int64_t request_id, std::stop_token stop) {
+    while (true) {
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait_for(lock, stop, kBeat, [] { return false; });
+        if (stop.stop_requested() && progress_.logs().empty()) return;
+      }
+      EngineReply reply;
+      reply.set_request_id(request_id);
+      {
+        std::lock_guard lock(mutex_);
+        *reply.mutable_progress() = progress_;
+        progress_.clear_logs();
+      }
+      // An agent that is gone ends the main loop.
+      agent_.Write(reply).IgnoreError();
+      if (stop.stop_requested()) return;
+    }
+  }
+
+  MessageStream& agent_;
+  std::mutex mutex_;
+  std::condition_variable_any wake_;
+  EngineReply::TaskProgress progress_;  // Protected by mutex_.
+  std::jthread thread_;                 // Last: it uses all of the above.
+};
+
+// GPUs that LibTorch finds. Its CUDA part is not linked: it is loaded here where there is a driver.
+int64_t CudaDeviceCount() {
+  if (dlopen("libcuda.so.1", RTLD_LAZY) == nullptr) return 0;
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+    std::cerr << "There is a CUDA driver, but LibTorch's CUDA part does not load: " << dlerror()
+              << "\n";
+    return 0;
+  }
+  return at::detail::getCUDAHooks().deviceCount();
+}
+
+absl::StatusOr<at::Device> ChooseDevice(const std::string& name) {
+  if (name == "cpu") return at::Device(at::kCPU);
+  const int64_t count = CudaDeviceCount();
+  if (name == "auto") return count > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  absl::string_view index_text = name;
+  int index = 0;
+  if (!absl::ConsumePrefix(&index_text, "cuda:") || !absl::SimpleAtoi(index_text, &index)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--device must be auto, cpu or cuda:N, is \"", name, "\""));
+  }
+  if (index < 0 || index >= count) {
+    return absl::NotFoundError(absl::StrCat("No such device: ", name, "; there are ", count));
+  }
+  return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+}
+
+int Main(int argc, char** argv) {
+  std::string device_name = "auto";
+  int threads = 0;
+  CLI::App app("The engine of a QPruner worker. Started by qpruner-worker, not by people.",
+               "qpruner-engine");
+  app.add_option("--device", device_name, "auto, cpu or cuda:N")->capture_default_str();
+  app.add_option("--threads", threads, "CPU threads; 0: one a core")->capture_default_str();
+  app.set_version_flag("--version", QPRUNER_VERSION);
+  CLI11_PARSE(app, argc, argv);
+
+  int type = 0;
+  socklen_t size = sizeof type;
+  if (getsockopt(kAgentFd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_STREAM) {
+    std::cerr << "qpruner-engine is started by qpruner-worker: descriptor 3 must be its socket\n";
+    return 2;
+  }
+  const absl::StatusOr<at::Device> device = ChooseDevice(device_name);
+  if (!device.ok()) {
+    std::cerr << device.status().message() << "\n";
+    return 2;
+  }
+  at::set_num_threads(threads > 0 ? threads
+                                  : static_cast<int>(std::thread::hardware_concurrency()));
+
+  MessageStream agent(kAgentFd);
+  EngineReply hello;
+  hello.mutable_hello()->set_device(device->str());
+  hello.mutable_hello()->set_version(QPRUNER_VERSION);
+  if (!agent.Write(hello).ok()) return 1;
+
+  TaskRunner runner(*device);
+  while (true) {
+    EngineRequest request;
+    if (absl::Status status = agent.Read(request); !status.ok()) {
+      if (absl::IsOutOfRange(status)) return 0;
+      std::cerr << status.message() << "\n";
+      return 1;
+    }
+    absl::StatusOr<internal::v1::TaskResult> result = absl::UnknownError("");
+    {
+      BeatingReporter progress(agent, request.request_id());
+      result = runner.Run(request, progress);
+    }
+    EngineReply reply;
+    reply.set_request_id(request.request_id());
+    if (result.ok()) {
+      *reply.mutable_result() = *std::move(result);
+    } else {
+      *reply.mutable_error() = ToRpcStatus(result.status());
+    }
+    if (!agent.Write(reply).ok()) return 1;
+  }
+}
+
+}  // namespace
+}  // namespace qpruner::engine
+
+int main(int argc, char** argv) { return qpruner::engine::Main(argc, argv); }

@@ -1,0 +1,260 @@
+// Drives the real engine process over its socket, as the agent does.
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "base/child_process.h"
+#include "base/durable_file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "proto/message_stream.h"
+#include "proto/status_codec.h"
+#include "qpruner/internal/v1/engine.pb.h"
+
+namespace qpruner::engine {
+namespace {
+
+namespace fs = std::filesystem;
+using internal::v1::EngineReply;
+using internal::v1::EngineRequest;
+using internal::v1::TaskResult;
+using internal::v1::TaskSpec;
+using ::testing::HasSubstr;
+
+std::string Environment(const char* name) {
+  const char* value = getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+class EngineTest : public ::testing::Test {
+ protected:
+  EngineTest() {
+    char pattern[] = "/tmp/qpruner_engine_test.XXXXXX";
+    folder_ = mkdtemp(pattern);
+    data_ = fs::path(Environment("QPRUNER_SOURCE_DIR")) / "data";
+    int sockets[2];
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets), 0);
+    auto child = ChildProcess::Spawn(
+        {.argv = {Environment("QPRUNER_BIN_DIR") + "/qpruner-engine", "--device", "cpu"},
+         .inherited_fds = {sockets[1]}});
+    close(sockets[1]);
+    stream_ = std::make_unique<MessageStream>(sockets[0]);
+    EXPECT_TRUE(child.ok()) << child.status();
+    child_ = *std::move(child);
+    EngineReply hello;
+    EXPECT_TRUE(stream_->Read(hello, absl::Seconds(60)).ok());
+    EXPECT_EQ(hello.hello().device(), "cpu");
+  }
+  ~EngineTest() override {
+    child_.reset();
+    fs::remove_all(folder_);
+  }
+
+  // Small enough for seconds, with every stage in it.
+  TaskSpec Task() const {
+    TaskSpec task;
+    auto& spec = *task.mutable_spec();
+    spec.mutable_model()->set_uri("builtin://stories260k");
+    spec.mutable_calibration()->set_sample_count(4);
+    spec.mutable_calibration()->set_sequence_length(64);
+    spec.mutable_pruning()->set_ratio(0.25);
+    spec.mutable_evaluation()->set_sequence_length(128);
+    spec.mutable_evaluation()->set_max_selection_tokens(600);
+    spec.mutable_evaluation()->set_max_test_tokens(600);
+    spec.mutable_fine_tune()->set_steps(6);
+    spec.mutable_fine_tune()->set_warmup_steps(1);
+    spec.mutable_fine_tune()->set_batch_size(2);
+    spec.mutable_fine_tune()->set_sequence_length(64);
+    return task;
+  }
+
+  // The task's outputs become inputs of `task` too, as through the artifact store.
+  absl::StatusOr<TaskResult> Run(const TaskSpec& task, const std::string& name) {
+    EngineRequest request;
+    request.set_request_id(++requests_);
+    *request.mutable_task() = task;
+    request.set_input_dir(inputs_.string());
+    request.set_output_dir((folder_ / name).string());
+    request.set_builtin_dir(data_.string());
+    fs::create_directories(folder_ / name);
+    EXPECT_TRUE(stream_->Write(request).ok());
+    double fraction = 0;
+    while (true) {
+      EngineReply reply;
+      // The protocol promises a word a second; a loaded machine gets ten.
+      if (absl::Status status = stream_->Read(reply, absl::Seconds(10)); !status.ok()) {
+        return status;
+      }
+      EXPECT_EQ(reply.request_id(), requests_);
+      if (reply.has_error()) return FromRpcStatus(reply.error());
+      if (reply.has_result()) return reply.result();
+      EXPECT_GE(reply.progress().fraction(), fraction);
+      fraction = reply.progress().fraction();
+    }
+  }
+  absl::StatusOr<TaskResult> Prepare(const std::string& name) {
+    TaskSpec task = Task();
+    task.mutable_prepare();
+    auto result = Run(task, name);
+    inputs_ = folder_ / name;
+    return result;
+  }
+  // A task on what was prepared, all groups at `bits`.
+  template <typename Work>
+  static void Assign(const TaskResult& prepared, int bits, TaskSpec& task, Work& work) {
+    *task.mutable_inputs() = prepared.outputs();
+    for (const auto& group : prepared.prepare().groups()) {
+      auto& precision = *work.add_precisions();
+      precision.set_group(group.name());
+      precision.set_bits(bits);
+    }
+  }
+  static std::map<std::string, std::string> Digests(const TaskResult& result) {
+    std::map<std::string, std::string> digests;
+    for (const auto& output : result.outputs()) digests[output.path()] = output.sha256();
+    return digests;
+  }
+  // A copy of the shipped model that a test may spoil.
+  fs::path CopyModel() {
+    const fs::path copy = folder_ / absl::StrCat("model-", ++copies_);
+    fs::copy(data_ / "models/stories260k", copy);
+    return copy;
+  }
+
+  fs::path folder_;
+  fs::path data_;
+  fs::path inputs_;
+  std::unique_ptr<ChildProcess> child_;
+  std::unique_ptr<MessageStream> stream_;
+  int64_t requests_ = 0;
+  int copies_ = 0;
+};
+
+TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
+  const auto prepared = Prepare("prepare");
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  const auto again = Prepare("prepare-again");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(Digests(*prepared), Digests(*again));
+  EXPECT_EQ(prepared->SerializeAsString(), again->SerializeAsString());
+
+  const auto& space = prepared->prepare();
+  ASSERT_EQ(space.groups_size(), 5 * 4);
+  EXPECT_EQ(space.groups(0).name(), "model.layers.0.attn_qkv");
+  EXPECT_EQ(space.groups(0).choices_size(), 3);
+  EXPECT_EQ(space.original_test().kl_divergence(), 0);
+  EXPECT_LT(space.original_test().perplexity(), space.pruned_test().perplexity());
+  EXPECT_LT(space.pruned_test().parameter_count(), space.original_test().parameter_count());
+  EXPECT_TRUE(Digests(*prepared).count("prepared/reference.safetensors"));
+  EXPECT_TRUE(Digests(*prepared).count("report/scores.json"));
+
+  std::map<int, internal::v1::TrialResult> trials;
+  for (const int bits : {4, 8, 16}) {
+    TaskSpec task = Task();
+    task.mutable_trial()->set_index(1);
+    task.mutable_trial()->set_measure_on_test(true);
+    Assign(*prepared, bits, task, *task.mutable_trial());
+    const auto first = Run(task, absl::StrCat("trial-", bits));
+    ASSERT_TRUE(first.ok()) << first.status();
+    const auto second = Run(task, absl::StrCat("trial-again-", bits));
+    ASSERT_TRUE(second.ok()) << second.status();
+    EXPECT_EQ(first->SerializeAsString(), second->SerializeAsString());
+    trials[bits] = first->trial();
+    // What the search was told is what is measured.
+    int64_t bytes = space.fixed_bytes();
+    for (const auto& group : space.groups()) {
+      for (const auto& choice : group.choices()) {
+        if (choice.bits() == bits) bytes += choice.bytes();
+      }
+    }
+    EXPECT_EQ(first->trial().selection().weight_bytes(), bytes);
+  }
+  EXPECT_LT(trials[4].test().weight_bytes(), trials[8].test().weight_bytes());
+  EXPECT_LT(trials[8].test().weight_bytes(), trials[16].test().weight_bytes());
+  EXPECT_GT(trials[4].test().kl_divergence(), trials[8].test().kl_divergence());
+  // bfloat16 is all but lossless: three digits of a perplexity near that of the pruned model.
+  EXPECT_NEAR(trials[16].test().perplexity() / space.pruned_test().perplexity(), 1, 5e-3);
+
+  TaskSpec task = Task();
+  Assign(*prepared, 4, task, *task.mutable_finalize());
+  const auto final = Run(task, "finalize");
+  ASSERT_TRUE(final.ok()) << final.status();
+  const auto final_again = Run(task, "finalize-again");
+  ASSERT_TRUE(final_again.ok()) << final_again.status();
+  EXPECT_EQ(Digests(*final), Digests(*final_again));
+  // The same weights as the uniform trial's.
+  EXPECT_EQ(final->finalize().chosen_test().perplexity(), trials[4].test().perplexity());
+  EXPECT_GT(final->finalize().adapter_bytes(), 0);
+  EXPECT_GE(final->finalize().curve_size(), 2);
+  EXPECT_TRUE(std::isfinite(final->finalize().fine_tuned_test().perplexity()));
+  for (const char* path : {"model/config.json", "model/model.safetensors", "model/tokenizer.json",
+                           "model/README.md", "quantized/quantization.json",
+                           "adapter/adapter_model.safetensors", "adapter/adapter_config.json"}) {
+    EXPECT_TRUE(Digests(*final).count(path)) << path;
+  }
+
+  TaskSpec plain = Task();
+  plain.mutable_spec()->mutable_fine_tune()->set_steps(0);
+  Assign(*prepared, 8, plain, *plain.mutable_finalize());
+  const auto untuned = Run(plain, "finalize-plain");
+  ASSERT_TRUE(untuned.ok()) << untuned.status();
+  EXPECT_FALSE(untuned->finalize().has_fine_tuned_test());
+  EXPECT_EQ(untuned->finalize().adapter_bytes(), 0);
+}
+
+TEST_F(EngineTest, BadInputIsRefusedByNameAndTheEngineLives) {
+  const auto refuse = [&](const TaskSpec& bad, absl::StatusCode code, const std::string& text) {
+    TaskSpec task = bad;
+    task.mutable_prepare();
+    const auto result = Run(task, absl::StrCat("bad-", requests_));
+    EXPECT_EQ(result.status().code(), code) << result.status();
+    EXPECT_THAT(std::string(result.status().message()), HasSubstr(text));
+  };
+  TaskSpec task = Task();
+  task.mutable_spec()->mutable_model()->set_uri("builtin://nothing");
+  refuse(task, absl::StatusCode::kNotFound, "model.uri");
+  task.mutable_spec()->mutable_model()->set_uri("builtin://../secret");
+  refuse(task, absl::StatusCode::kInvalidArgument, "model.uri");
+
+  const fs::path truncated = CopyModel();
+  fs::resize_file(truncated / "model.safetensors", 5000);
+  task.mutable_spec()->mutable_model()->set_uri("file://" + truncated.string());
+  refuse(task, absl::StatusCode::kInvalidArgument, "model.safetensors");
+
+  const fs::path unknown = CopyModel();
+  std::string config = *ReadFile((unknown / "config.json").string(), 1 << 20);
+  for (size_t at; (at = config.find("llama")) != std::string::npos;) config.replace(at, 5, "mamba");
+  for (size_t at; (at = config.find("Llama")) != std::string::npos;) config.replace(at, 5, "Mamba");
+  std::ofstream(unknown / "config.json") << config;
+  task.mutable_spec()->mutable_model()->set_uri("file://" + unknown.string());
+  refuse(task, absl::StatusCode::kInvalidArgument, "amba");
+
+  const fs::path text = folder_ / "short.txt";
+  std::ofstream(text) << "Once.";
+  task = Task();
+  task.mutable_spec()->mutable_evaluation()->mutable_dataset()->set_uri("file://" + text.string());
+  refuse(task, absl::StatusCode::kInvalidArgument, "evaluation");
+
+  task = Task();
+  task.mutable_spec()->mutable_pruning()->set_alignment(1024);
+  refuse(task, absl::StatusCode::kInvalidArgument, "alignment");
+
+  // Nothing was prepared: a trial cannot run.
+  task = Task();
+  task.mutable_trial()->set_index(1);
+  EXPECT_EQ(Run(task, "no-inputs").status().code(), absl::StatusCode::kFailedPrecondition);
+
+  EXPECT_TRUE(Prepare("good").ok());
+}
+
+}  // namespace
+}  // namespace qpruner::engine

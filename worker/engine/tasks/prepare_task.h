@@ -1,0 +1,32 @@
+// PREPARE: from the client's model to a search space.
+#ifndef QPRUNER_WORKER_ENGINE_TASKS_PREPARE_TASK_H_
+#define QPRUNER_WORKER_ENGINE_TASKS_PREPARE_TASK_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "qpruner/internal/v1/task.pb.h"
+#include "worker/engine/tasks/progress.h"
+
+namespace qpruner::engine {
+
+// Opens and checks model, tokenizer and texts; measures the original; prunes; measures the pruned
+// model and scores its groups. Writes into `output_dir`:
+//
+//   prepared/  the pruned model as a Hugging Face folder, in the original's dtype, and
+//              reference.safetensors (reference_file.h): no later task reads the original
+//   report/scores.json  everything that was scored, for people
+//
+// Everything that can be known from configuration, tokenizer and texts is refused before the first
+// forward pass. INVALID_ARGUMENT, NOT_FOUND: what is wrong with the model, the texts or the spec.
+absl::StatusOr<internal::v1::PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
+                                                       const std::string& builtin_dir,
+                                                       const std::string& output_dir,
+                                                       at::Device device,
+                                                       ProgressReporter& progress);
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_TASKS_PREPARE_TASK_H_

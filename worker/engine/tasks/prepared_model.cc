@@ -1,0 +1,65 @@
+#include "worker/engine/tasks/prepared_model.h"
+
+#include <ATen/ATen.h>
+#include <unistd.h>
+
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "worker/engine/formats/checkpoint.h"
+#include "worker/engine/model/checkpoint_source.h"
+#include "worker/engine/model/memory_source.h"
+#include "worker/engine/tasks/metrics.h"
+
+namespace qpruner::engine {
+
+at::ScalarType ComputeDType(at::Device device, at::ScalarType stored) {
+  return device.is_cpu() ? at::kFloat : stored;
+}
+
+bool FitsInMemory(int64_t bytes) {
+  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+  return bytes <= memory / 4;
+}
+
+std::unique_ptr<WeightSource> MakeResident(WeightSource& source) {
+  const int64_t bytes =
+      ParameterCount(source.config()) * static_cast<int64_t>(c10::elementSize(source.dtype()));
+  // Device memory is not the host's: what does not fit there is streamed.
+  if (!source.device().is_cpu() || !FitsInMemory(bytes)) return nullptr;
+  return std::make_unique<MemoryWeightSource>(LoadIntoMemory(source));
+}
+
+void PreparedModelCache::Clear() {
+  model_.reset();
+  key_.clear();
+}
+
+absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(const internal::v1::TaskSpec& task,
+                                                             const std::string& input_dir) {
+  std::string key;
+  for (const auto& input : task.inputs()) {
+    if (absl::StartsWith(input.path(), absl::StrCat(kPreparedFolder, "/"))) {
+      absl::StrAppend(&key, input.path(), "=", input.sha256(), "\n");
+    }
+  }
+  if (key.empty()) {
+    return absl::FailedPreconditionError("Task has no prepared model among its inputs");
+  }
+  if (model_ != nullptr && key == key_) return model_.get();
+  Clear();
+  auto model = std::make_unique<PreparedModel>();
+  ASSIGN_OR_RETURN(auto checkpoint,
+                   Checkpoint::Open(absl::StrCat(input_dir, "/", kPreparedFolder)));
+  const at::ScalarType stored = ScalarTypeOf(checkpoint->tensor("model.embed_tokens.weight").dtype);
+  model->source =
+      MakeCheckpointSource(std::move(checkpoint), device_, ComputeDType(device_, stored));
+  ASSIGN_OR_RETURN(model->reference, ReadReference(absl::StrCat(input_dir, "/", kReferencePath)));
+  model_ = std::move(model);
+  key_ = std::move(key);
+  return model_.get();
+}
+
+}  // namespace qpruner::engine

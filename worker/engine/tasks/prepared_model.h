@@ -1,0 +1,62 @@
+// The model that PREPARE made, as TRIAL and FINALIZE use it.
+#ifndef QPRUNER_WORKER_ENGINE_TASKS_PREPARED_MODEL_H_
+#define QPRUNER_WORKER_ENGINE_TASKS_PREPARED_MODEL_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "qpruner/internal/v1/task.pb.h"
+#include "worker/engine/evaluate/token_metrics.h"
+#include "worker/engine/model/weights.h"
+#include "worker/engine/tasks/reference_file.h"
+
+namespace qpruner::engine {
+
+// Names of PREPARE's artifacts.
+inline constexpr char kPreparedFolder[] = "prepared";
+inline constexpr char kReferencePath[] = "prepared/reference.safetensors";
+inline constexpr char kScoresPath[] = "report/scores.json";
+
+// What the model is computed in: float32 on the CPU, where it costs little; on other devices the
+// checkpoint's own 16-bit type, if it has one.
+at::ScalarType ComputeDType(at::Device device, at::ScalarType stored);
+
+// Whether a model of so many bytes may stay in memory: at most a quarter of what the machine has.
+bool FitsInMemory(int64_t bytes);
+
+// A source that computes like `source`, with all weights in memory if they fit; else null.
+std::unique_ptr<WeightSource> MakeResident(WeightSource& source);
+
+struct PreparedModel {
+  std::unique_ptr<WeightSource> source;
+  Reference reference;
+
+  // The original's states over a share, with the head that was never pruned.
+  ReferenceStates States(const ReferenceShare& share) const {
+    return {share.hidden, source->Head()};
+  }
+};
+
+// Keeps the model of the last task. Not thread-safe.
+class PreparedModelCache {
+ public:
+  explicit PreparedModelCache(at::Device device) : device_(device) {}
+
+  // The model in `input_dir`; read only if the inputs are not those of the last call.
+  // FAILED_PRECONDITION: `task` has no prepared model among its inputs.
+  absl::StatusOr<const PreparedModel*> Get(const internal::v1::TaskSpec& task,
+                                           const std::string& input_dir);
+  void Clear();
+
+ private:
+  const at::Device device_;
+  std::string key_;
+  std::unique_ptr<PreparedModel> model_;
+};
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_TASKS_PREPARED_MODEL_H_

@@ -1,0 +1,168 @@
+#include "worker/engine/tasks/reference_file.h"
+
+#include <ATen/ATen.h>
+
+#include <cstring>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "worker/engine/formats/safetensors_reader.h"
+#include "worker/engine/formats/safetensors_writer.h"
+
+namespace qpruner::engine {
+namespace {
+
+constexpr char kFormatName[] = "qpruner-reference-1";
+
+std::string Bytes(const std::vector<int32_t>& values) {
+  return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int32_t));
+}
+
+void AddSequences(const std::string& prefix, const std::vector<TokenIds>& sequences,
+                  std::vector<TensorToWrite>& tensors) {
+  TokenIds ids, lengths;
+  for (const TokenIds& sequence : sequences) {
+    ids.insert(ids.end(), sequence.begin(), sequence.end());
+    lengths.push_back(static_cast<int32_t>(sequence.size()));
+  }
+  const int64_t count = static_cast<int64_t>(lengths.size());
+  const int64_t total = static_cast<int64_t>(ids.size());
+  tensors.push_back(
+      {prefix + ".ids", DType::kI32, {total}, [bytes = Bytes(ids)] { return bytes; }});
+  tensors.push_back(
+      {prefix + ".lengths", DType::kI32, {count}, [bytes = Bytes(lengths)] { return bytes; }});
+}
+
+// Start of each sequence within the tokens end to end, and at the end their number.
+std::vector<int64_t> Starts(const std::vector<TokenIds>& sequences) {
+  std::vector<int64_t> starts = {0};
+  for (const TokenIds& sequence : sequences) {
+    starts.push_back(starts.back() + static_cast<int64_t>(sequence.size()));
+  }
+  return starts;
+}
+
+// From the batches' padded layout to tokens end to end.
+at::Tensor Unpad(const ReferenceShare& share) {
+  const std::vector<int64_t> starts = Starts(share.sequences);
+  at::Tensor all = at::empty({starts.back(), share.hidden.front().size(2)}, at::kFloat);
+  for (size_t i = 0; i < share.batches.size(); ++i) {
+    const TokenBatch& batch = share.batches[i];
+    for (size_t row = 0; row < batch.rows.size(); ++row) {
+      const size_t sequence = static_cast<size_t>(batch.rows[row]);
+      const int64_t length = starts[sequence + 1] - starts[sequence];
+      all.narrow(0, starts[sequence], length)
+          .copy_(share.hidden[i].select(0, static_cast<int64_t>(row)).narrow(0, 0, length));
+    }
+  }
+  return all;
+}
+
+// The inverse.
+std::vector<at::Tensor> Pad(const std::vector<TokenIds>& sequences,
+                            const std::vector<TokenBatch>& batches, const at::Tensor& all) {
+  const std::vector<int64_t> starts = Starts(sequences);
+  std::vector<at::Tensor> hidden;
+  for (const TokenBatch& batch : batches) {
+    at::Tensor padded =
+        at::zeros({batch.ids.size(0), batch.ids.size(1), all.size(1)}, all.scalar_type());
+    for (size_t row = 0; row < batch.rows.size(); ++row) {
+      const size_t sequence = static_cast<size_t>(batch.rows[row]);
+      const int64_t length = starts[sequence + 1] - starts[sequence];
+      padded.select(0, static_cast<int64_t>(row))
+          .narrow(0, 0, length)
+          .copy_(all.narrow(0, starts[sequence], length));
+    }
+    hidden.push_back(std::move(padded));
+  }
+  return hidden;
+}
+
+void AddShare(const std::string& prefix, const ReferenceShare& share,
+              std::vector<TensorToWrite>& tensors) {
+  AddSequences(prefix, share.sequences, tensors);
+  const at::Tensor all = Unpad(share);
+  tensors.push_back({prefix + ".hidden", DType::kF32, {all.size(0), all.size(1)}, [all] {
+                       return std::string(static_cast<const char*>(all.data_ptr()), all.nbytes());
+                     }});
+}
+
+absl::StatusOr<const TensorView*> Find(const SafetensorsReader& reader, const std::string& name,
+                                       DType dtype, size_t rank) {
+  const auto found = reader.tensors().find(name);
+  if (found == reader.tensors().end() || found->second.dtype != dtype ||
+      found->second.shape.size() != rank) {
+    return absl::InvalidArgumentError(absl::StrCat("Not a reference file: no ", DTypeName(dtype),
+                                                   " tensor ", name, " of rank ", rank));
+  }
+  return &found->second;
+}
+
+absl::StatusOr<std::vector<TokenIds>> ReadSequences(const SafetensorsReader& reader,
+                                                    const std::string& prefix) {
+  ASSIGN_OR_RETURN(const TensorView* ids, Find(reader, prefix + ".ids", DType::kI32, 1));
+  ASSIGN_OR_RETURN(const TensorView* lengths, Find(reader, prefix + ".lengths", DType::kI32, 1));
+  std::vector<int32_t> sizes(static_cast<size_t>(lengths->element_count()));
+  std::memcpy(sizes.data(), lengths->bytes.data(), lengths->bytes.size());
+  std::vector<TokenIds> sequences;
+  int64_t at = 0;
+  for (const int32_t size : sizes) {
+    if (size < 0 || at + size > ids->element_count()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("Not a reference file: lengths of ", prefix, " exceed its ids"));
+    }
+    TokenIds sequence(static_cast<size_t>(size));
+    std::memcpy(sequence.data(), ids->bytes.data() + at * int64_t{sizeof(int32_t)},
+                sequence.size() * sizeof(int32_t));
+    sequences.push_back(std::move(sequence));
+    at += size;
+  }
+  if (at != ids->element_count()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Not a reference file: lengths of ", prefix, " do not reach its ids' end"));
+  }
+  return sequences;
+}
+
+absl::StatusOr<ReferenceShare> ReadShare(const SafetensorsReader& reader,
+                                         const std::string& prefix) {
+  ReferenceShare share;
+  ASSIGN_OR_RETURN(share.sequences, ReadSequences(reader, prefix));
+  share.batches = MakeBatches(share.sequences);
+  ASSIGN_OR_RETURN(const TensorView* hidden, Find(reader, prefix + ".hidden", DType::kF32, 2));
+  if (hidden->shape[0] != Starts(share.sequences).back()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Not a reference file: ", prefix, ".hidden does not fit its ids"));
+  }
+  at::Tensor all = at::empty({hidden->shape[0], hidden->shape[1]}, at::kFloat);
+  std::memcpy(all.data_ptr(), hidden->bytes.data(), hidden->bytes.size());
+  share.hidden = Pad(share.sequences, share.batches, all);
+  return share;
+}
+
+}  // namespace
+
+absl::Status WriteReference(const std::string& path, const Reference& reference) {
+  std::vector<TensorToWrite> tensors;
+  AddShare("selection", reference.selection, tensors);
+  AddShare("test", reference.test, tensors);
+  AddSequences("fine_tune", reference.fine_tune, tensors);
+  return WriteSafetensors(path, std::move(tensors), {{"format", kFormatName}});
+}
+
+absl::StatusOr<Reference> ReadReference(const std::string& path) {
+  ASSIGN_OR_RETURN(const auto reader, SafetensorsReader::Open(path));
+  const auto format = reader->metadata().find("format");
+  if (format == reader->metadata().end() || format->second != kFormatName) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Not a reference file: metadata \"format\" is not ", kFormatName));
+  }
+  Reference reference;
+  ASSIGN_OR_RETURN(reference.selection, ReadShare(*reader, "selection"));
+  ASSIGN_OR_RETURN(reference.test, ReadShare(*reader, "test"));
+  ASSIGN_OR_RETURN(reference.fine_tune, ReadSequences(*reader, "fine_tune"));
+  return reference;
+}
+
+}  // namespace qpruner::engine

@@ -1,0 +1,44 @@
+// What trials and finalizing need of the texts and of the original model: one safetensors file.
+//
+//   selection.ids, test.ids, fine_tune.ids              I32 [tokens]     sequences end to end
+//   selection.lengths, test.lengths, fine_tune.lengths  I32 [sequences]
+//   selection.hidden, test.hidden                       F32 [tokens, hidden]
+//
+// hidden: the original's final hidden states after the final norm. The head is never pruned, so the
+// original's logits are those states times the head of the prepared model.
+#ifndef QPRUNER_WORKER_ENGINE_TASKS_REFERENCE_FILE_H_
+#define QPRUNER_WORKER_ENGINE_TASKS_REFERENCE_FILE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "worker/engine/texts/token_batch.h"
+#include "worker/engine/tokenizer/tokenizer.h"
+
+namespace qpruner::engine {
+
+// One share with the original's states over it.
+struct ReferenceShare {
+  std::vector<TokenIds> sequences;
+  std::vector<TokenBatch> batches;  // MakeBatches(sequences)
+  std::vector<at::Tensor> hidden;   // One [batch, length, hidden] for each of `batches`.
+};
+
+struct Reference {
+  ReferenceShare selection;
+  ReferenceShare test;
+  std::vector<TokenIds> fine_tune;
+};
+
+absl::Status WriteReference(const std::string& path, const Reference& reference);
+
+// INVALID_ARGUMENT: not such a file.
+absl::StatusOr<Reference> ReadReference(const std::string& path);
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_TASKS_REFERENCE_FILE_H_

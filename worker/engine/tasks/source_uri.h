@@ -1,0 +1,21 @@
+// URIs of models and texts as paths on this machine.
+#ifndef QPRUNER_WORKER_ENGINE_TASKS_SOURCE_URI_H_
+#define QPRUNER_WORKER_ENGINE_TASKS_SOURCE_URI_H_
+
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace qpruner::engine {
+
+// Folder of `file:///absolute/folder` or `builtin://NAME` (`builtin_dir`/models/NAME).
+// INVALID_ARGUMENT: not such a URI. NOT_FOUND: no such folder on this worker.
+absl::StatusOr<std::string> ResolveModel(const std::string& uri, const std::string& builtin_dir);
+
+// Path of `file:///absolute/path`, `builtin://NAME` (`builtin_dir`/corpus/NAME.txt), or of the
+// default text if `uri` is empty. Errors likewise.
+absl::StatusOr<std::string> ResolveText(const std::string& uri, const std::string& builtin_dir);
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_TASKS_SOURCE_URI_H_

@@ -1,0 +1,197 @@
+#include "worker/engine/tasks/spec_mapping.h"
+
+#include <map>
+#include <set>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace qpruner::engine {
+namespace {
+
+// An optional field of a message, or its default.
+#define QPRUNER_FIELD_OR(message, field, fallback) \
+  ((message).has_##field() ? (message).field() : (fallback))
+
+}  // namespace
+
+TextLimits TextLimitsOf(const v1::CompressionSpec& spec) {
+  TextLimits limits;
+  const v1::Calibration& calibration = spec.calibration();
+  const v1::Evaluation& evaluation = spec.evaluation();
+  limits.calibration_samples =
+      QPRUNER_FIELD_OR(calibration, sample_count, limits.calibration_samples);
+  limits.calibration_length =
+      QPRUNER_FIELD_OR(calibration, sequence_length, limits.calibration_length);
+  limits.calibration_seed = QPRUNER_FIELD_OR(calibration, seed, limits.calibration_seed);
+  limits.evaluation_length =
+      QPRUNER_FIELD_OR(evaluation, sequence_length, limits.evaluation_length);
+  limits.selection_tokens =
+      QPRUNER_FIELD_OR(evaluation, max_selection_tokens, limits.selection_tokens);
+  limits.test_tokens = QPRUNER_FIELD_OR(evaluation, max_test_tokens, limits.test_tokens);
+  return limits;
+}
+
+ImportanceOptions ImportanceOptionsOf(const v1::CompressionSpec& spec) {
+  ImportanceOptions options;
+  switch (spec.pruning().importance()) {
+    case v1::Pruning::L1:
+      options.method = ImportanceMethod::kL1;
+      break;
+    case v1::Pruning::L2:
+      options.method = ImportanceMethod::kL2;
+      break;
+    case v1::Pruning::TAYLOR_FIRST:
+      options.method = ImportanceMethod::kTaylorFirst;
+      break;
+    case v1::Pruning::TAYLOR_SECOND:
+      options.method = ImportanceMethod::kTaylorSecond;
+      break;
+    case v1::Pruning::TAYLOR_VECTOR:
+      options.method = ImportanceMethod::kTaylorVector;
+      break;
+    case v1::Pruning::RANDOM:
+      options.method = ImportanceMethod::kRandom;
+      break;
+    default:
+      options.method = ImportanceMethod::kTaylorMixed;
+  }
+  switch (spec.pruning().reduction()) {
+    case v1::Pruning::MEAN:
+      options.reduction = GroupReduction::kMean;
+      break;
+    case v1::Pruning::MAX:
+      options.reduction = GroupReduction::kMax;
+      break;
+    case v1::Pruning::PRODUCT:
+      options.reduction = GroupReduction::kProduct;
+      break;
+    case v1::Pruning::FIRST:
+      options.reduction = GroupReduction::kFirst;
+      break;
+    default:
+      options.reduction = GroupReduction::kSum;
+  }
+  options.seed = static_cast<uint64_t>(TextLimitsOf(spec).calibration_seed);
+  return options;
+}
+
+PruningOptions PruningOptionsOf(const v1::Pruning& pruning) {
+  PruningOptions options;
+  options.ratio = QPRUNER_FIELD_OR(pruning, ratio, options.ratio);
+  options.layout = pruning.layout() == v1::Pruning::PER_LAYER ? PruningLayout::kPerLayer
+                                                              : PruningLayout::kUniform;
+  options.alignment = QPRUNER_FIELD_OR(pruning, alignment, options.alignment);
+  options.first_block = QPRUNER_FIELD_OR(pruning, first_block, options.first_block);
+  if (pruning.has_last_block()) options.last_block = pruning.last_block();
+  return options;
+}
+
+SearchGranularity GranularityOf(const v1::Search& search) {
+  switch (search.granularity()) {
+    case v1::Search::BLOCK:
+      return SearchGranularity::kBlock;
+    case v1::Search::LINEAR:
+      return SearchGranularity::kLinear;
+    default:
+      return SearchGranularity::kFusedGroup;
+  }
+}
+
+absl::StatusOr<Format> FormatOf(const v1::Quantization& quantization, int bits) {
+  switch (bits) {
+    case 4:
+      if (quantization.four_bit() == v1::Quantization::INT4_GROUP) {
+        return Format{.kind = FormatKind::kInt4Group,
+                      .group_size = QPRUNER_FIELD_OR(quantization, group_size, 64)};
+      }
+      return Format{.kind = FormatKind::kNf4};
+    case 8:
+      return Format{.kind = FormatKind::kInt8Row};
+    case 16:
+      return Format{.kind = FormatKind::kBfloat16};
+    default:
+      return absl::InvalidArgumentError(
+          absl::StrCat("search.candidate_bits: 4, 8 and 16 are available, not ", bits));
+  }
+}
+
+absl::StatusOr<std::vector<Format>> CandidateFormats(const v1::CompressionSpec& spec) {
+  std::set<int> widths(spec.search().candidate_bits().begin(),
+                       spec.search().candidate_bits().end());
+  if (widths.empty()) widths = {4, 8, 16};
+  std::vector<Format> formats;
+  for (const int bits : widths) {
+    ASSIGN_OR_RETURN(const Format format, FormatOf(spec.quantization(), bits));
+    formats.push_back(format);
+  }
+  return formats;
+}
+
+absl::StatusOr<FormatAssignment> AssignmentOf(
+    const v1::CompressionSpec& spec,
+    const google::protobuf::RepeatedPtrField<v1::GroupPrecision>& precisions,
+    const ModelConfig& config) {
+  std::map<std::string, int> bits_of;
+  for (const v1::GroupPrecision& precision : precisions) {
+    if (!bits_of.emplace(precision.group(), precision.bits()).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("precisions: group ", precision.group(), " is named twice"));
+    }
+  }
+  FormatAssignment assignment;
+  for (const LinearGroup& group :
+       MakeSearchGroups(config.num_blocks(), GranularityOf(spec.search()))) {
+    const auto found = bits_of.find(group.name);
+    if (found == bits_of.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("precisions: group ", group.name, " is missing"));
+    }
+    ASSIGN_OR_RETURN(const Format format, FormatOf(spec.quantization(), found->second));
+    for (const LinearKind kind : group.linears) {
+      assignment[LinearName(group.block, kind)] = format;
+    }
+    bits_of.erase(found);
+  }
+  if (!bits_of.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("precisions: the model has no group ", bits_of.begin()->first));
+  }
+  return assignment;
+}
+
+TrainerOptions TrainerOptionsOf(const v1::FineTune& fine_tune) {
+  TrainerOptions options;
+  options.steps = QPRUNER_FIELD_OR(fine_tune, steps, options.steps);
+  options.batch_size = QPRUNER_FIELD_OR(fine_tune, batch_size, options.batch_size);
+  options.sequence_length = QPRUNER_FIELD_OR(fine_tune, sequence_length, options.sequence_length);
+  options.learning_rate = QPRUNER_FIELD_OR(fine_tune, learning_rate, options.learning_rate);
+  options.warmup_steps = QPRUNER_FIELD_OR(fine_tune, warmup_steps, options.warmup_steps);
+  options.seed = static_cast<uint64_t>(QPRUNER_FIELD_OR(fine_tune, seed, int64_t{42}));
+  return options;
+}
+
+LoraOptions LoraOptionsOf(const v1::FineTune& fine_tune) {
+  LoraOptions options;
+  options.rank = QPRUNER_FIELD_OR(fine_tune, rank, options.rank);
+  options.alpha = QPRUNER_FIELD_OR(fine_tune, alpha, options.alpha);
+  options.seed = static_cast<uint64_t>(QPRUNER_FIELD_OR(fine_tune, seed, int64_t{42}));
+  return options;
+}
+
+AdapterInit AdapterInitOf(const v1::FineTune& fine_tune) {
+  return fine_tune.init() == v1::FineTune::ZERO ? AdapterInit::kZero : AdapterInit::kLoftq;
+}
+
+int LoftqIterationsOf(const v1::FineTune& fine_tune) {
+  return QPRUNER_FIELD_OR(fine_tune, loftq_iterations, 1);
+}
+
+at::ScalarType ExportDTypeOf(const v1::Export& options) {
+  return options.dtype() == v1::Export::FLOAT32 ? at::kFloat : at::kBFloat16;
+}
+
+#undef QPRUNER_FIELD_OR
+
+}  // namespace qpruner::engine

@@ -1,0 +1,60 @@
+// The job's spec in the engine's terms. Values that the spec leaves out get the defaults that
+// qpruner/v1/spec.proto names.
+#ifndef QPRUNER_WORKER_ENGINE_TASKS_SPEC_MAPPING_H_
+#define QPRUNER_WORKER_ENGINE_TASKS_SPEC_MAPPING_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "google/protobuf/repeated_ptr_field.h"
+#include "qpruner/v1/job.pb.h"
+#include "qpruner/v1/spec.pb.h"
+#include "worker/engine/finetune/adapter_start.h"
+#include "worker/engine/finetune/lora.h"
+#include "worker/engine/finetune/trainer.h"
+#include "worker/engine/prune/importance.h"
+#include "worker/engine/prune/pruning_plan.h"
+#include "worker/engine/quantize/assignment.h"
+#include "worker/engine/quantize/format.h"
+#include "worker/engine/score/search_groups.h"
+
+namespace qpruner::engine {
+
+// How much of which share is used.
+struct TextLimits {
+  int64_t calibration_samples = 32;
+  int64_t calibration_length = 128;
+  int64_t calibration_seed = 42;
+  int64_t evaluation_length = 512;
+  int64_t selection_tokens = 8192;
+  int64_t test_tokens = 16384;
+};
+TextLimits TextLimitsOf(const v1::CompressionSpec& spec);
+
+ImportanceOptions ImportanceOptionsOf(const v1::CompressionSpec& spec);
+PruningOptions PruningOptionsOf(const v1::Pruning& pruning);
+SearchGranularity GranularityOf(const v1::Search& search);
+
+// The format behind a width. INVALID_ARGUMENT lists the widths there are.
+absl::StatusOr<Format> FormatOf(const v1::Quantization& quantization, int bits);
+// The candidates by growing bits, each once.
+absl::StatusOr<std::vector<Format>> CandidateFormats(const v1::CompressionSpec& spec);
+// The format of every linear. INVALID_ARGUMENT: a group is unknown, named twice or missing, or has
+// a width that is not there.
+absl::StatusOr<FormatAssignment> AssignmentOf(
+    const v1::CompressionSpec& spec,
+    const google::protobuf::RepeatedPtrField<v1::GroupPrecision>& precisions,
+    const ModelConfig& config);
+TrainerOptions TrainerOptionsOf(const v1::FineTune& fine_tune);
+LoraOptions LoraOptionsOf(const v1::FineTune& fine_tune);
+AdapterInit AdapterInitOf(const v1::FineTune& fine_tune);
+int LoftqIterationsOf(const v1::FineTune& fine_tune);
+
+at::ScalarType ExportDTypeOf(const v1::Export& options);
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_TASKS_SPEC_MAPPING_H_
