@@ -57,6 +57,22 @@ TEST_F(QuantizedSourceTest, BytesOfTheShippedModel) {
   EXPECT_EQ(bf16.total(), 2 * bf16.parameter_count);
 }
 
+TEST_F(QuantizedSourceTest, BytesOfSmolLm) {
+  // SmolLM2-135M: the sizes of its projections measured with bitsandbytes.
+  const auto config = ParseModelConfig(R"({
+      "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+      "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+      "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
+      "rms_norm_eps": 1e-5, "rope_theta": 100000, "tie_word_embeddings": true})");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const auto linear_bytes = [&](const Format& format) {
+    return CountBytes(*config, UniformAssignment(*config, format)).linear_bytes;
+  };
+  EXPECT_EQ(linear_bytes(kNf4), 59'719'680);
+  EXPECT_EQ(linear_bytes(kInt8), 106'790'400);
+  EXPECT_EQ(linear_bytes(kBfloat16), 212'336'640);
+}
+
 TEST_F(QuantizedSourceTest, TheBytesCountedAreTheBytesPacked) {
   auto source = QuantizedSource::Create(*base_, mixed_);
   ASSERT_TRUE(source.ok()) << source.status();
