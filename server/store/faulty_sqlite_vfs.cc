@@ -98,32 +98,32 @@ FaultySqliteVfs::FaultySqliteVfs(std::string name)
 FaultySqliteVfs::~FaultySqliteVfs() { sqlite3_vfs_unregister(&vfs_); }
 
 void FaultySqliteVfs::FailReads(int code) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   read_code_ = code;
 }
 
 void FaultySqliteVfs::FailWrites(int code) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   write_code_ = code;
 }
 
 void FaultySqliteVfs::FailSyncs(int code) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   sync_code_ = code;
 }
 
 int64_t FaultySqliteVfs::sync_count() const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   return sync_count_;
 }
 
 std::set<std::string> FaultySqliteVfs::UnsyncedFiles() const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   return unsynced_;
 }
 
 void FaultySqliteVfs::WriteSyncedFiles(const std::string& folder) const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   for (const auto& [path, content] : synced_) {
     std::ofstream(std::filesystem::path(folder) / std::filesystem::path(path).filename(),
                   std::ios::binary)
@@ -147,7 +147,7 @@ int FaultySqliteVfs::Open(sqlite3_vfs* vfs, const char* path, sqlite3_file* file
 int FaultySqliteVfs::Delete(sqlite3_vfs* vfs, const char* path, int sync_folder) {
   auto* self = static_cast<FaultySqliteVfs*>(vfs->pAppData);
   {
-    absl::MutexLock lock(&self->mutex_);
+    std::lock_guard lock(self->mutex_);
     self->unsynced_.erase(path);
     // Without a sync of the folder, the file may be back after a power cut.
     if (sync_folder != 0) self->synced_.erase(path);
@@ -158,7 +158,7 @@ int FaultySqliteVfs::Delete(sqlite3_vfs* vfs, const char* path, int sync_folder)
 int FaultySqliteVfs::Read(sqlite3_file* file, void* data, int size, sqlite3_int64 offset) {
   File* self = File::Of(file);
   {
-    absl::MutexLock lock(&self->owner->mutex_);
+    std::lock_guard lock(self->owner->mutex_);
     if (self->owner->read_code_ != SQLITE_OK) return self->owner->read_code_;
   }
   return self->real()->pMethods->xRead(self->real(), data, size, offset);
@@ -167,7 +167,7 @@ int FaultySqliteVfs::Read(sqlite3_file* file, void* data, int size, sqlite3_int6
 int FaultySqliteVfs::Write(sqlite3_file* file, const void* data, int size, sqlite3_int64 offset) {
   File* self = File::Of(file);
   {
-    absl::MutexLock lock(&self->owner->mutex_);
+    std::lock_guard lock(self->owner->mutex_);
     if (self->owner->write_code_ != SQLITE_OK) return self->owner->write_code_;
     self->owner->unsynced_.insert(*self->path);
   }
@@ -177,7 +177,7 @@ int FaultySqliteVfs::Write(sqlite3_file* file, const void* data, int size, sqlit
 int FaultySqliteVfs::Truncate(sqlite3_file* file, sqlite3_int64 size) {
   File* self = File::Of(file);
   {
-    absl::MutexLock lock(&self->owner->mutex_);
+    std::lock_guard lock(self->owner->mutex_);
     self->owner->unsynced_.insert(*self->path);
   }
   return self->real()->pMethods->xTruncate(self->real(), size);
@@ -185,7 +185,7 @@ int FaultySqliteVfs::Truncate(sqlite3_file* file, sqlite3_int64 size) {
 
 int FaultySqliteVfs::Sync(sqlite3_file* file, int flags) {
   File* self = File::Of(file);
-  absl::MutexLock lock(&self->owner->mutex_);
+  std::lock_guard lock(self->owner->mutex_);
   if (self->owner->sync_code_ != SQLITE_OK) return self->owner->sync_code_;
   const int code = self->real()->pMethods->xSync(self->real(), flags);
   if (code != SQLITE_OK) return code;

@@ -6,11 +6,9 @@
 
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <set>
 #include <string>
-
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 
 namespace qpruner::server {
 
@@ -52,13 +50,14 @@ class FaultySqliteVfs {
   sqlite3_vfs* const base_;
   sqlite3_vfs vfs_;
 
-  mutable absl::Mutex mutex_;
-  int read_code_ ABSL_GUARDED_BY(mutex_) = SQLITE_OK;
-  int write_code_ ABSL_GUARDED_BY(mutex_) = SQLITE_OK;
-  int sync_code_ ABSL_GUARDED_BY(mutex_) = SQLITE_OK;
-  int64_t sync_count_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::set<std::string> unsynced_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, std::string> synced_ ABSL_GUARDED_BY(mutex_);  // Content by path.
+  mutable std::mutex mutex_;
+  // Guarded by mutex_.
+  int read_code_ = SQLITE_OK;
+  int write_code_ = SQLITE_OK;
+  int sync_code_ = SQLITE_OK;
+  int64_t sync_count_ = 0;
+  std::set<std::string> unsynced_;
+  std::map<std::string, std::string> synced_;  // Content by path.
 };
 
 }  // namespace qpruner::server

@@ -14,8 +14,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "gmock/gmock.h"
@@ -336,17 +334,18 @@ TEST_P(JobStoreContract, PassesOnTheErrorOfARead) {
 
 // While one body holds the writer, others pile up behind it and are then run together.
 TEST_P(JobStoreContract, OneCallersErrorIsNotAnothers) {
-  absl::Notification started, go_on;
+  std::atomic<bool> started = false, go_on = false;
   std::thread first([&] {
     EXPECT_TRUE(store_
                     ->Transact([&](StoreTransaction&) {
-                      if (!started.HasBeenNotified()) started.Notify();
-                      go_on.WaitForNotification();
+                      started = true;
+                      started.notify_one();
+                      go_on.wait(false);
                       return absl::OkStatus();
                     })
                     .ok());
   });
-  started.WaitForNotification();
+  started.wait(false);
   constexpr int kCallers = 24;
   std::vector<absl::Status> statuses(kCallers);
   std::vector<std::thread> callers;
@@ -364,7 +363,8 @@ TEST_P(JobStoreContract, OneCallersErrorIsNotAnothers) {
     });
   }
   while (calling < kCallers) std::this_thread::yield();
-  go_on.Notify();
+  go_on = true;
+  go_on.notify_one();
   first.join();
   for (std::thread& caller : callers) caller.join();
   for (int i = 0; i < kCallers; ++i) {
