@@ -58,7 +58,10 @@ absl::Status CheckListenAddress(const std::string& listen, bool insecure) {
   absl::string_view host = absl::string_view(listen).substr(0, colon);
   absl::ConsumePrefix(&host, "[");
   absl::ConsumeSuffix(&host, "]");
-  const bool loopback = host == "localhost" || host == "::1" || absl::StartsWith(host, "127.");
+  // All of 127.0.0.0/8, but not a name that only begins so.
+  const bool loopback = host == "localhost" || host == "::1" ||
+                        (absl::StartsWith(host, "127.") &&
+                         host.find_first_not_of("0123456789.") == absl::string_view::npos);
   if (loopback || insecure) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("--listen ", listen,

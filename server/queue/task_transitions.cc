@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "absl/strings/cord.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
@@ -98,8 +100,11 @@ absl::Status DescribeFailure(const TaskRecord& task, int max_attempts, const abs
                                 : absl::StrCat("Task ", task.task_id(), " gave up after ",
                                                task.attempt(), " of ", max_attempts, " attempts: ");
   absl::Status described(error.code(), absl::StrCat(which, error.message()));
+  // A reason that only repeats the code says less than the one added below.
+  const bool generic = ErrorReason(error) == absl::StatusCodeToString(error.code());
   error.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
-    described.SetPayload(url, payload);
+    if (!(generic && absl::EndsWith(url, "google.rpc.ErrorInfo")))
+      described.SetPayload(url, payload);
   });
   return WithErrorInfo(described, IsBadInput(error.code()) ? "TASK_FAILED" : "TOO_MANY_ATTEMPTS",
                        {{"task", task.task_id()}, {"attempts", absl::StrCat(task.attempt())}});

@@ -249,7 +249,7 @@ void CheckFineTune(FieldChecker& check, const v1::FineTune& tune,
   check.Interval(at + "alpha", tune.alpha(), tune.alpha() > 0 && tune.alpha() <= 1024, "(0, 1024]");
   check.Interval(at + "learning_rate", tune.learning_rate(),
                  tune.learning_rate() > 0 && tune.learning_rate() <= 1, "(0, 1]");
-  if (tune.warmup_steps() < 0 || tune.warmup_steps() > tune.steps()) {
+  if (tune.warmup_steps() < 0 || tune.warmup_steps() > std::max(tune.steps(), 0)) {
     check.Fail(at + "warmup_steps", absl::StrCat("must be from 0 to steps (", tune.steps(),
                                                  "), is ", tune.warmup_steps()));
   }

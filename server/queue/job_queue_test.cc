@@ -1,0 +1,550 @@
+#include "server/queue/job_queue.h"
+
+#include <map>
+#include <optional>
+#include <set>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "proto/status_codec.h"
+#include "server/artifacts/local_artifact_store.h"
+#include "server/queue/job_states.h"
+#include "server/store/sqlite_job_store.h"
+#include "server/testing/scripted_job.h"
+#include "tests/testing/simulated_clock.h"
+
+namespace qpruner::server {
+namespace {
+
+using internal::v1::AcquireTaskResponse;
+using internal::v1::HeartbeatResponse;
+using internal::v1::TaskRecord;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class JobQueueTest : public testing::Test {
+ protected:
+  JobQueueTest() {
+    store_ = OpenSqliteJobStore({.folder = folder_.path() + "/store"}).value();
+    artifacts_ = OpenLocalArtifactStore({.folder = folder_.path() + "/artifacts"}).value();
+    proposer_ = MakeSearchProposer();
+    Restart();
+  }
+
+  // As after kill -9: nothing of the old queue is kept but the store.
+  void Restart() {
+    queue_.reset();
+    queue_ =
+        JobQueue::Create({}, *store_, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
+            .value();
+    queue_->Tick();
+  }
+
+  JobName Create(const v1::CreateJobRequest& request = ScriptedRequest()) {
+    auto valid = ValidateCreateJob(request, {});
+    EXPECT_TRUE(valid.ok()) << valid.status();
+    auto job = queue_->CreateJob(*valid);
+    EXPECT_TRUE(job.ok()) << job.status();
+    return JobName::Parse(job->name()).value();
+  }
+  void Register(const std::string& worker = "w1", const std::string& incarnation = "a") {
+    internal::v1::RegisterWorkerRequest request;
+    request.set_worker(worker);
+    request.set_incarnation(incarnation);
+    ASSERT_TRUE(queue_->RegisterWorker(request).ok());
+  }
+  // What a poll that does not wait brings.
+  absl::StatusOr<AcquireTaskResponse> Poll(const std::string& worker = "w1",
+                                           const std::string& incarnation = "a") {
+    internal::v1::AcquireTaskRequest request;
+    request.set_worker(worker);
+    request.set_incarnation(incarnation);
+    std::optional<absl::StatusOr<AcquireTaskResponse>> result;
+    queue_->AcquireTask(request, [&](auto response) {
+      EXPECT_FALSE(result) << "answered twice";
+      result = std::move(response);
+    });
+    if (!result) queue_->Tick();
+    EXPECT_TRUE(result);
+    return *result;
+  }
+  AcquireTaskResponse Acquire(const std::string& worker = "w1",
+                              const std::string& incarnation = "a") {
+    auto response = Poll(worker, incarnation);
+    EXPECT_TRUE(response.ok()) << response.status();
+    EXPECT_TRUE(response->has_lease()) << "no task";
+    return *response;
+  }
+  absl::Status Complete(const AcquireTaskResponse& held) {
+    UploadOutputs(*artifacts_, held.task());
+    internal::v1::CompleteTaskRequest request;
+    *request.mutable_lease() = held.lease();
+    *request.mutable_result() = ScriptedResult(held.task());
+    return queue_->CompleteTask(request);
+  }
+  absl::Status Fail(const AcquireTaskResponse& held, const absl::Status& error) {
+    internal::v1::CompleteTaskRequest request;
+    *request.mutable_lease() = held.lease();
+    *request.mutable_error() = ToRpcStatus(error);
+    return queue_->CompleteTask(request);
+  }
+  absl::StatusOr<HeartbeatResponse> Heartbeat(const AcquireTaskResponse& held,
+                                              double fraction = 0) {
+    internal::v1::HeartbeatRequest request;
+    *request.mutable_lease() = held.lease();
+    request.set_fraction(fraction);
+    return queue_->Heartbeat(request);
+  }
+  // Works through the job until `task` would be next, and returns its lease.
+  AcquireTaskResponse RunUntil(const std::string& task) {
+    while (true) {
+      AcquireTaskResponse held = Acquire();
+      if (!held.has_lease() || held.lease().task() == task) return held;
+      EXPECT_TRUE(Complete(held).ok());
+      queue_->Tick();
+    }
+  }
+  v1::CompressionJob Get(const JobName& name) {
+    v1::CompressionJob job;
+    EXPECT_TRUE(store_
+                    ->Read([&](StoreReader& reader) {
+                      auto record = reader.GetJob(name);
+                      if (record.ok()) job = record->job();
+                      return record.status();
+                    })
+                    .ok());
+    return job;
+  }
+  std::vector<v1::Trial> Trials(const JobName& name) {
+    std::vector<v1::Trial> trials;
+    EXPECT_TRUE(store_
+                    ->Read([&](StoreReader& reader) {
+                      auto list = reader.ListTrials(name, 0, 0);
+                      if (list.ok()) trials = *list;
+                      return list.status();
+                    })
+                    .ok());
+    return trials;
+  }
+  std::vector<v1::JobEvent> Events(const JobName& name) {
+    std::vector<v1::JobEvent> events;
+    EXPECT_TRUE(store_
+                    ->Read([&](StoreReader& reader) {
+                      auto list = reader.ListEvents(name, 0, 100000);
+                      if (list.ok()) events = *list;
+                      return list.status();
+                    })
+                    .ok());
+    return events;
+  }
+  // Everything that a repeated run must repeat.
+  std::string Outcome(const JobName& name) {
+    std::string text;
+    for (v1::Trial trial : Trials(name)) {
+      trial.clear_name();
+      trial.clear_start_time();
+      trial.clear_end_time();
+      trial.clear_attempt_count();
+      trial.clear_worker();
+      absl::StrAppend(&text, trial.ShortDebugString(), "\n");
+    }
+    v1::JobReport report = Get(name).report();
+    for (auto& row : *report.mutable_rows()) row.clear_trial();
+    report.set_chosen_trial(report.chosen_trial().substr(report.chosen_trial().find("/trials/")));
+    return absl::StrCat(text, report.ShortDebugString());
+  }
+
+  TempFolder folder_;
+  SimulatedClock clock_;
+  CountingIds ids_;
+  WatchHub watches_;
+  QueueObserver observer_;
+  std::unique_ptr<JobStore> store_;
+  std::unique_ptr<ArtifactStore> artifacts_;
+  std::unique_ptr<TrialProposer> proposer_;
+  std::unique_ptr<JobQueue> queue_;
+};
+
+TEST_F(JobQueueTest, AJobRunsFromCreationToItsReport) {
+  const JobName name = Create();
+  Register();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PENDING);
+  std::vector<std::string> tasks;
+  while (!IsFinal(Get(name).state())) {
+    const AcquireTaskResponse held = Acquire();
+    ASSERT_TRUE(held.has_lease());
+    tasks.push_back(held.lease().task());
+    ASSERT_TRUE(Complete(held).ok());
+    queue_->Tick();
+  }
+  EXPECT_THAT(tasks, ElementsAre("prepare", "trial-1", "trial-2", "trial-3", "trial-4", "trial-5",
+                                 "trial-6", "trial-7", "trial-8", "finalize"));
+  const v1::CompressionJob job = Get(name);
+  EXPECT_EQ(job.state(), v1::CompressionJob::SUCCEEDED);
+  EXPECT_EQ(job.progress().fraction(), 1);
+  std::vector<std::string> rows;
+  for (const auto& row : job.report().rows()) rows.push_back(row.label());
+  EXPECT_THAT(rows, ElementsAre("original", "pruned", "uniform-4", "uniform-8", "uniform-16",
+                                "chosen", "fine-tuned"));
+  // 8 bits on average of 6 x 8000 weights, and 1000 bytes outside.
+  EXPECT_EQ(job.report().budget_bytes(), 49000);
+  EXPECT_LE(job.report().rows(5).metrics().weight_bytes(), 49000);
+  // Every event has its number, and the last one is the final state.
+  const std::vector<v1::JobEvent> events = Events(name);
+  for (size_t i = 0; i < events.size(); ++i) {
+    EXPECT_EQ(events[i].sequence(), static_cast<int64_t>(i) + 1);
+  }
+  EXPECT_EQ(events.back().state_changed().state(), v1::CompressionJob::SUCCEEDED);
+  EXPECT_EQ(job.last_event_sequence(), events.back().sequence());
+}
+
+TEST_F(JobQueueTest, ARestartAfterEveryStepChangesNothing) {
+  Register();
+  const JobName undisturbed = Create();
+  Complete(RunUntil("finalize")).IgnoreError();
+  queue_->Tick();
+  const std::string expected = Outcome(undisturbed);
+
+  const JobName name = Create();
+  std::vector<std::string> tasks;
+  while (true) {
+    Restart();
+    Register();
+    if (IsFinal(Get(name).state())) break;
+    const AcquireTaskResponse held = Acquire();
+    ASSERT_TRUE(held.has_lease());
+    tasks.push_back(held.lease().task());
+    // The worker outlives its server: the lease still counts.
+    Restart();
+    ASSERT_TRUE(Heartbeat(held).ok());
+    // No Tick between the result and the crash: its successors are planned by the next queue.
+    ASSERT_TRUE(Complete(held).ok());
+  }
+  EXPECT_EQ(Outcome(name), expected);
+  EXPECT_EQ(std::set<std::string>(tasks.begin(), tasks.end()).size(), tasks.size())
+      << "a completed task ran again";
+  EXPECT_EQ(Get(name).retry_count(), 0);
+}
+
+TEST_F(JobQueueTest, ProposalsDoNotDependOnWhichWorkerIsFaster) {
+  Register("w1");
+  const JobName one = Create();
+  Complete(RunUntil("finalize")).IgnoreError();
+  queue_->Tick();
+
+  auto request = ScriptedRequest();
+  const JobName two = Create(request);
+  Register("w2");
+  ASSERT_TRUE(Complete(Acquire("w1")).ok());
+  queue_->Tick();
+  while (Get(two).stage() == v1::CompressionJob::SEARCH) {
+    const AcquireTaskResponse first = Acquire("w1");
+    auto second = Poll("w2");
+    ASSERT_TRUE(second.ok());
+    // The later trial is finished first.
+    if (second->has_lease()) ASSERT_TRUE(Complete(*second).ok());
+    queue_->Tick();
+    ASSERT_TRUE(Complete(first).ok());
+    queue_->Tick();
+  }
+  ASSERT_TRUE(Complete(Acquire("w1")).ok());
+  queue_->Tick();
+  EXPECT_EQ(Get(two).state(), v1::CompressionJob::SUCCEEDED);
+  EXPECT_EQ(Outcome(two), Outcome(one));
+}
+
+TEST_F(JobQueueTest, CreateIsIdempotentByRequestId) {
+  auto request = ScriptedRequest();
+  request.set_request_id("r1");
+  const JobName first = Create(request);
+  EXPECT_EQ(Create(request).ToString(), first.ToString());
+  request.mutable_job()->set_display_name("another");
+  const auto conflict = queue_->CreateJob(*ValidateCreateJob(request, {}));
+  EXPECT_TRUE(absl::IsAlreadyExists(conflict.status()));
+  EXPECT_EQ(ErrorReason(conflict.status()), "REQUEST_ID_REUSED");
+}
+
+TEST_F(JobQueueTest, AnExpiredLeaseIsFencedAndItsTaskQueuedAgain) {
+  const JobName name = Create();
+  Register("w1");
+  Register("w2");
+  const AcquireTaskResponse old = Acquire("w1");
+  clock_.Advance(queue_->options().lease_duration - absl::Milliseconds(1));
+  ASSERT_TRUE(Heartbeat(old).ok());
+  clock_.Advance(queue_->options().lease_duration - absl::Milliseconds(1));
+  queue_->Tick();
+  EXPECT_FALSE(Poll("w2")->has_lease()) << "the heartbeat renewed it";
+  clock_.Advance(absl::Milliseconds(1));
+  queue_->Tick();
+  // Before anybody else has it, and after.
+  EXPECT_TRUE(absl::IsAborted(Complete(old)));
+  const AcquireTaskResponse now = Acquire("w2");
+  EXPECT_EQ(now.lease().task(), "prepare");
+  EXPECT_EQ(now.lease().attempt(), 2);
+  EXPECT_EQ(ErrorReason(Heartbeat(old).status()), "LEASE_SUPERSEDED");
+  EXPECT_TRUE(absl::IsAborted(Complete(old)));
+  EXPECT_TRUE(absl::IsAborted(Fail(old, absl::InternalError("late"))));
+  EXPECT_TRUE(absl::IsAborted(queue_->FindLeasedTask(old.lease()).status()));
+  EXPECT_TRUE(Complete(now).ok());
+  EXPECT_EQ(Get(name).retry_count(), 1);
+}
+
+TEST_F(JobQueueTest, AWallClockThatJumpsExpiresNoLease) {
+  Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  clock_.JumpWallClock(absl::Hours(5));
+  queue_->Tick();
+  EXPECT_TRUE(Heartbeat(held).ok());
+}
+
+TEST_F(JobQueueTest, CompletingTwiceIsOnce) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  ASSERT_TRUE(Complete(held).ok());
+  const int64_t events = Get(name).last_event_sequence();
+  EXPECT_TRUE(Complete(held).ok());
+  EXPECT_EQ(Get(name).last_event_sequence(), events);
+}
+
+TEST_F(JobQueueTest, ALostReplyIsDeliveredAgain) {
+  Create();
+  Register();
+  const AcquireTaskResponse lost = Acquire();
+  const AcquireTaskResponse again = Acquire();
+  EXPECT_EQ(again.lease().token(), lost.lease().token());
+  EXPECT_EQ(again.lease().attempt(), 1);
+}
+
+TEST_F(JobQueueTest, ErrorsAreRetriedWithBackOffUpToTheLimit) {
+  const JobName name = Create();
+  Register();
+  for (int attempt = 1; attempt <= 3; ++attempt) {
+    const AcquireTaskResponse held = Acquire();
+    ASSERT_EQ(held.lease().attempt(), attempt);
+    ASSERT_TRUE(Fail(held, absl::InternalError("engine died")).ok());
+    if (attempt == 3) break;
+    EXPECT_FALSE(Poll()->has_lease()) << "not before the back-off";
+    clock_.Advance(absl::Seconds(attempt));  // 1 s, then 2 s.
+  }
+  const v1::CompressionJob job = Get(name);
+  EXPECT_EQ(job.state(), v1::CompressionJob::FAILED);
+  EXPECT_EQ(job.retry_count(), 2);
+  EXPECT_THAT(job.error().message(), HasSubstr("gave up after 3 of 3 attempts: engine died"));
+  EXPECT_EQ(ErrorReason(FromRpcStatus(job.error())), "TOO_MANY_ATTEMPTS");
+  EXPECT_FALSE(Poll()->has_lease());
+}
+
+TEST_F(JobQueueTest, BadInputIsNeverTriedAgain) {
+  const JobName name = Create();
+  Register();
+  ASSERT_TRUE(Fail(Acquire(), absl::NotFoundError("no folder /x")).ok());
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+  EXPECT_EQ(Get(name).retry_count(), 0);
+  EXPECT_THAT(Get(name).error().message(), HasSubstr("no folder /x"));
+}
+
+TEST_F(JobQueueTest, ATrialWithoutMemoryIsInfeasibleAndTheJobGoesOn) {
+  const JobName name = Create();
+  Register();
+  ASSERT_TRUE(Fail(RunUntil("trial-3"), absl::ResourceExhaustedError("out of memory")).ok());
+  queue_->Tick();
+  EXPECT_EQ(Trials(name)[2].state(), v1::Trial::INFEASIBLE);
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+}
+
+TEST_F(JobQueueTest, AFailedJobTakesItsOtherLeasesWithIt) {
+  const JobName name = Create();
+  Register("w1");
+  Register("w2");
+  ASSERT_TRUE(Complete(Acquire("w1")).ok());
+  queue_->Tick();
+  const AcquireTaskResponse first = Acquire("w1");
+  const AcquireTaskResponse second = Acquire("w2");
+  ASSERT_TRUE(Fail(first, absl::DataLossError("bad weights")).ok());
+  EXPECT_TRUE(absl::IsAborted(Heartbeat(second).status()));
+  EXPECT_TRUE(absl::IsAborted(Complete(second)));
+  EXPECT_EQ(Trials(name)[1].state(), v1::Trial::CANCELLED);
+}
+
+TEST_F(JobQueueTest, ABudgetThatNothingMeetsFailsRightAfterPrepare) {
+  auto request = ScriptedRequest();
+  request.mutable_job()->mutable_spec()->mutable_search()->set_max_bytes(24999);
+  const JobName name = Create(request);
+  Register();
+  ASSERT_TRUE(Complete(Acquire()).ok());
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+  EXPECT_EQ(ErrorReason(FromRpcStatus(Get(name).error())), "BUDGET_TOO_SMALL");
+  EXPECT_THAT(Get(name).error().message(), HasSubstr("25000"));  // 1000 + 6 x 8000 / 2.
+  EXPECT_TRUE(Trials(name).empty());
+}
+
+TEST_F(JobQueueTest, AResultThatCannotBeCountsAsAFailedAttempt) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  internal::v1::CompleteTaskRequest request;
+  *request.mutable_lease() = held.lease();
+  *request.mutable_result() = ScriptedResult(held.task());  // Nothing was uploaded.
+  ASSERT_TRUE(queue_->CompleteTask(request).ok());
+  EXPECT_EQ(Get(name).retry_count(), 1);
+  clock_.Advance(absl::Seconds(1));
+  const AcquireTaskResponse again = Acquire();
+  UploadOutputs(*artifacts_, again.task());
+  *request.mutable_lease() = again.lease();
+  request.mutable_result()->mutable_prepare()->mutable_groups(0)->mutable_choices()->RemoveLast();
+  ASSERT_TRUE(queue_->CompleteTask(request).ok());
+  EXPECT_EQ(Get(name).retry_count(), 2);
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::RUNNING);
+}
+
+TEST_F(JobQueueTest, CancellingAPendingJobIsImmediate) {
+  const JobName name = Create();
+  EXPECT_EQ(queue_->CancelJob(name)->state(), v1::CompressionJob::CANCELLED);
+  EXPECT_EQ(queue_->CancelJob(name)->state(), v1::CompressionJob::CANCELLED);
+  Register();
+  EXPECT_FALSE(Poll()->has_lease());
+}
+
+TEST_F(JobQueueTest, CancellingARunningJobWaitsForItsLeases) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = RunUntil("trial-2");
+  EXPECT_EQ(queue_->CancelJob(name)->state(), v1::CompressionJob::CANCELLING);
+  EXPECT_EQ(Heartbeat(held)->desired_state(), HeartbeatResponse::ABORT);
+  Restart();
+  EXPECT_EQ(Heartbeat(held)->desired_state(), HeartbeatResponse::ABORT);
+  ASSERT_TRUE(Fail(held, absl::CancelledError("as asked")).ok());
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::CANCELLED);
+  for (const v1::Trial& trial : Trials(name)) EXPECT_TRUE(IsFinal(trial.state()));
+  EXPECT_FALSE(Poll().ok() && Poll()->has_lease());
+}
+
+TEST_F(JobQueueTest, ACancelledJobWhoseWorkerIsSilentEndsWithTheLease) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  ASSERT_TRUE(queue_->CancelJob(name).ok());
+  // Heartbeats that do not obey renew nothing.
+  clock_.Advance(queue_->options().lease_duration / 2);
+  EXPECT_EQ(Heartbeat(held)->desired_state(), HeartbeatResponse::ABORT);
+  clock_.Advance(queue_->options().lease_duration / 2);
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::CANCELLED);
+  EXPECT_TRUE(absl::IsAborted(Complete(held)));
+}
+
+TEST_F(JobQueueTest, CancellingAFinishedJobIsRefused) {
+  const JobName name = Create();
+  Register();
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  const absl::Status status = queue_->CancelJob(name).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_EQ(ErrorReason(status), "JOB_NOT_CANCELLABLE");
+  EXPECT_EQ(ErrorReason(queue_->CancelJob({"default", "none"}).status()), "JOB_NOT_FOUND");
+}
+
+TEST_F(JobQueueTest, DeletingRemovesOnlyWhatNoOtherJobLists) {
+  Register();
+  const JobName first = Create();
+  ASSERT_TRUE(absl::IsFailedPrecondition(queue_->DeleteJob(first)));
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  const JobName second = Create();
+  ASSERT_TRUE(Complete(Acquire()).ok());  // The same prepared files.
+  ASSERT_TRUE(queue_->DeleteJob(first).ok());
+  EXPECT_TRUE(*artifacts_->Contains(Sha256Hex(ContentOf("prepared/model.safetensors"))));
+  EXPECT_FALSE(*artifacts_->Contains(Sha256Hex(ContentOf("model/model.safetensors"))));
+  EXPECT_TRUE(absl::IsNotFound(queue_->DeleteJob(first)));
+}
+
+TEST_F(JobQueueTest, ANewProcessOfAWorkerGivesItsTasksBackAtOnce) {
+  Create();
+  Register("w1", "a");
+  const AcquireTaskResponse old = Acquire("w1", "a");
+  Register("w1", "b");
+  EXPECT_EQ(ErrorReason(Poll("w1", "a").status()), "WORKER_NOT_REGISTERED");
+  const AcquireTaskResponse now = Acquire("w1", "b");
+  EXPECT_EQ(now.lease().attempt(), 2);
+  EXPECT_TRUE(absl::IsAborted(Heartbeat(old).status()));
+  // The same process registering again, as after a server restart, keeps its task.
+  Restart();
+  Register("w1", "b");
+  EXPECT_TRUE(Heartbeat(now).ok());
+}
+
+TEST_F(JobQueueTest, PollsWaitAreWokenAndEnd) {
+  Register();
+  internal::v1::AcquireTaskRequest request;
+  request.set_worker("w1");
+  request.set_incarnation("a");
+  request.mutable_wait_time()->set_seconds(20);
+  std::optional<absl::StatusOr<AcquireTaskResponse>> result;
+  auto poll = [&] {
+    result.reset();
+    return queue_->AcquireTask(request, [&](auto response) { result = std::move(response); });
+  };
+  poll();
+  queue_->Tick();
+  EXPECT_FALSE(result);
+  clock_.Advance(absl::Seconds(20));
+  queue_->Tick();
+  ASSERT_TRUE(result);
+  EXPECT_FALSE((*result)->has_lease());
+
+  queue_->CancelAcquire(poll());
+  ASSERT_TRUE(result);
+  EXPECT_TRUE(absl::IsCancelled(result->status()));
+
+  poll();
+  queue_->Tick();
+  Create();
+  queue_->Tick();
+  ASSERT_TRUE(result);
+  EXPECT_TRUE((*result)->has_lease());
+
+  Register("w2");
+  request.set_worker("w2");
+  poll();
+  queue_->StopLeasing();
+  ASSERT_TRUE(result);
+  EXPECT_TRUE(absl::IsUnavailable(result->status()));
+}
+
+TEST_F(JobQueueTest, ProgressIsBoundedInRateAndNeverFalls) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  const int64_t before = Get(name).last_event_sequence();
+  for (int i = 1; i <= 10; ++i) {
+    clock_.Advance(absl::Milliseconds(300));
+    ASSERT_TRUE(Heartbeat(held, i * 0.05).ok());
+  }
+  // Three seconds: the first at once, then one a second at most.
+  EXPECT_LE(Get(name).last_event_sequence() - before, 3);
+  EXPECT_GE(Get(name).last_event_sequence() - before, 2);
+  double last = 0;
+  for (const v1::JobEvent& event : Events(name)) {
+    if (!event.has_progress()) continue;
+    EXPECT_GE(event.progress().fraction(), last);
+    last = event.progress().fraction();
+  }
+  EXPECT_GT(last, 0);
+}
+
+TEST_F(JobQueueTest, HigherPriorityGoesFirst) {
+  Register();
+  Create();
+  auto request = ScriptedRequest();
+  request.mutable_job()->set_priority(5);
+  const JobName urgent = Create(request);
+  EXPECT_EQ(Acquire().lease().job(), urgent.ToString());
+}
+
+}  // namespace
+}  // namespace qpruner::server

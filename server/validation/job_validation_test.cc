@@ -1,0 +1,199 @@
+#include "server/validation/job_validation.h"
+
+#include <functional>
+#include <limits>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "proto/status_codec.h"
+
+namespace qpruner::server {
+namespace {
+
+using Change = std::function<void(v1::CreateJobRequest&, v1::CompressionSpec&)>;
+
+v1::CreateJobRequest Smallest() {
+  v1::CreateJobRequest request;
+  v1::CompressionSpec& spec = *request.mutable_job()->mutable_spec();
+  spec.mutable_model()->set_uri("builtin://stories260k");
+  spec.mutable_search()->set_max_average_bits(6);
+  return request;
+}
+
+TEST(JobValidation, AModelAndABudgetAreEnoughAndDefaultsAreFilledIn) {
+  const auto job = ValidateCreateJob(Smallest(), {});
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->project, "default");
+  const v1::CompressionSpec& spec = job->job.spec();
+  EXPECT_EQ(spec.calibration().dataset().uri(), "builtin://tinystories");
+  EXPECT_EQ(spec.calibration().dataset().document_separator(), "<|endoftext|>");
+  EXPECT_EQ(spec.calibration().sample_count(), 32);
+  EXPECT_EQ(spec.pruning().importance(), v1::Pruning::TAYLOR_MIXED);
+  EXPECT_EQ(spec.pruning().alignment(), 32);
+  EXPECT_EQ(spec.quantization().four_bit(), v1::Quantization::NF4);
+  EXPECT_THAT(spec.search().candidate_bits(), testing::ElementsAre(4, 8, 16));
+  EXPECT_EQ(spec.search().algorithm(), v1::Search::BAYESIAN);
+  EXPECT_EQ(spec.search().max_trials(), 30);
+  EXPECT_EQ(spec.search().parallelism(), 2);
+  EXPECT_EQ(spec.fine_tune().steps(), 200);
+  EXPECT_EQ(spec.fine_tune().warmup_steps(), 20);
+  EXPECT_EQ(spec.evaluation().max_test_tokens(), 16384);
+  EXPECT_EQ(spec.export_().dtype(), v1::Export::BFLOAT16);
+  EXPECT_EQ(spec.limits().max_attempts(), 3);
+  // What was written back can be sent again.
+  v1::CreateJobRequest again;
+  *again.mutable_job() = job->job;
+  ASSERT_TRUE(ValidateCreateJob(again, {}).ok());
+  EXPECT_EQ(ValidateCreateJob(again, {})->job.spec().SerializeAsString(), spec.SerializeAsString());
+}
+
+TEST(JobValidation, AllViolationsComeAtOnce) {
+  v1::CreateJobRequest request = Smallest();
+  request.set_job_id("Bad");
+  request.mutable_job()->mutable_spec()->mutable_pruning()->set_ratio(1.5);
+  request.mutable_job()->mutable_spec()->mutable_search()->clear_budget();
+  const absl::Status status = ValidateCreateJob(request, {}).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_EQ(ErrorReason(status), "INVALID_FIELDS");
+  std::vector<std::string> fields;
+  for (const FieldViolation& violation : FieldViolations(status)) fields.push_back(violation.field);
+  EXPECT_THAT(fields,
+              testing::UnorderedElementsAre("job_id", "job.spec.pruning.ratio", "job.spec.search"));
+}
+
+struct Case {
+  const char* field;
+  const char* text;  // Part of the description: the rule or the value.
+  Change change;
+};
+
+TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::vector<Case> cases = {
+      {"parent", "projects/{project}", [](auto& r, auto&) { r.set_parent("x"); }},
+      {"job_id", "[a-z]", [](auto& r, auto&) { r.set_job_id("-a"); }},
+      {"request_id", "64", [](auto& r, auto&) { r.set_request_id(std::string(65, 'a')); }},
+      {"job.display_name", "256",
+       [](auto& r, auto&) { r.mutable_job()->set_display_name(std::string(257, 'a')); }},
+      {"job.labels", "[a-z0-9_-]",
+       [](auto& r, auto&) { (*r.mutable_job()->mutable_labels())["A"]; }},
+      {"job.labels[a]", "63",
+       [](auto& r, auto&) { (*r.mutable_job()->mutable_labels())["a"] = std::string(64, 'v'); }},
+      {"job.labels", "32",
+       [](auto& r, auto&) {
+         for (int i = 0; i < 33; ++i) (*r.mutable_job()->mutable_labels())[std::to_string(i)];
+       }},
+      {"job.priority", "101", [](auto& r, auto&) { r.mutable_job()->set_priority(101); }},
+      {"job.spec.model.uri", "required", [](auto&, auto& s) { s.clear_model(); }},
+      {"job.spec.model.uri", "must be file",
+       [](auto&, auto& s) { s.mutable_model()->set_uri("/m"); }},
+      {"job.spec.model.uri", "absolute",
+       [](auto&, auto& s) { s.mutable_model()->set_uri("file://m"); }},
+      {"job.spec.model.uri", "..",
+       [](auto&, auto& s) { s.mutable_model()->set_uri("file:///a/../b"); }},
+      {"job.spec.model.uri", "shipped",
+       [](auto&, auto& s) { s.mutable_model()->set_uri("builtin://gpt"); }},
+      {"job.spec.calibration.dataset.uri", "must be file",
+       [](auto&, auto& s) { s.mutable_calibration()->mutable_dataset()->set_uri("http://x"); }},
+      {"job.spec.calibration.sample_count", "1 to 1024, is 0",
+       [](auto&, auto& s) { s.mutable_calibration()->set_sample_count(0); }},
+      {"job.spec.calibration.sequence_length", "16 to 4096",
+       [](auto&, auto& s) { s.mutable_calibration()->set_sequence_length(15); }},
+      {"job.spec.pruning.importance", "99",
+       [](auto&, auto& s) {
+         s.mutable_pruning()->set_importance(static_cast<v1::Pruning::Importance>(99));
+       }},
+      {"job.spec.pruning.ratio", "[0, 1), is 1",
+       [](auto&, auto& s) { s.mutable_pruning()->set_ratio(1); }},
+      {"job.spec.pruning.ratio", "nan",
+       [nan](auto&, auto& s) { s.mutable_pruning()->set_ratio(nan); }},
+      {"job.spec.pruning.alignment", "1 to 1024",
+       [](auto&, auto& s) { s.mutable_pruning()->set_alignment(0); }},
+      {"job.spec.pruning.first_block", "PER_LAYER",
+       [](auto&, auto& s) { s.mutable_pruning()->set_first_block(2); }},
+      {"job.spec.pruning.last_block", "larger than first_block (3)",
+       [](auto&, auto& s) {
+         s.mutable_pruning()->set_layout(v1::Pruning::PER_LAYER);
+         s.mutable_pruning()->set_first_block(3);
+         s.mutable_pruning()->set_last_block(3);
+       }},
+      {"job.spec.quantization.group_size", "32, 64, 128, is 48",
+       [](auto&, auto& s) { s.mutable_quantization()->set_group_size(48); }},
+      {"job.spec.search.candidate_bits[0]", "4, 8, 16, is 3",
+       [](auto&, auto& s) { s.mutable_search()->add_candidate_bits(3); }},
+      {"job.spec.search.candidate_bits[1]", "twice",
+       [](auto&, auto& s) {
+         s.mutable_search()->add_candidate_bits(8);
+         s.mutable_search()->add_candidate_bits(8);
+         s.mutable_search()->set_max_average_bits(9);
+       }},
+      {"job.spec.search", "budget", [](auto&, auto& s) { s.mutable_search()->clear_budget(); }},
+      {"job.spec.search.max_bytes", "positive",
+       [](auto&, auto& s) { s.mutable_search()->set_max_bytes(0); }},
+      {"job.spec.search.max_average_bits", "4.5",
+       [](auto&, auto& s) { s.mutable_search()->set_max_average_bits(4.4); }},
+      {"job.spec.search.max_average_bits", "(0, 16]",
+       [nan](auto&, auto& s) { s.mutable_search()->set_max_average_bits(nan); }},
+      {"job.spec.search.max_trials", "1 to 1000",
+       [](auto&, auto& s) { s.mutable_search()->set_max_trials(1001); }},
+      {"job.spec.search.parallelism", "1 to 64",
+       [](auto&, auto& s) { s.mutable_search()->set_parallelism(0); }},
+      {"job.spec.fine_tune.steps", "0 to 100000",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_steps(-1); }},
+      {"job.spec.fine_tune.loftq_iterations", "1 to 10",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_loftq_iterations(11); }},
+      {"job.spec.fine_tune.rank", "1 to 256",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_rank(0); }},
+      {"job.spec.fine_tune.alpha", "(0, 1024]",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_alpha(0); }},
+      {"job.spec.fine_tune.learning_rate", "(0, 1]",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_learning_rate(2); }},
+      {"job.spec.fine_tune.warmup_steps", "steps (200)",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_warmup_steps(201); }},
+      {"job.spec.fine_tune.batch_size", "1 to 256",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_batch_size(257); }},
+      {"job.spec.fine_tune.sequence_length", "16 to 4096",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_sequence_length(8); }},
+      {"job.spec.evaluation.sequence_length", "16 to 8192",
+       [](auto&, auto& s) { s.mutable_evaluation()->set_sequence_length(8193); }},
+      {"job.spec.evaluation.max_selection_tokens", "256",
+       [](auto&, auto& s) { s.mutable_evaluation()->set_max_selection_tokens(255); }},
+      {"job.spec.evaluation.max_test_tokens", "256",
+       [](auto&, auto& s) { s.mutable_evaluation()->set_max_test_tokens(255); }},
+      {"job.spec.limits.max_attempts", "1 to 20",
+       [](auto&, auto& s) { s.mutable_limits()->set_max_attempts(21); }},
+  };
+  for (const Case& test : cases) {
+    v1::CreateJobRequest request = Smallest();
+    test.change(request, *request.mutable_job()->mutable_spec());
+    const auto violations = FieldViolations(ValidateCreateJob(request, {}).status());
+    ASSERT_EQ(violations.size(), 1u)
+        << test.field << " " << test.text << ": " << ValidateCreateJob(request, {}).status();
+    EXPECT_EQ(violations[0].field, test.field);
+    EXPECT_THAT(violations[0].description, testing::HasSubstr(test.text)) << test.field;
+  }
+}
+
+TEST(JobValidation, FilesMustLieBelowAnAllowedRoot) {
+  v1::CreateJobRequest request = Smallest();
+  const JobValidationOptions options{.model_roots = {"/models", "/data/"}};
+  auto allowed = [&](const char* uri) {
+    request.mutable_job()->mutable_spec()->mutable_model()->set_uri(uri);
+    return ValidateCreateJob(request, options).ok();
+  };
+  EXPECT_TRUE(allowed("file:///models/llama"));
+  EXPECT_TRUE(allowed("file:///data/llama"));
+  EXPECT_FALSE(allowed("file:///models-of-others/llama"));
+  EXPECT_FALSE(allowed("file:///etc"));
+}
+
+TEST(JobValidation, FingerprintIgnoresTheRequestIdAndNothingElse) {
+  v1::CreateJobRequest a = Smallest(), b = Smallest();
+  b.set_request_id("other");
+  EXPECT_EQ(ValidateCreateJob(a, {})->fingerprint, ValidateCreateJob(b, {})->fingerprint);
+  b.mutable_job()->set_priority(1);
+  EXPECT_NE(ValidateCreateJob(a, {})->fingerprint, ValidateCreateJob(b, {})->fingerprint);
+}
+
+}  // namespace
+}  // namespace qpruner::server
