@@ -202,6 +202,8 @@ void Server::Shutdown() {
   // While their calls are still answered.
   if (p.local_workers) p.local_workers->Stop();
   p.watches.Close();
+  // So that each stream ends with its own status rather than with the connection.
+  p.watches.AwaitNoWatchers(p.options.shutdown_grace / 2);
   p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + p.options.shutdown_grace));
   p.grpc_server->Wait();
   p.stop_ticking = true;

@@ -45,6 +45,15 @@ bool WatchHub::closed() const {
   return closed_;
 }
 
+bool WatchHub::AwaitNoWatchers(absl::Duration timeout) const {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(
+                                     +[](const WatchHub* self) ABSL_EXCLUSIVE_LOCKS_REQUIRED(
+                                          self->mutex_) { return self->watchers_.empty(); },
+                                     this),
+                                 timeout);
+}
+
 int64_t WatchHub::watcher_count() const {
   absl::MutexLock lock(&mutex_);
   return static_cast<int64_t>(watchers_.size());

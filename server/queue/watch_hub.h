@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 
 namespace qpruner::server {
 
@@ -34,6 +35,9 @@ class WatchHub {
   // Calls every watcher one last time; `closed` is true from before that on.
   void Close();
   bool closed() const;
+  // Waits until every watcher has unsubscribed, at most `timeout` (real time). False: some are
+  // left.
+  bool AwaitNoWatchers(absl::Duration timeout) const;
   int64_t watcher_count() const;
 
  private:
