@@ -413,7 +413,8 @@ std::string PlotParetoFront(const v1::ParetoFront& front, const std::vector<v1::
     if (tick == x_ticks.end()) continue;
     const std::string text =
         absl::StrCat(tick->label, tick + 1 == x_ticks.end() ? absl::StrCat(" ", unit) : "");
-    const int start = indent + i - static_cast<int>(tick->label.size()) / 2;
+    const int start = std::min(indent + i - static_cast<int>(tick->label.size()) / 2,
+                               style.width - static_cast<int>(text.size()));
     if (start > DisplayWidth(numbers) || numbers.empty()) {
       numbers = absl::StrCat(PadRight(numbers, start), text);
     }
