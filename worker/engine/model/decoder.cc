@@ -115,8 +115,8 @@ at::Tensor BlockForward(const ModelConfig& config, const BlockShape& shape,
   at::Tensor residual = hidden + apply(LinearKind::kOutput, attention);
 
   x = RmsNorm(residual, weights.mlp_norm, config.rms_norm_eps);
-  at::Tensor gated = at::silu(apply(LinearKind::kGate, x)) * apply(LinearKind::kUp, x);
-  return residual + apply(LinearKind::kDown, gated);
+  const at::Tensor gate = at::silu(apply(LinearKind::kGate, x));
+  return residual + apply(LinearKind::kDown, gate * apply(LinearKind::kUp, x));
 }
 
 std::vector<at::Tensor> ForwardHidden(WeightSource& source, const std::vector<at::Tensor>& batches,
