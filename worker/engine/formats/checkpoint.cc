@@ -160,7 +160,6 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
                                             kIndexFile, ": ", folder));
   }
 
-  // Where each tensor is. Index and shards must say the same.
   for (const std::string& file : file_names) {
     auto reader = SafetensorsReader::Open(base / file);
     if (absl::IsNotFound(reader.status())) {
@@ -168,7 +167,12 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
           absl::StrCat("The model folder lacks a shard that its index names: ", folder, "/", file));
     }
     if (!reader.ok()) return reader.status();
-    for (const auto& [name, view] : (*reader)->tensors()) {
+    checkpoint->files_.push_back(*std::move(reader));
+  }
+  // Where each tensor is. Index and shards must say the same.
+  auto opened = checkpoint->files_.begin();
+  for (const std::string& file : file_names) {
+    for (const auto& [name, view] : (*opened++)->tensors()) {
       if (!index.empty()) {
         const auto entry = index.find(name);
         if (entry == index.end() || entry->second != file) {
@@ -181,7 +185,6 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
       }
       checkpoint->tensors_.emplace(name, view);
     }
-    checkpoint->files_.push_back(*std::move(reader));
   }
   for (const auto& [name, file] : index) {
     if (checkpoint->tensors_.count(name) == 0) {
