@@ -46,7 +46,7 @@ std::string DefaultName() {
 
 int Main(int argc, char** argv) {
   const fs::path bin = fs::read_symlink("/proc/self/exe").parent_path();
-  std::string server = "localhost:7400";
+  std::string server = "127.0.0.1:7421";
   std::string device = "auto";
   int threads = 0;
   WorkerLoop::Options options;
