@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Writes tests/golden/loftq_peft.safetensors: PEFT's loftq_init with bitsandbytes' NF4, on small matrices.
 
-PEFT computes on "cuda" or "xpu"; here the same code runs with "cpu" in that place.
+PEFT computes on "cuda" or "xpu"; here the same code runs with "cpu" in that place. Rows are 64 long:
+bitsandbytes 0.50.2 dequantizes wrongly on the CPU where the row length is no multiple of the block
+(a 64 x 48 normal matrix comes back with a relative error of 0.40 instead of 0.09).
 """
 
 import inspect
@@ -28,7 +30,7 @@ def main():
     torch.manual_seed(7)
     loftq_init = loftq_init_on_cpu()
     tensors = {}
-    for name, shape in {"wide": (40, 64), "tall": (64, 48)}.items():
+    for name, shape in {"wide": (40, 64), "tall": (96, 64)}.items():
         weight = torch.randn(shape) * 0.05
         weight[3] *= 6  # An outlier row.
         tensors[f"{name}.weight"] = weight
