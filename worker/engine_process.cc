@@ -26,7 +26,12 @@ absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(Options opti
     return absl::ErrnoToStatus(errno, "Cannot create a socket pair");
   }
   auto child = ChildProcess::Spawn(
-      {.argv = options.argv, .inherited_fds = {sockets[1]}, .parent_death_signal = SIGKILL});
+      {.argv = options.argv,
+       .inherited_fds = {sockets[1]},
+       .parent_death_signal = SIGKILL,
+       // OpenMP's threads sleep while they wait: spinning ones starve the others wherever the cores
+       // are shared. What this process was started with comes first in the list and wins.
+       .extra_environment = {"OMP_WAIT_POLICY=passive"}});
   close(sockets[1]);
   if (!child.ok()) {
     close(sockets[0]);

@@ -170,6 +170,15 @@ TEST_F(WorkerLoopTest, TasksOfOneJobShareEngineAndCache) {
   EXPECT_EQ(server_.calls("FetchArtifact"), 1);
 }
 
+TEST_F(WorkerLoopTest, TheEnginesThreadsAreToldToSleepWhileTheyWait) {
+  server_.Queue("copy");
+  Start();
+  const int64_t engine = server_.WaitForCompletion().result().trial().peak_device_memory_bytes();
+  std::ifstream file("/proc/" + std::to_string(engine) + "/environ");
+  const std::string environment(std::istreambuf_iterator<char>(file), {});
+  EXPECT_THAT(environment, HasSubstr("OMP_WAIT_POLICY="));
+}
+
 TEST_F(WorkerLoopTest, WhatATaskMadeNeedNotBeFetched) {
   const ArtifactRef a = server_.Store("a", "content");
   server_.Queue("copy", "projects/p/jobs/j", {a});
