@@ -1,9 +1,13 @@
 #include "server/queue/job_queue.h"
 
+#include <atomic>
 #include <map>
 #include <optional>
 #include <set>
+#include <thread>
 
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/status_codec.h"
@@ -242,7 +246,9 @@ TEST_F(JobQueueTest, ProposalsDoNotDependOnWhichWorkerIsFaster) {
     auto second = Poll("w2");
     ASSERT_TRUE(second.ok());
     // The later trial is finished first.
-    if (second->has_lease()) ASSERT_TRUE(Complete(*second).ok());
+    if (second->has_lease()) {
+      ASSERT_TRUE(Complete(*second).ok());
+    }
     queue_->Tick();
     ASSERT_TRUE(Complete(first).ok());
     queue_->Tick();
@@ -544,6 +550,116 @@ TEST_F(JobQueueTest, HigherPriorityGoesFirst) {
   request.mutable_job()->set_priority(5);
   const JobName urgent = Create(request);
   EXPECT_EQ(Acquire().lease().job(), urgent.ToString());
+}
+
+// What rpc/ does with the queue, on plain threads: the thread sanitizer sees every lock in between.
+TEST(JobQueueThreads, WorkersClientsAndWatchersAtOnce) {
+  constexpr int kWorkers = 3;
+  constexpr int kJobs = 6;
+  TempFolder folder;
+  CountingIds ids;
+  WatchHub watches;
+  QueueObserver observer;
+  const auto store = OpenSqliteJobStore({.folder = folder.path() + "/store"}).value();
+  const auto artifacts = OpenLocalArtifactStore({.folder = folder.path() + "/artifacts"}).value();
+  const auto proposer = MakeSearchProposer();
+  const auto queue =
+      JobQueue::Create({}, *store, *artifacts, RealClock(), ids, *proposer, watches, observer)
+          .value();
+  std::atomic<bool> stop = false;
+  std::thread ticker([&] {
+    while (!stop) {
+      queue->Tick();
+      queue->WaitForWork();
+    }
+  });
+  std::vector<std::thread> workers;
+  for (int i = 0; i < kWorkers; ++i) {
+    workers.emplace_back([&, i] {
+      internal::v1::RegisterWorkerRequest hello;
+      hello.set_worker(absl::StrCat("w", i));
+      hello.set_incarnation("a");
+      ASSERT_TRUE(queue->RegisterWorker(hello).ok());
+      while (true) {
+        internal::v1::AcquireTaskRequest request;
+        request.set_worker(hello.worker());
+        request.set_incarnation("a");
+        request.mutable_wait_time()->set_seconds(10);
+        absl::Notification answered;
+        absl::StatusOr<AcquireTaskResponse> held;
+        queue->AcquireTask(request, [&](auto response) {
+          held = std::move(response);
+          answered.Notify();
+        });
+        answered.WaitForNotification();
+        if (!held.ok()) return;  // StopLeasing.
+        if (!held->has_lease()) continue;
+        internal::v1::HeartbeatRequest beat;
+        *beat.mutable_lease() = held->lease();
+        beat.set_fraction(0.5);
+        beat.add_logs()->set_text("half");
+        queue->Heartbeat(beat).IgnoreError();  // The job may have been cancelled.
+        UploadOutputs(*artifacts, held->task());
+        internal::v1::CompleteTaskRequest done;
+        *done.mutable_lease() = held->lease();
+        *done.mutable_result() = ScriptedResult(held->task());
+        const absl::Status status = queue->CompleteTask(done);
+        EXPECT_TRUE(status.ok() || absl::IsAborted(status)) << status;
+      }
+    });
+  }
+  // Each client creates a job and follows it to its end; every other one cancels it on the way.
+  std::vector<std::thread> clients;
+  for (int i = 0; i < kJobs; ++i) {
+    clients.emplace_back([&, i] {
+      const auto job = queue->CreateJob(*ValidateCreateJob(ScriptedRequest(), {}));
+      ASSERT_TRUE(job.ok()) << job.status();
+      const JobName name = JobName::Parse(job->name()).value();
+      absl::Mutex mutex;
+      bool changed = true;
+      const int64_t subscription = watches.Subscribe(job->name(), [&] {
+        absl::MutexLock lock(&mutex);
+        changed = true;
+      });
+      int64_t seen = 0;
+      v1::CompressionJob::State state = v1::CompressionJob::PENDING;
+      bool cancelled = false;
+      while (!IsFinal(state)) {
+        {
+          absl::MutexLock lock(&mutex);
+          ASSERT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&changed), absl::Seconds(60)));
+          changed = false;
+        }
+        std::vector<v1::JobEvent> events;
+        ASSERT_TRUE(store
+                        ->Read([&](StoreReader& reader) {
+                          auto list = reader.ListEvents(name, seen, 1000);
+                          if (list.ok()) events = *list;
+                          return list.status();
+                        })
+                        .ok());
+        for (const v1::JobEvent& event : events) {
+          EXPECT_EQ(event.sequence(), ++seen);
+          if (event.has_state_changed()) state = event.state_changed().state();
+        }
+        if (i % 2 == 1 && seen > 8 && !cancelled) {
+          cancelled = true;
+          EXPECT_TRUE(queue->CancelJob(name).ok());
+        }
+      }
+      watches.Unsubscribe(subscription);
+      EXPECT_EQ(state, i % 2 == 1 ? v1::CompressionJob::CANCELLED : v1::CompressionJob::SUCCEEDED);
+      if (i == 0) {
+        EXPECT_TRUE(queue->DeleteJob(name).ok());
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  queue->StopLeasing();
+  for (std::thread& worker : workers) worker.join();
+  stop = true;
+  queue->Wake();
+  ticker.join();
 }
 
 }  // namespace
