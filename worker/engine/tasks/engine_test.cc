@@ -202,6 +202,18 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
     EXPECT_TRUE(Digests(*final).count(path)) << path;
   }
 
+  // What is reported of the export is what measuring the exported folder gives.
+  TaskSpec measured = Task();
+  measured.mutable_spec()->mutable_model()->set_uri("file://" +
+                                                    (folder_ / "finalize/model").string());
+  measured.mutable_spec()->mutable_pruning()->set_ratio(0);
+  measured.mutable_prepare();
+  const auto exported = Run(measured, "measure-export");
+  ASSERT_TRUE(exported.ok()) << exported.status();
+  // The same weights in the same computation.
+  EXPECT_DOUBLE_EQ(exported->prepare().original_test().perplexity(),
+                   final->finalize().fine_tuned_test().perplexity());
+
   TaskSpec plain = Task();
   plain.mutable_spec()->mutable_fine_tune()->set_steps(0);
   Assign(*prepared, 8, plain, *plain.mutable_finalize());
@@ -237,6 +249,18 @@ TEST_F(EngineTest, BadInputIsRefusedByNameAndTheEngineLives) {
   std::ofstream(unknown / "config.json") << config;
   task.mutable_spec()->mutable_model()->set_uri("file://" + unknown.string());
   refuse(task, absl::StatusCode::kInvalidArgument, "amba");
+
+  // A tokenizer that can give ids which the embedding does not have.
+  const fs::path tokenizer = CopyModel();
+  std::string tokens = *ReadFile((tokenizer / "tokenizer.json").string(), 1 << 20);
+  const size_t added = tokens.find("\"added_tokens\"");
+  ASSERT_NE(added, std::string::npos);
+  tokens.insert(tokens.find('[', added) + 1,
+                R"({"id": 600, "content": "<beyond>", "single_word": false, "lstrip": false,)"
+                R"( "rstrip": false, "normalized": false, "special": true},)");
+  std::ofstream(tokenizer / "tokenizer.json") << tokens;
+  task.mutable_spec()->mutable_model()->set_uri("file://" + tokenizer.string());
+  refuse(task, absl::StatusCode::kInvalidArgument, "512");
 
   const fs::path text = folder_ / "short.txt";
   std::ofstream(text) << "Once.";

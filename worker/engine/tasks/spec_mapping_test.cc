@@ -1,0 +1,118 @@
+#include "worker/engine/tasks/spec_mapping.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace qpruner::engine {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelConfig TwoBlocks() {
+  ModelConfig config;
+  config.blocks.resize(2);
+  return config;
+}
+
+// One entry for each group of two blocks.
+google::protobuf::RepeatedPtrField<v1::GroupPrecision> Precisions() {
+  google::protobuf::RepeatedPtrField<v1::GroupPrecision> precisions;
+  for (const LinearGroup& group : MakeSearchGroups(2, SearchGranularity::kFusedGroup)) {
+    auto& precision = *precisions.Add();
+    precision.set_group(group.name);
+    precision.set_bits(group.block == 0 ? 4 : 8);
+  }
+  return precisions;
+}
+
+TEST(SpecMapping, AnEmptySpecMeansTheDocumentedDefaults) {
+  const v1::CompressionSpec spec;
+  const TextLimits limits = TextLimitsOf(spec);
+  EXPECT_EQ(limits.calibration_samples, 32);
+  EXPECT_EQ(limits.calibration_length, 128);
+  EXPECT_EQ(limits.evaluation_length, 512);
+  EXPECT_EQ(limits.selection_tokens, 8192);
+  EXPECT_EQ(limits.test_tokens, 16384);
+  EXPECT_EQ(ImportanceOptionsOf(spec).method, ImportanceMethod::kTaylorMixed);
+  EXPECT_EQ(ImportanceOptionsOf(spec).reduction, GroupReduction::kSum);
+  const PruningOptions pruning = PruningOptionsOf(spec.pruning());
+  EXPECT_EQ(pruning.ratio, 0);
+  EXPECT_EQ(pruning.layout, PruningLayout::kUniform);
+  EXPECT_EQ(pruning.alignment, 32);
+  EXPECT_EQ(pruning.first_block, 1);
+  EXPECT_FALSE(pruning.last_block.has_value());
+  EXPECT_EQ(GranularityOf(spec.search()), SearchGranularity::kFusedGroup);
+  const auto formats = CandidateFormats(spec);
+  ASSERT_TRUE(formats.ok());
+  ASSERT_EQ(formats->size(), 3u);
+  EXPECT_EQ((*formats)[0].kind, FormatKind::kNf4);
+  EXPECT_EQ((*formats)[1].kind, FormatKind::kInt8Row);
+  EXPECT_EQ((*formats)[2].kind, FormatKind::kBfloat16);
+  const TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
+  EXPECT_EQ(trainer.steps, 200);
+  EXPECT_EQ(trainer.batch_size, 8);
+  EXPECT_EQ(trainer.sequence_length, 256);
+  EXPECT_EQ(trainer.learning_rate, 1e-3);
+  EXPECT_EQ(trainer.warmup_steps, 20);
+  EXPECT_EQ(trainer.seed, 42u);
+  const LoraOptions lora = LoraOptionsOf(spec.fine_tune());
+  EXPECT_EQ(lora.rank, 8);
+  EXPECT_EQ(lora.alpha, 16);
+  EXPECT_EQ(AdapterInitOf(spec.fine_tune()), AdapterInit::kLoftq);
+  EXPECT_EQ(LoftqIterationsOf(spec.fine_tune()), 1);
+  EXPECT_EQ(ExportDTypeOf(spec.export_()), at::kBFloat16);
+}
+
+TEST(SpecMapping, AnExplicitZeroIsNotTheDefault) {
+  v1::FineTune fine_tune;
+  fine_tune.set_steps(0);
+  fine_tune.set_warmup_steps(0);
+  EXPECT_EQ(TrainerOptionsOf(fine_tune).steps, 0);
+  EXPECT_EQ(TrainerOptionsOf(fine_tune).warmup_steps, 0);
+}
+
+TEST(SpecMapping, CandidatesAreSortedAndUnique) {
+  v1::CompressionSpec spec;
+  for (const int bits : {16, 4, 16}) spec.mutable_search()->add_candidate_bits(bits);
+  spec.mutable_quantization()->set_four_bit(v1::Quantization::INT4_GROUP);
+  spec.mutable_quantization()->set_group_size(128);
+  const auto formats = CandidateFormats(spec);
+  ASSERT_TRUE(formats.ok());
+  ASSERT_EQ(formats->size(), 2u);
+  EXPECT_EQ((*formats)[0], (Format{.kind = FormatKind::kInt4Group, .group_size = 128}));
+  EXPECT_EQ((*formats)[1].kind, FormatKind::kBfloat16);
+  spec.mutable_search()->add_candidate_bits(5);
+  EXPECT_THAT(std::string(CandidateFormats(spec).status().message()), HasSubstr("not 5"));
+}
+
+TEST(SpecMapping, AnAssignmentNamesEveryLinear) {
+  const auto assignment = AssignmentOf({}, Precisions(), TwoBlocks());
+  ASSERT_TRUE(assignment.ok()) << assignment.status();
+  EXPECT_EQ(assignment->size(), 2u * kLinearKindCount);
+  EXPECT_EQ(assignment->at("model.layers.0.mlp.up_proj").kind, FormatKind::kNf4);
+  EXPECT_EQ(assignment->at("model.layers.1.self_attn.k_proj").kind, FormatKind::kInt8Row);
+}
+
+TEST(SpecMapping, AnAssignmentThatDoesNotFitIsRefusedByGroup) {
+  const auto message = [](const auto& precisions) {
+    const auto assignment = AssignmentOf({}, precisions, TwoBlocks());
+    EXPECT_EQ(assignment.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(assignment.status().message());
+  };
+  auto missing = Precisions();
+  const std::string last = missing.rbegin()->group();
+  missing.RemoveLast();
+  EXPECT_EQ(message(missing), "precisions: group " + last + " is missing");
+  auto twice = Precisions();
+  *twice.Add() = twice.Get(0);
+  EXPECT_THAT(message(twice), HasSubstr("is named twice"));
+  auto unknown = Precisions();
+  unknown.Add()->set_group("model.layers.9.attn_qkv");
+  EXPECT_THAT(message(unknown), HasSubstr("no group model.layers.9.attn_qkv"));
+  auto width = Precisions();
+  width.Mutable(0)->set_bits(3);
+  EXPECT_THAT(message(width), HasSubstr("not 3"));
+}
+
+}  // namespace
+}  // namespace qpruner::engine
