@@ -227,11 +227,15 @@ std::vector<std::string> FormatProgress(const JobView& view, const Job& job, abs
 }
 
 std::string PlainProgress::Line(const JobView& view, const v1::JobEvent& event) {
-  // As progress lines come at most once in this time, a log of hours stays short.
-  constexpr absl::Duration kQuiet = absl::Seconds(5);
+  // How long nothing must have been said before progress is, so that a log of hours stays short.
+  // The search speaks through its trials.
+  constexpr absl::Duration kNewMessage = absl::Seconds(3);
+  constexpr absl::Duration kSameMessage = absl::Seconds(15);
+  constexpr absl::Duration kDuringSearch = absl::Seconds(60);
   const absl::Time time = ToTime(event.time());
   const absl::Time start = view.start() == absl::InfinitePast() ? time : view.start();
   const auto line = [&](const std::string& text) {
+    last_line_ = time;
     return absl::StrCat(PadLeft(FormatElapsed(time - start), 8), "  ", text);
   };
   switch (event.event_case()) {
@@ -246,8 +250,11 @@ std::string PlainProgress::Line(const JobView& view, const v1::JobEvent& event) 
     }
     case v1::JobEvent::kProgress: {
       const v1::Progress& progress = event.progress();
-      if (progress.message().empty() || time - last_progress_ < kQuiet) return "";
-      last_progress_ = time;
+      const absl::Duration quiet = view.stage() == Job::SEARCH           ? kDuringSearch
+                                   : progress.message() == last_message_ ? kSameMessage
+                                                                         : kNewMessage;
+      if (progress.message().empty() || time - last_line_ < quiet) return "";
+      last_message_ = progress.message();
       return line(absl::StrFormat("%3.0f %%  %s", std::floor(100 * progress.fraction()),
                                   Printable(progress.message())));
     }

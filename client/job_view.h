@@ -73,7 +73,8 @@ class PlainProgress {
   std::string Line(const JobView& view, const v1::JobEvent& event);
 
  private:
-  absl::Time last_progress_ = absl::InfinitePast();
+  absl::Time last_line_ = absl::InfinitePast();
+  std::string last_message_;
 };
 
 // "KL 0.02290 at 233.0 KiB, 6.73 bits (trial 10, bayesian)".
