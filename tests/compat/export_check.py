@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Loads what QPruner exported with transformers and PEFT, and measures it there.
 
-  tests/compat/run export_check.py MODEL_DIR IDS.json [--adapter DIR --quantized DIR] [--json]
+  tests/compat/run export_check.py MODEL_DIR IDS [--perplexity REPORTED] [--adapter DIR --quantized DIR] [--json]
 
 MODEL_DIR   the exported model: loaded with AutoModelForCausalLM; every weight must be used and none be missing.
-IDS.json    {"documents": [[token ids], ...], "perplexity": reported (optional)}, or the list of documents alone.
+IDS         a job's prepared/reference.safetensors (its test share), or
+            {"documents": [[token ids], ...], "perplexity": reported (optional)}, or the list of documents alone.
             Perplexity is exp of the mean over all predictions: a document of n tokens gives n - 1.
 --quantized the folder of packed weights, decoded here from its documented layout alone; with --adapter, the adapter is
             put on it with PEFT and merged, which must give MODEL_DIR's perplexity.
@@ -96,19 +97,31 @@ def perplexity(model, documents: list[list[int]]) -> tuple[float, int]:
     return math.exp(total / count), count
 
 
+def read_documents(path: pathlib.Path) -> tuple[list[list[int]], float | None]:
+    """The documents' token ids, and the perplexity that the file reports, if it does."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            ids, lengths = file.get_tensor("test.ids"), file.get_tensor("test.lengths")
+        return [part.tolist() for part in ids.split(lengths.tolist())], None
+    content = json.loads(path.read_text())
+    if isinstance(content, list):
+        return content, None
+    return content["documents"], content.get("perplexity")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("ids", type=pathlib.Path)
+    parser.add_argument("--perplexity", type=float, help="as reported")
     parser.add_argument("--adapter", type=pathlib.Path)
     parser.add_argument("--quantized", type=pathlib.Path)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     if args.adapter and not args.quantized:
         parser.error("--adapter needs --quantized: the adapter belongs on the dequantized base")
-    ids = json.loads(args.ids.read_text())
-    documents = ids if isinstance(ids, list) else ids["documents"]
-    reported = None if isinstance(ids, list) else ids.get("perplexity")
+    documents, reported = read_documents(args.ids)
+    reported = args.perplexity if args.perplexity is not None else reported
 
     model = load(args.model, torch.float32)
     result = {"reported": reported}
