@@ -131,7 +131,7 @@ std::string FormatBytes(int64_t bytes) {
     value /= 1024;
     ++unit;
   }
-  return absl::StrFormat(value < 10 ? "%.2f %s" : "%.1f %s", value, units[unit]);
+  return absl::StrFormat("%.*f %s", value < 10 ? 2 : 1, value, units[unit]);
 }
 
 std::string FormatElapsed(absl::Duration duration) {
@@ -147,13 +147,13 @@ std::string FormatQuality(double value) {
   if (value == 0) return "0";
   if (!std::isfinite(value)) return "-";
   if (std::fabs(value) < 1e-4 || std::fabs(value) >= 1e5) return absl::StrFormat("%.1e", value);
-  return absl::StrFormat(std::fabs(value) < 10 ? "%.5f" : "%.2f", value);
+  return absl::StrFormat("%.*f", std::fabs(value) < 10 ? 5 : 2, value);
 }
 
 std::string FormatPerplexity(double value) {
   if (!std::isfinite(value) || value <= 0) return "-";
   if (value >= 1e6) return absl::StrFormat("%.2e", value);
-  return absl::StrFormat(value < 1000 ? "%.3f" : "%.0f", value);
+  return absl::StrFormat("%.*f", value < 1000 ? 3 : 0, value);
 }
 
 }  // namespace qpruner
