@@ -337,6 +337,7 @@ int64_t JobQueue::AcquireTask(const internal::v1::AcquireTaskRequest& request,
     }
   }
   if (superseded) superseded(AcquireTaskResponse());
+  // Moved from only where nothing was refused. NOLINTNEXTLINE(bugprone-use-after-move)
   if (!refused.ok()) done(refused);
   return id;
 }
