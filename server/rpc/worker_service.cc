@@ -72,7 +72,7 @@ class AcquirePoll final : public grpc::ServerUnaryReactor {
   // The queue calls it once. A task that comes too late for a cancelled call is not lost: the
   // worker's next poll gets the same lease.
   void Answer(absl::StatusOr<internal::v1::AcquireTaskResponse> result) {
-    if (result.ok()) *response_ = *std::move(result);
+    if (result.ok()) *response_ = std::move(result.value());
     Finish(ToGrpcStatus(result.status()));
   }
 
