@@ -178,16 +178,20 @@ absl::Status Download(Session& session, const std::vector<v1::Artifact>& artifac
   return absl::OkStatus();
 }
 
-// The picture and the table of a job that SUCCEEDED.
-absl::Status PrintResult(Session& session, const v1::CompressionJob& job) {
-  ASSIGN_OR_RETURN(const v1::ParetoFront front, session.client().GetParetoFront(job.name()));
-  ASSIGN_OR_RETURN(const std::vector<v1::Trial> trials, session.client().ListTrials(job.name()));
+ParetoPlotOptions PlotOptions(const Session& session, const v1::CompressionJob& job) {
   ParetoPlotOptions plot;
   plot.style = session.style();
   plot.style.width = std::min(plot.style.width, 84);
   plot.budget_bytes = BudgetBytes(job);
-  std::string out = absl::StrCat("\n", PlotParetoFront(front, trials, plot), "\n",
-                                 FormatReport(job.report(), session.style()));
+  return plot;
+}
+
+// The picture and the table of a job that SUCCEEDED.
+absl::Status PrintResult(Session& session, const v1::CompressionJob& job) {
+  ASSIGN_OR_RETURN(const v1::ParetoFront front, session.client().GetParetoFront(job.name()));
+  ASSIGN_OR_RETURN(const std::vector<v1::Trial> trials, session.client().ListTrials(job.name()));
+  std::string out = absl::StrCat("\n", PlotParetoFront(front, trials, PlotOptions(session, job)),
+                                 "\n", FormatReport(job.report(), session.style()));
   for (const v1::Trial& trial : trials) {
     if (trial.name() != job.report().chosen_trial()) continue;
     const std::string map = FormatPrecisionMap(trial, session.style());
@@ -515,11 +519,7 @@ ExitCode ParetoCommand(const CommandOptions& common, const std::string& job) {
   if (!found.ok()) return session.Fail(found.status());
   absl::StatusOr<std::vector<v1::Trial>> trials = session.client().ListTrials(*name);
   if (!trials.ok()) return session.Fail(trials.status());
-  ParetoPlotOptions plot;
-  plot.style = session.style();
-  plot.style.width = std::min(plot.style.width, 84);
-  plot.budget_bytes = BudgetBytes(*found);
-  Print(absl::StrCat(PlotParetoFront(*front, *trials, plot), "\n",
+  Print(absl::StrCat(PlotParetoFront(*front, *trials, PlotOptions(session, *found)), "\n",
                      front->points_size() == 0 ? "" : FormatFront(*front, session.style())));
   return ExitCode::kOk;
 }

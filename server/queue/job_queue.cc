@@ -10,6 +10,7 @@
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
+#include "server/queue/job_not_found.h"
 #include "server/queue/job_states.h"
 #include "server/queue/search_view.h"
 #include "spdlog/spdlog.h"
@@ -29,11 +30,6 @@ constexpr size_t kMaxLogLineBytes = 4096;
 constexpr absl::Duration kForgetWorkerAfter = absl::Hours(1);
 // The store is tried again after this when it failed.
 constexpr absl::Duration kStoreRetryInterval = absl::Milliseconds(200);
-
-absl::Status JobNotFound(const JobName& name) {
-  return WithErrorInfo(absl::NotFoundError(absl::StrCat("Job not found: ", name.ToString())),
-                       "JOB_NOT_FOUND", {{"job", name.ToString()}});
-}
 
 absl::Status Superseded() {
   return WithErrorInfo(

@@ -9,6 +9,7 @@
 #include "base/status_macros.h"
 #include "proto/grpc_status.h"
 #include "proto/status_codec.h"
+#include "server/queue/job_not_found.h"
 #include "server/queue/search_view.h"
 #include "server/rpc/download_stream.h"
 #include "server/rpc/watch_stream.h"
@@ -47,9 +48,7 @@ absl::Status ReadJob(JobStore& store, const JobName& name, internal::v1::JobReco
     ASSIGN_OR_RETURN(record, reader.GetJob(name));
     return more(reader);
   });
-  if (!absl::IsNotFound(status)) return status;
-  return WithErrorInfo(absl::NotFoundError(absl::StrCat("Job not found: ", name.ToString())),
-                       "JOB_NOT_FOUND", {{"job", name.ToString()}});
+  return absl::IsNotFound(status) ? JobNotFound(name) : status;
 }
 
 absl::Status ReadJob(JobStore& store, const JobName& name, internal::v1::JobRecord& record) {

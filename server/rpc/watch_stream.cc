@@ -12,6 +12,7 @@
 #include "base/status_macros.h"
 #include "proto/grpc_status.h"
 #include "proto/status_codec.h"
+#include "server/queue/job_not_found.h"
 #include "server/queue/job_states.h"
 
 namespace qpruner::server {
@@ -108,8 +109,7 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
       return absl::OkStatus();
     });
     if (absl::IsNotFound(status)) {
-      status = WithErrorInfo(absl::NotFoundError(absl::StrCat("Job not found: ", name_.ToString())),
-                             "JOB_NOT_FOUND", {{"job", name_.ToString()}});
+      status = JobNotFound(name_);
     } else if (status.ok() && closed && !at_end) {
       status = WithErrorInfo(absl::UnavailableError("The server is stopping: watch again from the "
                                                     "last sequence"),

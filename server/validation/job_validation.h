@@ -36,10 +36,6 @@ struct NewJob {
 absl::StatusOr<NewJob> ValidateCreateJob(const v1::CreateJobRequest& request,
                                          const JobValidationOptions& options);
 
-// Writes the documented default into every field that was left out. What depends on the model
-// (Pruning.last_block) stays unset.
-void FillDefaults(v1::CompressionSpec& spec);
-
 }  // namespace qpruner::server
 
 #endif  // QPRUNER_SERVER_VALIDATION_JOB_VALIDATION_H_

@@ -24,21 +24,12 @@ std::string Name(const Fault& fault) {
          v1::CompressionJob::Stage_Name(fault.stage);
 }
 
-std::string CreateSmallJob(ServiceUnderTest& service) {
-  grpc::ClientContext context;
-  v1::CreateJobRequest request;
-  *request.mutable_job() = SmallJob();
-  v1::CompressionJob created;
-  EXPECT_TRUE(service.jobs().CreateJob(&context, request, &created).ok());
-  return created.name();
-}
-
 // The same for all faults: computed once.
 const std::string& UndisturbedOutcome() {
   static const std::string& outcome = *new std::string([] {
     ServiceUnderTest service(1);
     service.Start();
-    const std::string name = CreateSmallJob(service);
+    const std::string name = Create(service, SmallJob()).name();
     FollowJob(service, name, absl::Minutes(4));
     return Outcome(service, name);
   }());
@@ -51,7 +42,7 @@ TEST_P(KillNine, ChangesNothingAboutTheResult) {
   const Fault fault = GetParam();
   ServiceUnderTest service(1);
   ASSERT_NO_FATAL_FAILURE(service.Start());
-  const std::string name = CreateSmallJob(service);
+  const std::string name = Create(service, SmallJob()).name();
   bool killed = false;
   int finished_trials = 0;
   auto due = [&](const v1::JobEvent& event) {

@@ -11,16 +11,6 @@
 namespace qpruner {
 namespace {
 
-v1::CompressionJob Create(ServiceUnderTest& service, const v1::CompressionJob& job) {
-  grpc::ClientContext context;
-  v1::CreateJobRequest request;
-  *request.mutable_job() = job;
-  v1::CompressionJob created;
-  const grpc::Status status = service.jobs().CreateJob(&context, request, &created);
-  EXPECT_TRUE(status.ok()) << status.error_message();
-  return created;
-}
-
 v1::CompressionJob Get(ServiceUnderTest& service, const std::string& name) {
   grpc::ClientContext context;
   v1::GetJobRequest request;

@@ -164,6 +164,16 @@ v1::CompressionJob SmallJob() {
   return job;
 }
 
+v1::CompressionJob Create(ServiceUnderTest& service, const v1::CompressionJob& job) {
+  grpc::ClientContext context;
+  v1::CreateJobRequest request;
+  *request.mutable_job() = job;
+  v1::CompressionJob created;
+  const grpc::Status status = service.jobs().CreateJob(&context, request, &created);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  return created;
+}
+
 std::vector<v1::JobEvent> FollowJob(ServiceUnderTest& service, const std::string& name,
                                     absl::Duration timeout,
                                     const std::function<void(const v1::JobEvent&)>& on_event) {

@@ -51,6 +51,9 @@ class ServiceUnderTest {
 // A job for the shipped model that takes seconds.
 v1::CompressionJob SmallJob();
 
+// Queues a job. A refusal is a test failure.
+v1::CompressionJob Create(ServiceUnderTest& service, const v1::CompressionJob& job);
+
 // Follows a job over server restarts and keeps every event it was sent. Checks that sequences have
 // no gap and no repetition. `on_event` may kill and restart things; it runs on the calling thread.
 // Returns when the job's stream has ended with a final state, or after `timeout` with a test

@@ -87,21 +87,8 @@ std::vector<TokenBatch> MicroBatches(const std::vector<TokenIds>& sequences,
   std::vector<TokenBatch> batches;
   const auto count = static_cast<int64_t>(chosen.size());
   for (int64_t first = 0; first < count; first += size) {
-    const std::vector<int64_t> rows(chosen.begin() + first,
-                                    chosen.begin() + std::min(count, first + size));
-    TokenBatch& batch = batches.emplace_back();
-    std::vector<int64_t> lengths;
-    for (int64_t row : rows) lengths.push_back(static_cast<int64_t>(sequences[row].size()));
-    batch.ids = at::zeros(
-        {static_cast<int64_t>(rows.size()), *std::max_element(lengths.begin(), lengths.end())},
-        at::kLong);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      batch.ids[static_cast<int64_t>(i)]
-          .narrow(0, 0, lengths[i])
-          .copy_(at::tensor(sequences[rows[i]], at::kLong));
-    }
-    batch.lengths = at::tensor(lengths, at::kLong);
-    batch.rows = rows;
+    batches.push_back(PadRows(
+        sequences, {chosen.begin() + first, chosen.begin() + std::min(count, first + size)}));
   }
   return batches;
 }

@@ -53,12 +53,9 @@ struct Folders {
 
 std::string DescribePruning(const v1::Pruning& pruning) {
   if (pruning.ratio() == 0) return "none";
-  return absl::StrFormat(
-      "%s, %g %% of the key/value groups and MLP channels, layout %s",
-      v1::Pruning::Importance_Name(pruning.importance() == 0 ? v1::Pruning::TAYLOR_MIXED
-                                                             : pruning.importance()),
-      100 * pruning.ratio(),
-      v1::Pruning::Layout_Name(pruning.layout() == 0 ? v1::Pruning::UNIFORM : pruning.layout()));
+  return absl::StrFormat("%s, %g %% of the key/value groups and MLP channels, layout %s",
+                         v1::Pruning::Importance_Name(pruning.importance()), 100 * pruning.ratio(),
+                         v1::Pruning::Layout_Name(pruning.layout()));
 }
 
 std::string DescribeQuantization(const FormatAssignment& assignment, const ModelBytes& bytes) {
@@ -93,12 +90,9 @@ absl::Status ExportModel(const v1::CompressionSpec& spec, QuantizedSource& base,
   card.base_model = spec.model().uri();
   card.pruning = DescribePruning(spec.pruning());
   card.quantization = DescribeQuantization(base.assignment(), bytes);
-  card.evaluation =
-      absl::StrCat("the test share of ",
-                   spec.evaluation().dataset().uri().empty() ? "builtin://tinystories"
-                                                             : spec.evaluation().dataset().uri(),
-                   ", ", result.chosen_test().token_count(),
-                   " predicted tokens; the KL divergence is to the original model");
+  card.evaluation = absl::StrCat("the test share of ", spec.evaluation().dataset().uri(), ", ",
+                                 result.chosen_test().token_count(),
+                                 " predicted tokens; the KL divergence is to the original model");
   card.rows.push_back(CardRow("quantized", result.chosen_test()));
   card.uniform = base.config().uniform();
   if (adapter != nullptr) {

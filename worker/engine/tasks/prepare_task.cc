@@ -209,7 +209,7 @@ absl::StatusOr<PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
   ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(folder));
   const ModelConfig& original_config = checkpoint->config();
   const PruningOptions pruning = PruningOptionsOf(spec.pruning());
-  if (absl::Status status = CheckPruning(original_config, pruning); !status.ok()) return status;
+  RETURN_IF_ERROR(CheckPruning(original_config, pruning));
   ASSIGN_OR_RETURN(const std::vector<Format> formats, CandidateFormats(spec));
   ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Open(folder, original_config.vocab_size));
   TextLimits limits = TextLimitsOf(spec);
@@ -232,11 +232,13 @@ absl::StatusOr<PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
       MeasureReference(*original, std::move(texts.test),
                        Phase(progress, 0.12, 0.27, "measuring the original on the test share"));
   reference.fine_tune = std::move(texts.fine_tune);
-  const ReferenceStates test_states{reference.test.hidden, original->Head()};
-  const ReferenceStates selection_states{reference.selection.hidden, original->Head()};
-  *result.mutable_original_test() = CheckpointMetrics(
-      original_config, checkpoint->weight_bytes(),
-      Evaluate(reference.test.batches, reference.test.hidden, original->Head(), &test_states));
+  const at::Tensor original_head = original->Head();
+  const ReferenceStates test_states{reference.test.hidden, original_head};
+  const ReferenceStates selection_states{reference.selection.hidden, original_head};
+  // Without a reference: its divergence from itself is 0.
+  *result.mutable_original_test() =
+      CheckpointMetrics(original_config, checkpoint->weight_bytes(),
+                        Evaluate(reference.test.batches, reference.test.hidden, original_head));
 
   // Prune.
   const std::vector<TokenBatch> calibration = MakeBatches(texts.calibration);

@@ -8,29 +8,13 @@
 #include "base/status_macros.h"
 
 namespace qpruner::engine {
-namespace {
-
-// An optional field of a message, or its default.
-#define QPRUNER_FIELD_OR(message, field, fallback) \
-  ((message).has_##field() ? (message).field() : (fallback))
-
-}  // namespace
-
 TextLimits TextLimitsOf(const v1::CompressionSpec& spec) {
-  TextLimits limits;
-  const v1::Calibration& calibration = spec.calibration();
-  const v1::Evaluation& evaluation = spec.evaluation();
-  limits.calibration_samples =
-      QPRUNER_FIELD_OR(calibration, sample_count, limits.calibration_samples);
-  limits.calibration_length =
-      QPRUNER_FIELD_OR(calibration, sequence_length, limits.calibration_length);
-  limits.calibration_seed = QPRUNER_FIELD_OR(calibration, seed, limits.calibration_seed);
-  limits.evaluation_length =
-      QPRUNER_FIELD_OR(evaluation, sequence_length, limits.evaluation_length);
-  limits.selection_tokens =
-      QPRUNER_FIELD_OR(evaluation, max_selection_tokens, limits.selection_tokens);
-  limits.test_tokens = QPRUNER_FIELD_OR(evaluation, max_test_tokens, limits.test_tokens);
-  return limits;
+  return {.calibration_samples = spec.calibration().sample_count(),
+          .calibration_length = spec.calibration().sequence_length(),
+          .calibration_seed = spec.calibration().seed(),
+          .evaluation_length = spec.evaluation().sequence_length(),
+          .selection_tokens = spec.evaluation().max_selection_tokens(),
+          .test_tokens = spec.evaluation().max_test_tokens()};
 }
 
 ImportanceOptions ImportanceOptionsOf(const v1::CompressionSpec& spec) {
@@ -73,17 +57,17 @@ ImportanceOptions ImportanceOptionsOf(const v1::CompressionSpec& spec) {
     default:
       options.reduction = GroupReduction::kSum;
   }
-  options.seed = static_cast<uint64_t>(TextLimitsOf(spec).calibration_seed);
+  options.seed = static_cast<uint64_t>(spec.calibration().seed());
   return options;
 }
 
 PruningOptions PruningOptionsOf(const v1::Pruning& pruning) {
   PruningOptions options;
-  options.ratio = QPRUNER_FIELD_OR(pruning, ratio, options.ratio);
+  options.ratio = pruning.ratio();
   options.layout = pruning.layout() == v1::Pruning::PER_LAYER ? PruningLayout::kPerLayer
                                                               : PruningLayout::kUniform;
-  options.alignment = QPRUNER_FIELD_OR(pruning, alignment, options.alignment);
-  options.first_block = QPRUNER_FIELD_OR(pruning, first_block, options.first_block);
+  options.alignment = pruning.alignment();
+  options.first_block = pruning.first_block();
   if (pruning.has_last_block()) options.last_block = pruning.last_block();
   return options;
 }
@@ -103,8 +87,7 @@ absl::StatusOr<Format> FormatOf(const v1::Quantization& quantization, int bits) 
   switch (bits) {
     case 4:
       if (quantization.four_bit() == v1::Quantization::INT4_GROUP) {
-        return Format{.kind = FormatKind::kInt4Group,
-                      .group_size = QPRUNER_FIELD_OR(quantization, group_size, 64)};
+        return Format{.kind = FormatKind::kInt4Group, .group_size = quantization.group_size()};
       }
       return Format{.kind = FormatKind::kNf4};
     case 8:
@@ -118,9 +101,8 @@ absl::StatusOr<Format> FormatOf(const v1::Quantization& quantization, int bits) 
 }
 
 absl::StatusOr<std::vector<Format>> CandidateFormats(const v1::CompressionSpec& spec) {
-  std::set<int> widths(spec.search().candidate_bits().begin(),
-                       spec.search().candidate_bits().end());
-  if (widths.empty()) widths = {4, 8, 16};
+  const std::set<int> widths(spec.search().candidate_bits().begin(),
+                             spec.search().candidate_bits().end());
   std::vector<Format> formats;
   for (const int bits : widths) {
     ASSIGN_OR_RETURN(const Format format, FormatOf(spec.quantization(), bits));
@@ -163,20 +145,20 @@ absl::StatusOr<FormatAssignment> AssignmentOf(
 
 TrainerOptions TrainerOptionsOf(const v1::FineTune& fine_tune) {
   TrainerOptions options;
-  options.steps = QPRUNER_FIELD_OR(fine_tune, steps, options.steps);
-  options.batch_size = QPRUNER_FIELD_OR(fine_tune, batch_size, options.batch_size);
-  options.sequence_length = QPRUNER_FIELD_OR(fine_tune, sequence_length, options.sequence_length);
-  options.learning_rate = QPRUNER_FIELD_OR(fine_tune, learning_rate, options.learning_rate);
-  options.warmup_steps = QPRUNER_FIELD_OR(fine_tune, warmup_steps, options.warmup_steps);
-  options.seed = static_cast<uint64_t>(QPRUNER_FIELD_OR(fine_tune, seed, int64_t{42}));
+  options.steps = fine_tune.steps();
+  options.batch_size = fine_tune.batch_size();
+  options.sequence_length = fine_tune.sequence_length();
+  options.learning_rate = fine_tune.learning_rate();
+  options.warmup_steps = fine_tune.warmup_steps();
+  options.seed = static_cast<uint64_t>(fine_tune.seed());
   return options;
 }
 
 LoraOptions LoraOptionsOf(const v1::FineTune& fine_tune) {
   LoraOptions options;
-  options.rank = QPRUNER_FIELD_OR(fine_tune, rank, options.rank);
-  options.alpha = QPRUNER_FIELD_OR(fine_tune, alpha, options.alpha);
-  options.seed = static_cast<uint64_t>(QPRUNER_FIELD_OR(fine_tune, seed, int64_t{42}));
+  options.rank = fine_tune.rank();
+  options.alpha = fine_tune.alpha();
+  options.seed = static_cast<uint64_t>(fine_tune.seed());
   return options;
 }
 
@@ -184,14 +166,10 @@ AdapterInit AdapterInitOf(const v1::FineTune& fine_tune) {
   return fine_tune.init() == v1::FineTune::ZERO ? AdapterInit::kZero : AdapterInit::kLoftq;
 }
 
-int LoftqIterationsOf(const v1::FineTune& fine_tune) {
-  return QPRUNER_FIELD_OR(fine_tune, loftq_iterations, 1);
-}
+int LoftqIterationsOf(const v1::FineTune& fine_tune) { return fine_tune.loftq_iterations(); }
 
 at::ScalarType ExportDTypeOf(const v1::Export& options) {
   return options.dtype() == v1::Export::FLOAT32 ? at::kFloat : at::kBFloat16;
 }
-
-#undef QPRUNER_FIELD_OR
 
 }  // namespace qpruner::engine

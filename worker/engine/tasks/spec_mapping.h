@@ -25,12 +25,12 @@ namespace qpruner::engine {
 
 // How much of which share is used.
 struct TextLimits {
-  int64_t calibration_samples = 32;
-  int64_t calibration_length = 128;
-  int64_t calibration_seed = 42;
-  int64_t evaluation_length = 512;
-  int64_t selection_tokens = 8192;
-  int64_t test_tokens = 16384;
+  int64_t calibration_samples = 0;
+  int64_t calibration_length = 0;
+  int64_t calibration_seed = 0;
+  int64_t evaluation_length = 0;
+  int64_t selection_tokens = 0;
+  int64_t test_tokens = 0;
 };
 TextLimits TextLimitsOf(const v1::CompressionSpec& spec);
 

@@ -2,6 +2,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/spec_defaults.h"
 
 namespace qpruner::engine {
 namespace {
@@ -26,7 +27,8 @@ google::protobuf::RepeatedPtrField<v1::GroupPrecision> Precisions() {
 }
 
 TEST(SpecMapping, AnEmptySpecMeansTheDocumentedDefaults) {
-  const v1::CompressionSpec spec;
+  v1::CompressionSpec spec;
+  FillDefaults(spec);
   const TextLimits limits = TextLimitsOf(spec);
   EXPECT_EQ(limits.calibration_samples, 32);
   EXPECT_EQ(limits.calibration_length, 128);

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "proto/spec_defaults.h"
 #include "worker/engine/tasks/finalize_task.h"
 #include "worker/engine/tasks/prepare_task.h"
 #include "worker/engine/tasks/torch_guard.h"
@@ -75,11 +76,13 @@ absl::StatusOr<TaskResult> TaskRunner::Run(const EngineRequest& request,
 absl::Status TaskRunner::Work(const EngineRequest& request, ProgressReporter& progress,
                               TaskResult& result) {
   const TaskSpec& task = request.task();
+  v1::CompressionSpec spec = task.spec();
+  FillDefaults(spec);
   if (task.has_prepare()) {
     prepared_.Clear();  // Another model is about to need the memory.
     ASSIGN_OR_RETURN(
         *result.mutable_prepare(),
-        RunPrepare(task.spec(), request.builtin_dir(), request.output_dir(), device_, progress));
+        RunPrepare(spec, request.builtin_dir(), request.output_dir(), device_, progress));
     return absl::OkStatus();
   }
   if (!task.has_trial() && !task.has_finalize()) {
@@ -87,11 +90,10 @@ absl::Status TaskRunner::Work(const EngineRequest& request, ProgressReporter& pr
   }
   ASSIGN_OR_RETURN(const PreparedModel* model, prepared_.Get(task, request.input_dir()));
   if (task.has_trial()) {
-    ASSIGN_OR_RETURN(*result.mutable_trial(),
-                     RunTrial(task.spec(), task.trial(), *model, progress));
+    ASSIGN_OR_RETURN(*result.mutable_trial(), RunTrial(spec, task.trial(), *model, progress));
   } else {
     ASSIGN_OR_RETURN(*result.mutable_finalize(),
-                     RunFinalize(task.spec(), task.finalize(), *model, request.input_dir(),
+                     RunFinalize(spec, task.finalize(), *model, request.input_dir(),
                                  request.output_dir(), progress));
   }
   return absl::OkStatus();

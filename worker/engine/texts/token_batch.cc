@@ -4,11 +4,30 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace qpruner::engine {
 
 int64_t TokenBatch::predicted_tokens() const {
   return lengths.sum().item<int64_t>() - lengths.numel();
+}
+
+TokenBatch PadRows(const std::vector<TokenIds>& sequences, std::vector<int64_t> rows) {
+  const auto count = static_cast<int64_t>(rows.size());
+  int64_t width = 0;
+  for (const int64_t row : rows) {
+    width = std::max(width, static_cast<int64_t>(sequences[static_cast<size_t>(row)].size()));
+  }
+  TokenBatch batch;
+  batch.ids = at::zeros({count, width}, at::kLong);
+  batch.lengths = at::empty({count}, at::kLong);
+  for (int64_t i = 0; i < count; ++i) {
+    const TokenIds& ids = sequences[static_cast<size_t>(rows[static_cast<size_t>(i)])];
+    std::copy(ids.begin(), ids.end(), batch.ids.mutable_data_ptr<int64_t>() + i * width);
+    batch.lengths.mutable_data_ptr<int64_t>()[i] = static_cast<int64_t>(ids.size());
+  }
+  batch.rows = std::move(rows);
+  return batch;
 }
 
 std::vector<TokenBatch> MakeBatches(const std::vector<TokenIds>& sequences, int64_t max_tokens) {
@@ -25,18 +44,8 @@ std::vector<TokenBatch> MakeBatches(const std::vector<TokenIds>& sequences, int6
     const int64_t width = length_of(order[begin]);
     const int64_t fitting = std::max<int64_t>(1, max_tokens / std::max<int64_t>(1, width));
     const size_t end = std::min(order.size(), begin + static_cast<size_t>(fitting));
-    TokenBatch batch;
-    batch.rows.assign(order.begin() + static_cast<int64_t>(begin),
-                      order.begin() + static_cast<int64_t>(end));
-    const auto count = static_cast<int64_t>(batch.rows.size());
-    batch.ids = at::zeros({count, width}, at::kLong);
-    batch.lengths = at::empty({count}, at::kLong);
-    for (int64_t i = 0; i < count; ++i) {
-      const TokenIds& ids = sequences[static_cast<size_t>(batch.rows[static_cast<size_t>(i)])];
-      std::copy(ids.begin(), ids.end(), batch.ids.mutable_data_ptr<int64_t>() + i * width);
-      batch.lengths.mutable_data_ptr<int64_t>()[i] = static_cast<int64_t>(ids.size());
-    }
-    batches.push_back(std::move(batch));
+    batches.push_back(PadRows(sequences, {order.begin() + static_cast<int64_t>(begin),
+                                          order.begin() + static_cast<int64_t>(end)}));
     begin = end;
   }
   return batches;

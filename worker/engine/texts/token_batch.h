@@ -26,6 +26,9 @@ struct TokenBatch {
 std::vector<TokenBatch> MakeBatches(const std::vector<TokenIds>& sequences,
                                     int64_t max_tokens = 4096);
 
+// The given rows of `sequences` as one batch, in this order.
+TokenBatch PadRows(const std::vector<TokenIds>& sequences, std::vector<int64_t> rows);
+
 // The ids alone, as ForwardHidden takes them.
 std::vector<at::Tensor> BatchIds(const std::vector<TokenBatch>& batches);
 
