@@ -8,6 +8,7 @@
 #include "base/status_macros.h"
 
 namespace qpruner::engine {
+
 TextLimits TextLimitsOf(const v1::CompressionSpec& spec) {
   return {.calibration_samples = spec.calibration().sample_count(),
           .calibration_length = spec.calibration().sequence_length(),
@@ -67,7 +68,7 @@ PruningOptions PruningOptionsOf(const v1::Pruning& pruning) {
   options.layout = pruning.layout() == v1::Pruning::PER_LAYER ? PruningLayout::kPerLayer
                                                               : PruningLayout::kUniform;
   options.alignment = pruning.alignment();
-  options.first_block = pruning.first_block();
+  if (pruning.has_first_block()) options.first_block = pruning.first_block();
   if (pruning.has_last_block()) options.last_block = pruning.last_block();
   return options;
 }
