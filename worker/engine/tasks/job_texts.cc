@@ -1,0 +1,95 @@
+#include "worker/engine/tasks/job_texts.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "worker/engine/tasks/source_uri.h"
+#include "worker/engine/texts/dataset.h"
+
+namespace qpruner::engine {
+namespace {
+
+// Fewer predictions than this say little about a model.
+constexpr int64_t kMinEvaluationTokens = 256;
+// Longer documents of the fine-tuning share are cut here; training joins and cuts them anyway.
+constexpr int64_t kLongestDocument = 1 << 20;
+
+// The texts of a job, each file opened once.
+class TextLibrary {
+ public:
+  TextLibrary(const Tokenizer& tokenizer, std::string builtin_dir, int64_t window_length)
+      : tokenizer_(tokenizer),
+        builtin_dir_(std::move(builtin_dir)),
+        window_length_(window_length) {}
+
+  absl::StatusOr<Dataset*> Open(const v1::TextDataset& dataset) {
+    TextSource source;
+    ASSIGN_OR_RETURN(source.path, ResolveText(dataset.uri(), builtin_dir_));
+    if (dataset.has_document_separator()) source.document_separator = dataset.document_separator();
+    source.window_length = window_length_;
+    auto& opened = datasets_[{source.path, source.document_separator}];
+    if (opened == nullptr) {
+      ASSIGN_OR_RETURN(opened, Dataset::Open(source, tokenizer_));
+    }
+    return opened.get();
+  }
+
+ private:
+  const Tokenizer& tokenizer_;
+  const std::string builtin_dir_;
+  const int64_t window_length_;
+  std::map<std::pair<std::string, std::string>, std::unique_ptr<Dataset>> datasets_;
+};
+
+// Adds the name of the spec's field to an error about it.
+absl::Status About(absl::string_view field, const absl::Status& status) {
+  return absl::Status(status.code(),
+                      absl::StrCat(field, ": ", absl::string_view(status.message())));
+}
+
+}  // namespace
+
+absl::StatusOr<JobTexts> ReadJobTexts(const v1::CompressionSpec& spec, const TextLimits& limits,
+                                      const Tokenizer& tokenizer, const std::string& builtin_dir) {
+  TextLibrary library(tokenizer, builtin_dir, limits.evaluation_length);
+  JobTexts texts;
+  auto calibration = library.Open(spec.calibration().dataset());
+  if (!calibration.ok()) return About("calibration", calibration.status());
+  auto samples = (*calibration)
+                     ->Samples(Share::kCalibration, limits.calibration_samples,
+                               limits.calibration_length, limits.calibration_seed);
+  if (!samples.ok()) return About("calibration", samples.status());
+  texts.calibration = *std::move(samples);
+
+  auto evaluation = library.Open(spec.evaluation().dataset());
+  if (!evaluation.ok()) return About("evaluation", evaluation.status());
+  const auto documents = [&](Share share, int64_t tokens) {
+    return (*evaluation)
+        ->Documents(share, limits.evaluation_length, tokens,
+                    std::min(tokens, kMinEvaluationTokens));
+  };
+  auto selection = documents(Share::kSelection, limits.selection_tokens);
+  if (!selection.ok()) return About("evaluation", selection.status());
+  texts.selection = *std::move(selection);
+  auto test = documents(Share::kTest, limits.test_tokens);
+  if (!test.ok()) return About("evaluation", test.status());
+  texts.test = *std::move(test);
+
+  const TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
+  if (trainer.steps > 0) {
+    auto fine_tune = library.Open(spec.fine_tune().dataset());
+    if (!fine_tune.ok()) return About("fine_tune", fine_tune.status());
+    auto training = (*fine_tune)
+                        ->Documents(Share::kFineTune, kLongestDocument,
+                                    trainer.steps * trainer.batch_size * trainer.sequence_length);
+    if (!training.ok()) return About("fine_tune", training.status());
+    texts.fine_tune = *std::move(training);
+  }
+  return texts;
+}
+
+}  // namespace qpruner::engine

@@ -1,0 +1,29 @@
+// The text that a job works on, as token ids.
+#ifndef QPRUNER_WORKER_ENGINE_TASKS_JOB_TEXTS_H_
+#define QPRUNER_WORKER_ENGINE_TASKS_JOB_TEXTS_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "qpruner/v1/spec.pb.h"
+#include "worker/engine/tasks/spec_mapping.h"
+#include "worker/engine/tokenizer/tokenizer.h"
+
+namespace qpruner::engine {
+
+struct JobTexts {
+  std::vector<TokenIds> calibration;
+  std::vector<TokenIds> selection;
+  std::vector<TokenIds> test;
+  std::vector<TokenIds> fine_tune;  // Empty without fine-tuning.
+};
+
+// Reads the shares that `spec` names, as much of them as `limits` say. INVALID_ARGUMENT, NOT_FOUND:
+// the field of the spec, and what is wrong with its text.
+absl::StatusOr<JobTexts> ReadJobTexts(const v1::CompressionSpec& spec, const TextLimits& limits,
+                                      const Tokenizer& tokenizer, const std::string& builtin_dir);
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_TASKS_JOB_TEXTS_H_
