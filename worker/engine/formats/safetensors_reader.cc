@@ -1,23 +1,16 @@
 #include "worker/engine/formats/safetensors_reader.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "worker/engine/formats/mapped_file.h"
 #include "worker/engine/formats/strict_json.h"
 
 namespace qpruner::engine {
@@ -207,15 +200,10 @@ absl::StatusOr<Parsed> Parse(absl::string_view data) {
 
 class MappedReader : public SafetensorsReader {
  public:
-  MappedReader(void* address, size_t size) : address_(address), size_(size) {}
-  ~MappedReader() override {
-    if (size_ != 0) ::munmap(address_, size_);
-  }
-  MappedReader(const MappedReader&) = delete;
-  MappedReader& operator=(const MappedReader&) = delete;
+  explicit MappedReader(std::unique_ptr<const MappedFile> file) : file_(std::move(file)) {}
 
   absl::Status Read(const std::string& path) {
-    auto parsed = Parse(absl::string_view(static_cast<const char*>(address_), size_));
+    auto parsed = Parse(file_->bytes());
     if (!parsed.ok()) {
       return absl::Status(
           parsed.status().code(),
@@ -229,8 +217,7 @@ class MappedReader : public SafetensorsReader {
   const std::map<std::string, std::string>& metadata() const override { return parsed_.metadata; }
 
  private:
-  void* const address_;
-  const size_t size_;
+  const std::unique_ptr<const MappedFile> file_;
   Parsed parsed_;
 };
 
@@ -248,24 +235,8 @@ int64_t TensorView::element_count() const {
 
 absl::StatusOr<std::unique_ptr<SafetensorsReader>> SafetensorsReader::Open(
     const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open ", path));
-  absl::Cleanup close = [fd] { ::close(fd); };
-  struct stat info;
-  if (::fstat(fd, &info) != 0)
-    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot stat ", path));
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat("Not a regular file: ", path));
-  }
-  const auto size = static_cast<size_t>(info.st_size);
-  void* address = nullptr;
-  if (size != 0) {
-    address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (address == MAP_FAILED) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("Cannot map ", path));
-    }
-  }
-  auto reader = std::make_unique<MappedReader>(address, size);
+  ASSIGN_OR_RETURN(auto file, MappedFile::Open(path));
+  auto reader = std::make_unique<MappedReader>(std::move(file));
   RETURN_IF_ERROR(reader->Read(path));
   return reader;
 }
