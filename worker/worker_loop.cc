@@ -183,14 +183,14 @@ void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::sto
   } else if (keeper.loss() != LeaseKeeper::Loss::kNone) {
     spdlog::warn("{} {} was lost with its lease", lease.job(), lease.task());
     return;
-  } else if (!outcome.ok() && drain.stop_requested()) {
-    outcome = absl::UnavailableError("Worker is draining");
   }
 
   CompleteTaskRequest request;
   *request.mutable_lease() = lease;
   if (outcome.ok()) {
     *request.mutable_result() = *std::move(outcome);
+  } else if (drain.stop_requested() && keeper.loss() == LeaseKeeper::Loss::kNone) {
+    request.mutable_returned()->set_reason("Worker is draining");
   } else {
     *request.mutable_error() = ToRpcStatus(outcome.status());
   }
@@ -213,7 +213,9 @@ void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::sto
   });
   if (completed.ok()) {
     spdlog::info("{} {} completed: {}", lease.job(), lease.task(),
-                 request.has_error() ? request.error().message() : "OK");
+                 request.has_error()      ? request.error().message()
+                 : request.has_returned() ? request.returned().reason()
+                                          : "OK");
   } else {
     spdlog::warn("{} {} could not be completed: {}", lease.job(), lease.task(),
                  std::string(completed.message()));

@@ -465,7 +465,7 @@ absl::Status JobQueue::CompleteTask(const internal::v1::CompleteTaskRequest& req
   using Request = internal::v1::CompleteTaskRequest;
   if (request.outcome_case() == Request::OUTCOME_NOT_SET ||
       (request.has_error() && request.error().code() == 0)) {
-    return BadRequestError({{"outcome", "must be a result, or an error with a code"}});
+    return BadRequestError({{"outcome", "must be a result, an error with a code, or a return"}});
   }
   const absl::StatusOr<JobName> name = JobName::Parse(request.lease().job());
   if (!name.ok()) return BadRequestError({{"lease.job", std::string(name.status().message())}});
@@ -494,9 +494,13 @@ absl::Status JobQueue::CompleteTask(const internal::v1::CompleteTaskRequest& req
       return repeated ? absl::OkStatus() : Superseded();
     }
     ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, *name, now));
-    LeaseEnd end{.backoff = BackoffAfter(task.attempt())};
+    LeaseEnd end{.backoff = BackoffAfter(CountedAttempts(task))};
     if (request.has_error()) {
       end.error = FromRpcStatus(request.error());
+    } else if (request.has_returned()) {
+      end = {.error = absl::UnavailableError(request.returned().reason()),
+             .backoff = absl::ZeroDuration(),
+             .returned = true};
     } else if (!bad_result.ok()) {
       end.error = bad_result;
     } else if (change.job().state() == v1::CompressionJob::CANCELLING) {

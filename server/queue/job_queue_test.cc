@@ -342,6 +342,27 @@ TEST_F(JobQueueTest, ErrorsAreRetriedWithBackOffUpToTheLimit) {
   EXPECT_FALSE(Poll()->has_lease());
 }
 
+TEST_F(JobQueueTest, ATaskThatIsGivenBackUsesUpNoAttempt) {
+  const JobName name = Create();
+  Register();
+  for (int lease = 1; lease <= 5; ++lease) {
+    const AcquireTaskResponse held = Acquire();
+    ASSERT_EQ(held.lease().attempt(), lease) << "queued again without back-off";
+    internal::v1::CompleteTaskRequest request;
+    *request.mutable_lease() = held.lease();
+    request.mutable_returned()->set_reason("Worker is draining");
+    ASSERT_TRUE(queue_->CompleteTask(request).ok());
+  }
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::RUNNING);
+  EXPECT_EQ(Get(name).retry_count(), 0);
+  // Real failures still have their three attempts.
+  for (int failure = 1; failure <= 3; ++failure) {
+    ASSERT_TRUE(Fail(Acquire(), absl::InternalError("engine died")).ok());
+    clock_.Advance(absl::Seconds(failure));
+  }
+  EXPECT_THAT(Get(name).error().message(), HasSubstr("gave up after 3 of 3 attempts"));
+}
+
 TEST_F(JobQueueTest, BadInputIsNeverTriedAgain) {
   const JobName name = Create();
   Register();

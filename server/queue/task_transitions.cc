@@ -95,10 +95,11 @@ absl::Status CheckResult(const JobChange& change, const TaskRecord& task,
 
 // The error as the job shows it: which task, then what it said.
 absl::Status DescribeFailure(const TaskRecord& task, int max_attempts, const absl::Status& error) {
-  const std::string which = IsBadInput(error.code())
-                                ? absl::StrCat("Task ", task.task_id(), " failed: ")
-                                : absl::StrCat("Task ", task.task_id(), " gave up after ",
-                                               task.attempt(), " of ", max_attempts, " attempts: ");
+  const std::string which =
+      IsBadInput(error.code())
+          ? absl::StrCat("Task ", task.task_id(), " failed: ")
+          : absl::StrCat("Task ", task.task_id(), " gave up after ", CountedAttempts(task), " of ",
+                         max_attempts, " attempts: ");
   absl::Status described(error.code(), absl::StrCat(which, error.message()));
   // A reason that only repeats the code says less than the one added below.
   const bool generic = ErrorReason(error) == absl::StatusCodeToString(error.code());
@@ -106,8 +107,9 @@ absl::Status DescribeFailure(const TaskRecord& task, int max_attempts, const abs
     if (!(generic && absl::EndsWith(url, "google.rpc.ErrorInfo")))
       described.SetPayload(url, payload);
   });
-  return WithErrorInfo(described, IsBadInput(error.code()) ? "TASK_FAILED" : "TOO_MANY_ATTEMPTS",
-                       {{"task", task.task_id()}, {"attempts", absl::StrCat(task.attempt())}});
+  return WithErrorInfo(
+      described, IsBadInput(error.code()) ? "TASK_FAILED" : "TOO_MANY_ATTEMPTS",
+      {{"task", task.task_id()}, {"attempts", absl::StrCat(CountedAttempts(task))}});
 }
 
 absl::Status FinishCancel(StoreTransaction& store, JobChange& change) {
@@ -124,6 +126,8 @@ bool IsCurrentLease(const TaskRecord& task, const internal::v1::Lease& lease) {
   return task.state() == TaskRecord::LEASED && !lease.token().empty() &&
          task.lease_token() == lease.token() && task.attempt() == lease.attempt();
 }
+
+int CountedAttempts(const TaskRecord& task) { return task.attempt() - task.returned_count(); }
 
 bool IsBadInput(absl::StatusCode code) {
   switch (code) {
@@ -178,6 +182,7 @@ absl::Status LeaseTask(StoreTransaction& store, JobChange& change, TaskRecord& t
 absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, TaskRecord& task,
                                   const LeaseEnd& end, absl::Time now) {
   if (end.revoked) task.clear_lease_token();
+  if (end.returned) task.set_returned_count(task.returned_count() + 1);
   *task.mutable_error() = ToRpcStatus(end.error);
   if (change.job().state() == v1::CompressionJob::CANCELLING) {
     RETURN_IF_ERROR(
@@ -185,7 +190,7 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     RETURN_IF_ERROR(FinishCancel(store, change));
     return TaskFate::kCancelled;
   }
-  if (absl::IsResourceExhausted(end.error) && task.spec().has_trial()) {
+  if (!end.returned && absl::IsResourceExhausted(end.error) && task.spec().has_trial()) {
     // The device's memory is not enough for this assignment: that is the measurement.
     ASSIGN_OR_RETURN(const std::vector<v1::Trial> before, store.ListTrials(change.name(), 0, 0));
     RETURN_IF_ERROR(
@@ -194,7 +199,8 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     return TaskFate::kInfeasible;
   }
   const int max_attempts = change.job().spec().limits().max_attempts();
-  if (IsBadInput(end.error.code()) || task.attempt() >= max_attempts) {
+  const bool given_up = IsBadInput(end.error.code()) || CountedAttempts(task) >= max_attempts;
+  if (!end.returned && given_up) {
     RETURN_IF_ERROR(CloseTask(store, change, task, TaskRecord::FAILED, v1::Trial::FAILED, now));
     RETURN_IF_ERROR(FailJob(store, change, DescribeFailure(task, max_attempts, end.error), now));
     return TaskFate::kJobFailed;
@@ -205,12 +211,18 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
   *task.mutable_not_before() = ToTimestamp(now + end.backoff);
   RETURN_IF_ERROR(store.PutTask(task));
   RETURN_IF_ERROR(MoveTrial(store, change, task, v1::Trial::QUEUED, now));
+  if (end.returned) {
+    RETURN_IF_ERROR(change.Log(v1::JobEvent::LogLine::INFO,
+                               absl::StrCat("Task ", task.task_id(), " was given back (",
+                                            end.error.message(), "); it is queued again")));
+    return TaskFate::kRetried;
+  }
   v1::CompressionJob& job = *change.record().mutable_job();
   job.set_retry_count(job.retry_count() + 1);
   RETURN_IF_ERROR(change.Log(
       v1::JobEvent::LogLine::WARNING,
-      absl::StrCat("Attempt ", task.attempt(), " of ", max_attempts, " of task ", task.task_id(),
-                   " ended (", absl::StatusCodeToString(end.error.code()), ": ",
+      absl::StrCat("Attempt ", CountedAttempts(task), " of ", max_attempts, " of task ",
+                   task.task_id(), " ended (", absl::StatusCodeToString(end.error.code()), ": ",
                    end.error.message(), "); it is queued again")));
   return TaskFate::kRetried;
 }

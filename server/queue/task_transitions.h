@@ -26,6 +26,10 @@ struct NewLease {
 // Is `lease` the current one of `task`?
 bool IsCurrentLease(const internal::v1::TaskRecord& task, const internal::v1::Lease& lease);
 
+// Leases of `task`, the current one included, without those whose worker gave it back: what
+// limits.max_attempts bounds.
+int CountedAttempts(const internal::v1::TaskRecord& task);
+
 // True for errors that say that the job's input is bad: another attempt would end the same way.
 bool IsBadInput(absl::StatusCode code);
 
@@ -45,6 +49,8 @@ struct LeaseEnd {
   // The worker is gone or silent: nothing that it still sends about this lease counts. False when
   // the worker itself reported the end, and may report it again.
   bool revoked = false;
+  // The worker gave the task back: `error` says why, and no attempt is used up.
+  bool returned = false;
 };
 enum class TaskFate { kRetried, kInfeasible, kCancelled, kJobFailed };
 
