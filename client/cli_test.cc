@@ -108,6 +108,17 @@ TEST_F(CliTest, SubmitAndWaitShowsTheResultAndDownloads) {
   EXPECT_EQ(ReadFile(output + "/model/config.json", 100).value_or(""), "{}");
 }
 
+TEST_F(CliTest, TheIntermediateModelComesOnlyWithAll) {
+  server_.service().AddArtifact("model/config.json", "{}");
+  server_.service().AddArtifact("prepared/config.json", "{}");
+  const std::filesystem::path output = folder_ / "result";
+  ASSERT_EQ(Run({"submit", JobPath(), "--wait", "--output", output}).code, 0);
+  EXPECT_TRUE(std::filesystem::exists(output / "model/config.json"));
+  EXPECT_FALSE(std::filesystem::exists(output / "prepared"));
+  ASSERT_EQ(Run({"submit", JobPath(), "--wait", "--output", output, "--all"}).code, 0);
+  EXPECT_TRUE(std::filesystem::exists(output / "prepared/config.json"));
+}
+
 TEST_F(CliTest, ExitCodes) {
   EXPECT_EQ(Run({"get", "example"}).code, 0);
   EXPECT_EQ(Run({}).code, 2);

@@ -265,10 +265,18 @@ Waited Wait(Session& session, const v1::CompressionJob& job, SignalQueue& signal
   return waited;
 }
 
-// Downloads everything and says where it lies.
-ExitCode DownloadAll(Session& session, const std::string& job, const std::string& folder) {
+// What the stages of a job hand to each other, as opposed to its result. The pruned model in full
+// precision: by far the largest of a job's files.
+bool IsIntermediate(const v1::Artifact& artifact) {
+  return absl::StartsWith(ArtifactPath(artifact), "prepared/");
+}
+
+// Downloads the result, or all artifacts, and says where it lies.
+ExitCode DownloadResult(Session& session, const std::string& job, const std::string& folder,
+                        bool all) {
   absl::StatusOr<std::vector<v1::Artifact>> artifacts = session.client().ListArtifacts(job);
   if (!artifacts.ok()) return session.Fail(artifacts.status());
+  if (!all) std::erase_if(*artifacts, IsIntermediate);
   if (absl::Status status = Download(session, *artifacts, folder); !status.ok()) {
     PrintError(std::string(status.message()));
     return absl::IsUnavailable(status) ? ExitCode::kUnreachable : ExitCode::kFileTrouble;
@@ -336,7 +344,7 @@ ExitCode RunCommand(const CommandOptions& common, const RunOptions& options) {
   if (!waited.job || waited.code != ExitCode::kOk) return waited.code;
   const std::string folder =
       options.output.empty() ? absl::StrCat("qpruner-", LastPart(job->name())) : options.output;
-  return DownloadAll(session, job->name(), folder);
+  return DownloadResult(session, job->name(), folder, options.all);
 }
 
 ExitCode SubmitCommand(const CommandOptions& common, const SubmitOptions& options) {
@@ -365,7 +373,7 @@ ExitCode SubmitCommand(const CommandOptions& common, const SubmitOptions& option
   if (!common.json) Print(absl::StrCat(job->name(), "\n"));
   const Waited waited = Wait(session, *job, *signals, {});
   if (waited.code != ExitCode::kOk || options.output.empty()) return waited.code;
-  return DownloadAll(session, job->name(), options.output);
+  return DownloadResult(session, job->name(), options.output, options.all);
 }
 
 ExitCode ValidateCommand(const CommandOptions& common, const JobSource& source, bool offline) {

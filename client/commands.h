@@ -40,6 +40,8 @@ struct RunOptions {
   std::string data_dir;
   // Empty: a new folder named after the job.
   std::string output;
+  // Download what the stages hand to each other, too.
+  bool all = false;
   int workers = 1;
   // Empty: "qpruner-server" beside this program.
   std::string server_program;
@@ -50,8 +52,10 @@ struct SubmitOptions {
   std::string job_id;
   std::string request_id;
   bool wait = false;
-  // With wait: where artifacts go. Empty: nowhere.
+  // With wait: where the result goes. Empty: nowhere.
   std::string output;
+  // As RunOptions::all.
+  bool all = false;
 };
 
 struct ListOptions {

@@ -86,6 +86,7 @@ int Main(int argc, char** argv) {
       "--data-dir", run.data_dir,
       "Folder that keeps jobs, artifacts and the server's log; default: a temporary one");
   sub->add_option("--output", run.output, "Folder for the result; default: qpruner-JOB");
+  sub->add_flag("--all", run.all, "Download the intermediate model (prepared/), too");
   sub->add_option("--workers", run.workers, "Local workers")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
@@ -102,8 +103,11 @@ int Main(int argc, char** argv) {
                   "Submitting again with the same id gives the same job");
   CLI::Option* wait =
       sub->add_flag("--wait", submit.wait, "Follow it to its end and print the result");
-  sub->add_option("--output", submit.output, "With --wait: download the artifacts into this folder")
-      ->needs(wait);
+  CLI::Option* result = sub->add_option("--output", submit.output,
+                                        "With --wait: download the result into this folder")
+                            ->needs(wait);
+  sub->add_flag("--all", submit.all, "With --output: the intermediate model (prepared/), too")
+      ->needs(result);
 
   JobSource validated;
   bool offline = false;
