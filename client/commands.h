@@ -1,4 +1,5 @@
-// The commands of `qpruner`, without their command line.
+// The commands of `qpruner`, without their command line. Those that take a job file or follow a job
+// are in job_commands.cc, the others in commands.cc.
 #ifndef QPRUNER_CLIENT_COMMANDS_H_
 #define QPRUNER_CLIENT_COMMANDS_H_
 
