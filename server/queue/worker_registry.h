@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace qpruner::server {
@@ -23,22 +25,29 @@ struct WorkerInfo {
   absl::Duration last_heard;
 };
 
-// Not thread-safe.
+// Thread-safe.
 class WorkerRegistry {
  public:
   // Replaces an earlier process of the same name.
-  void Register(WorkerInfo worker) { workers_[worker.name] = std::move(worker); }
+  void Register(WorkerInfo worker) {
+    absl::MutexLock lock(&mutex_);
+    std::string name = worker.name;
+    workers_[std::move(name)] = std::move(worker);
+  }
   bool IsRegistered(const std::string& name, const std::string& incarnation) const {
+    absl::MutexLock lock(&mutex_);
     const auto found = workers_.find(name);
     return found != workers_.end() && found->second.incarnation == incarnation;
   }
   void Hear(const std::string& name, absl::Duration now) {
+    absl::MutexLock lock(&mutex_);
     if (const auto found = workers_.find(name); found != workers_.end()) {
       found->second.last_heard = now;
     }
   }
   // By name, those heard from since `since`.
   std::vector<WorkerInfo> HeardSince(absl::Duration since) const {
+    absl::MutexLock lock(&mutex_);
     std::vector<WorkerInfo> result;
     for (const auto& [name, worker] : workers_) {
       if (worker.last_heard >= since) result.push_back(worker);
@@ -47,11 +56,13 @@ class WorkerRegistry {
   }
   // Names that come and go must not pile up.
   void ForgetSilentSince(absl::Duration since) {
+    absl::MutexLock lock(&mutex_);
     std::erase_if(workers_, [&](const auto& entry) { return entry.second.last_heard < since; });
   }
 
  private:
-  std::map<std::string, WorkerInfo> workers_;
+  mutable absl::Mutex mutex_;
+  std::map<std::string, WorkerInfo> workers_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace qpruner::server

@@ -25,14 +25,14 @@ void SetDuration(google::protobuf::Duration& to, absl::Duration from) {
 }
 
 // A poll that waits in the queue. The queue and gRPC share it: whoever lets go last deletes it.
-class AcquirePoll final : public grpc::ServerUnaryReactor {
+class AcquireReactor final : public grpc::ServerUnaryReactor {
  public:
   static grpc::ServerUnaryReactor* Start(JobQueue& queue,
                                          const internal::v1::AcquireTaskRequest& request,
                                          internal::v1::AcquireTaskResponse* response) {
-    auto* poll = new AcquirePoll(queue, response);
+    auto* poll = new AcquireReactor(queue, response);
     poll->self_.reset(poll);
-    const std::shared_ptr<AcquirePoll> shared = poll->self_;
+    const std::shared_ptr<AcquireReactor> shared = poll->self_;
     const int64_t id = queue.AcquireTask(
         request, [shared](absl::StatusOr<internal::v1::AcquireTaskResponse> result) {
           shared->Answer(std::move(result));
@@ -52,11 +52,11 @@ class AcquirePoll final : public grpc::ServerUnaryReactor {
   }
   void OnDone() override {
     // May delete this.
-    const std::shared_ptr<AcquirePoll> last = std::move(self_);
+    const std::shared_ptr<AcquireReactor> last = std::move(self_);
   }
 
  private:
-  AcquirePoll(JobQueue& queue, internal::v1::AcquireTaskResponse* response)
+  AcquireReactor(JobQueue& queue, internal::v1::AcquireTaskResponse* response)
       : queue_(queue), response_(response) {}
 
   void SetWaiter(int64_t id) {
@@ -78,7 +78,7 @@ class AcquirePoll final : public grpc::ServerUnaryReactor {
 
   JobQueue& queue_;
   internal::v1::AcquireTaskResponse* const response_;
-  std::shared_ptr<AcquirePoll> self_;
+  std::shared_ptr<AcquireReactor> self_;
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<int64_t> waiter_id_ ABSL_GUARDED_BY(mutex_);
@@ -100,7 +100,7 @@ grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext*,
 grpc::ServerUnaryReactor* WorkerServiceImpl::AcquireTask(
     grpc::CallbackServerContext*, const internal::v1::AcquireTaskRequest* request,
     internal::v1::AcquireTaskResponse* response) {
-  return AcquirePoll::Start(queue_, *request, response);
+  return AcquireReactor::Start(queue_, *request, response);
 }
 
 grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext*,

@@ -1,0 +1,159 @@
+#include "server/queue/client_calls.h"
+
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "proto/status_codec.h"
+#include "server/queue/job_not_found.h"
+#include "server/queue/job_planner.h"
+#include "server/queue/job_states.h"
+#include "server/queue/task_transitions.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+namespace {
+
+// The job that this request made before, if it did. ALREADY_EXISTS: another request had its id.
+absl::StatusOr<std::optional<v1::CompressionJob>> FindEarlier(StoreReader& store,
+                                                              const NewJob& request) {
+  if (request.request_id.empty()) return std::nullopt;
+  ASSIGN_OR_RETURN(const std::optional<StoreReader::Request> earlier,
+                   store.FindRequest(request.project, request.request_id));
+  if (!earlier) return std::nullopt;
+  if (earlier->fingerprint != request.fingerprint) {
+    return WithErrorInfo(absl::AlreadyExistsError(
+                             absl::StrCat("request_id was used for another request, which made ",
+                                          earlier->job.ToString(), ": ", request.request_id)),
+                         "REQUEST_ID_REUSED", {{"job", earlier->job.ToString()}});
+  }
+  ASSIGN_OR_RETURN(const internal::v1::JobRecord record, store.GetJob(earlier->job));
+  return std::optional<v1::CompressionJob>(record.job());
+}
+
+}  // namespace
+
+absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, const JobName& name,
+                                                       const NewJob& request) {
+  const absl::Time now = clock_.Now();
+  internal::v1::JobRecord record;
+  v1::CompressionJob& job = *record.mutable_job();
+  job = request.job;
+  job.set_name(name.ToString());
+  job.set_state(v1::CompressionJob::PENDING);
+  *job.mutable_create_time() = ToTimestamp(now);
+  absl::StatusOr<JobChange> change = JobChange::Insert(store, name, record, now);
+  if (absl::IsAlreadyExists(change.status())) {
+    return WithErrorInfo(
+        absl::AlreadyExistsError(absl::StrCat("Job already exists: ", name.ToString())),
+        "JOB_ALREADY_EXISTS", {{"job", name.ToString()}});
+  }
+  if (!change.ok()) return change.status();
+  if (!request.request_id.empty()) {
+    RETURN_IF_ERROR(store.InsertRequest(request.project, request.request_id,
+                                        {.job = name, .fingerprint = request.fingerprint}));
+  }
+  // A new job needs no search: its plan is made on the spot, and committed with it.
+  const JobPlan plan = NextTasks(JobView{.record = record}, proposer_);
+  for (const PlannedTask& task : plan.tasks) {
+    RETURN_IF_ERROR(QueueTask(store, *change, task, now));
+  }
+  RETURN_IF_ERROR(change->Save());
+  return change->job();
+}
+
+absl::StatusOr<v1::CompressionJob> ClientCalls::CreateJob(const NewJob& request) {
+  const std::string job_id =
+      request.job_id.empty() ? absl::StrCat("job-", ids_.Hex(6)) : request.job_id;
+  const JobName name{request.project, job_id};
+  v1::CompressionJob result;
+  bool created = false;
+  RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    created = false;
+    ASSIGN_OR_RETURN(std::optional<v1::CompressionJob> earlier, FindEarlier(store, request));
+    if (earlier) {
+      result = *std::move(earlier);
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(result, Insert(store, name, request));
+    created = true;
+    return absl::OkStatus();
+  }));
+  if (created) {
+    spdlog::info("{}: created", result.name());
+    changes_.AfterCommit(name, {.changed = true});
+  }
+  return result;
+}
+
+absl::StatusOr<v1::CompressionJob> ClientCalls::CancelJob(const JobName& name) {
+  v1::CompressionJob result;
+  const absl::Status status = changes_.Run(
+      name,
+      [&](StoreTransaction& store, JobChange& change, absl::Time now,
+          CommitEffects& effects) -> absl::Status {
+        const v1::CompressionJob::State state = change.job().state();
+        result = change.job();
+        if (state == v1::CompressionJob::CANCELLING || state == v1::CompressionJob::CANCELLED) {
+          return absl::OkStatus();
+        }
+        if (IsFinal(state)) {
+          return WithErrorInfo(absl::FailedPreconditionError(absl::StrCat(
+                                   "Job cannot be cancelled: it has already ",
+                                   v1::CompressionJob::State_Name(state), ": ", name.ToString())),
+                               "JOB_NOT_CANCELLABLE",
+                               {{"state", v1::CompressionJob::State_Name(state)}});
+        }
+        RETURN_IF_ERROR(server::CancelJob(store, change, now));
+        result = change.job();
+        effects.changed = true;
+        return absl::OkStatus();
+      });
+  if (absl::IsNotFound(status)) return JobNotFound(name);
+  RETURN_IF_ERROR(status);
+  return result;
+}
+
+absl::Status ClientCalls::DeleteJob(const JobName& name) {
+  absl::MutexLock references(&artifact_references_);
+  std::set<std::string> contents;
+  absl::Status status = store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    contents.clear();
+    ASSIGN_OR_RETURN(const internal::v1::JobRecord record, store.GetJob(name));
+    const v1::CompressionJob::State state = record.job().state();
+    if (!IsFinal(state)) {
+      return WithErrorInfo(absl::FailedPreconditionError(absl::StrCat(
+                               "Job is not finished (", v1::CompressionJob::State_Name(state),
+                               "); cancel it first: ", name.ToString())),
+                           "JOB_NOT_FINISHED", {{"state", v1::CompressionJob::State_Name(state)}});
+    }
+    ASSIGN_OR_RETURN(const std::vector<v1::Artifact> artifacts, store.ListArtifacts(name));
+    for (const v1::Artifact& artifact : artifacts) contents.insert(artifact.sha256());
+    return store.DeleteJob(name);
+  });
+  if (absl::IsNotFound(status)) return JobNotFound(name);
+  RETURN_IF_ERROR(status);
+  spdlog::info("{}: deleted", name.ToString());
+  watches_.Notify(name.ToString());
+  for (const std::string& sha256 : contents) {
+    // The job is gone all the same; a file that stays costs space only.
+    if (const absl::Status removed = RemoveUnreferenced(sha256); !removed.ok()) {
+      spdlog::warn("artifact {} was not removed: {}", sha256, removed.ToString());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ClientCalls::RemoveUnreferenced(const std::string& sha256) {
+  bool referenced = true;
+  RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(referenced, reader.IsArtifactReferenced(sha256));
+    return absl::OkStatus();
+  }));
+  return referenced ? absl::OkStatus() : artifacts_.Remove(sha256);
+}
+
+}  // namespace qpruner::server

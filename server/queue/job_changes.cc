@@ -1,0 +1,44 @@
+#include "server/queue/job_changes.h"
+
+#include <string>
+
+#include "base/status_macros.h"
+#include "server/queue/job_states.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+
+absl::Status JobChanges::Run(const JobName& name, Body body) {
+  CommitEffects effects;
+  RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    effects = {};
+    const absl::Time now = clock_.Now();
+    ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
+    RETURN_IF_ERROR(body(store, change, now, effects));
+    if (!effects.changed) return absl::OkStatus();
+    if (IsFinal(change.job().state())) effects.finished = change.job().state();
+    return change.Save();
+  }));
+  if (effects.changed) AfterCommit(name, effects);
+  return absl::OkStatus();
+}
+
+void JobChanges::AfterCommit(const JobName& name, const CommitEffects& effects) {
+  const std::string job = name.ToString();
+  if (effects.finished) {
+    // A failed job takes its other leases with it: their next call gets ABORTED.
+    leases_.EraseJob(name);
+    progress_.Forget(job);
+    work_.Wake();
+  } else {
+    work_.MarkDirty(job);
+  }
+  if (effects.fate == TaskFate::kRetried) observer_.OnTaskRetried();
+  if (effects.finished) {
+    spdlog::info("{}: {}", job, v1::CompressionJob::State_Name(*effects.finished));
+    observer_.OnJobFinished(*effects.finished);
+  }
+  watches_.Notify(job);
+}
+
+}  // namespace qpruner::server

@@ -1,0 +1,72 @@
+// The leases that this process knows of, in memory. The store decides whether a lease is current;
+// this table decides when it ends, on a clock that does not jump.
+#ifndef QPRUNER_SERVER_QUEUE_LEASE_TABLE_H_
+#define QPRUNER_SERVER_QUEUE_LEASE_TABLE_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "base/resource_name.h"
+#include "qpruner/internal/v1/record.pb.h"
+
+namespace qpruner::server {
+
+struct HeldLease {
+  std::string token;
+  JobName job;
+  std::string task_id;
+  int attempt = 0;
+  std::string worker;
+  std::string incarnation;
+  // On the monotonic clock.
+  absl::Duration deadline;
+  // Progress of the attempt, 0 to 1.
+  double fraction = 0;
+};
+
+// The lease of a LEASED task.
+HeldLease ToHeldLease(const internal::v1::TaskRecord& task, absl::Duration deadline);
+
+// Thread-safe. "Take" removes what it returns.
+class LeaseTable {
+ public:
+  // Inserts, or replaces the lease of the same token.
+  void Put(HeldLease lease);
+  void Erase(const std::string& token);
+  void EraseJob(const JobName& job);
+  // Moves the deadline to `deadline` if that is later.
+  void Renew(const std::string& token, absl::Duration deadline);
+  // The progress never falls and is kept within 0 and 1. True if `fraction` was more than known.
+  bool RaiseFraction(const std::string& token, double fraction);
+
+  std::optional<HeldLease> Find(const std::string& token) const;
+  // The lease that a worker's process holds.
+  std::optional<HeldLease> FindOf(const std::string& worker, const std::string& incarnation) const;
+  int CountOf(const std::string& worker) const;
+  // Sum of the fractions of the job's leases, without that of `except_token`.
+  double RunningFraction(const JobName& job, const std::string& except_token) const;
+
+  // Those whose deadline has come, earliest first.
+  std::vector<HeldLease> TakeExpired(absl::Duration now);
+  // Those of other processes of the worker.
+  std::vector<HeldLease> TakeOfOtherProcesses(const std::string& worker,
+                                              const std::string& incarnation);
+  // Nothing if there are no leases.
+  std::optional<absl::Duration> NextDeadline() const;
+
+ private:
+  template <typename Condition>
+  std::vector<HeldLease> Take(Condition condition);
+
+  mutable absl::Mutex mutex_;
+  absl::flat_hash_map<std::string, HeldLease> leases_ ABSL_GUARDED_BY(mutex_);  // By token.
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_QUEUE_LEASE_TABLE_H_

@@ -1,0 +1,29 @@
+// How the queue behaves over time.
+#ifndef QPRUNER_SERVER_QUEUE_QUEUE_OPTIONS_H_
+#define QPRUNER_SERVER_QUEUE_QUEUE_OPTIONS_H_
+
+#include "absl/time/time.h"
+
+namespace qpruner::server {
+
+struct JobQueueOptions {
+  // Longer survives network blips; shorter reclaims devices sooner.
+  absl::Duration lease_duration = absl::Seconds(15);
+  // Bounds how long a cancelled job's engine goes on.
+  absl::Duration heartbeat_interval = absl::Milliseconds(500);
+  // A job's progress events are at least this far apart.
+  absl::Duration progress_interval = absl::Seconds(1);
+  // A failed attempt waits this long before the next, doubled each time: long enough for a
+  // full disk or a restarting driver, short against the work.
+  absl::Duration retry_backoff = absl::Seconds(1);
+  absl::Duration max_retry_backoff = absl::Seconds(30);
+  // Longest long poll: below the idle time-outs of usual proxies.
+  absl::Duration max_acquire_wait = absl::Seconds(60);
+};
+
+// The store is tried again after this when it failed.
+inline constexpr absl::Duration kStoreRetryInterval = absl::Milliseconds(200);
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_QUEUE_QUEUE_OPTIONS_H_

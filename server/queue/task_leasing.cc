@@ -1,0 +1,317 @@
+#include "server/queue/task_leasing.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "proto/status_codec.h"
+#include "server/queue/task_transitions.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+namespace {
+
+using internal::v1::AcquireTaskResponse;
+using internal::v1::Lease;
+using internal::v1::TaskRecord;
+
+// A worker that is silent for so long is forgotten.
+constexpr absl::Duration kForgetWorkerAfter = absl::Hours(1);
+
+absl::Status Stopping() {
+  return WithErrorInfo(absl::UnavailableError("The server is stopping"), "SERVER_STOPPING");
+}
+
+absl::Status NotRegistered(const std::string& worker) {
+  return WithErrorInfo(
+      absl::FailedPreconditionError(absl::StrCat(
+          "Worker is not registered (or another process has registered under its name): ", worker)),
+      "WORKER_NOT_REGISTERED");
+}
+
+bool IsWorkerName(absl::string_view name) {
+  return !name.empty() && name.size() <= 63 &&
+         (absl::ascii_islower(name[0]) || absl::ascii_isdigit(name[0])) &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '.' || c == '-';
+         });
+}
+
+AcquireTaskResponse LeaseReply(const TaskRecord& task) {
+  AcquireTaskResponse response;
+  Lease& lease = *response.mutable_lease();
+  lease.set_job(task.job());
+  lease.set_task(task.task_id());
+  lease.set_attempt(task.attempt());
+  lease.set_token(task.lease_token());
+  *response.mutable_task() = task.spec();
+  return response;
+}
+
+}  // namespace
+
+absl::Status TaskLeasing::Recover() {
+  std::vector<TaskRecord> leased;
+  RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(leased, reader.LeasedTasks());
+    return absl::OkStatus();
+  }));
+  const absl::Duration deadline = clock_.Monotonic() + options_.lease_duration;
+  for (const TaskRecord& task : leased) leases_.Put(ToHeldLease(task, deadline));
+  return absl::OkStatus();
+}
+
+absl::Status TaskLeasing::RegisterWorker(const internal::v1::RegisterWorkerRequest& request) {
+  std::vector<FieldViolation> violations;
+  if (!IsWorkerName(request.worker())) {
+    violations.push_back({"worker", absl::StrCat("must match [a-z0-9][a-z0-9.-]{0,62}, is \"",
+                                                 request.worker().substr(0, 100), "\"")});
+  }
+  if (request.incarnation().empty() || request.incarnation().size() > 128) {
+    violations.push_back({"incarnation", "must be 1 to 128 bytes, different for each process"});
+  }
+  if (!violations.empty()) return BadRequestError(violations);
+
+  // Registered first: what is polled or leased under the old process after this is turned away.
+  workers_.Register({.name = request.worker(),
+                     .incarnation = request.incarnation(),
+                     .device = request.device(),
+                     .device_memory_bytes = request.device_memory_bytes(),
+                     .version = request.version(),
+                     .last_heard = clock_.Monotonic()});
+  for (AcquirePoll& poll : polls_.TakeOfOtherProcesses(request.worker(), request.incarnation())) {
+    poll.done(WithErrorInfo(absl::AbortedError("Another process of this name has registered"),
+                            "WORKER_REPLACED"));
+  }
+  spdlog::info("worker {}: registered, device {}", request.worker(), request.device());
+  const absl::Status error = WithErrorInfo(
+      absl::UnavailableError(absl::StrCat("Worker ", request.worker(), " was restarted")),
+      "WORKER_RESTARTED");
+  for (HeldLease& lease : leases_.TakeOfOtherProcesses(request.worker(), request.incarnation())) {
+    // Tick tries again if this fails.
+    if (!Revoke(std::move(lease), error, absl::ZeroDuration()).ok()) work_.Wake();
+  }
+  return absl::OkStatus();
+}
+
+int64_t TaskLeasing::AcquireTask(const internal::v1::AcquireTaskRequest& request,
+                                 AcquireCallback done) {
+  const absl::Duration asked =
+      absl::Seconds(request.wait_time().seconds()) + absl::Nanoseconds(request.wait_time().nanos());
+  const absl::Duration now = clock_.Monotonic();
+  AcquirePoll poll{
+      .id = polls_.NewId(),
+      .worker = request.worker(),
+      .incarnation = request.incarnation(),
+      .deadline = now + std::clamp(asked, absl::ZeroDuration(), options_.max_acquire_wait),
+      .done = std::move(done)};
+  const int64_t id = poll.id;
+  if (!workers_.IsRegistered(request.worker(), request.incarnation())) {
+    poll.done(polls_.closed() ? Stopping() : NotRegistered(request.worker()));
+    return id;
+  }
+  workers_.Hear(request.worker(), now);
+  std::optional<AcquirePoll> older;
+  if (!polls_.Add(poll, older)) {
+    poll.done(Stopping());
+    return id;
+  }
+  if (older) older->done(AcquireTaskResponse());
+  // Another process may have registered, and ended this one's polls, just before this was added.
+  if (!workers_.IsRegistered(request.worker(), request.incarnation())) {
+    Answer(id, NotRegistered(request.worker()));
+  }
+  work_.Wake();
+  return id;
+}
+
+void TaskLeasing::Answer(int64_t id, absl::StatusOr<AcquireTaskResponse> response) {
+  if (std::optional<AcquirePoll> poll = polls_.Take(id)) poll->done(std::move(response));
+}
+
+void TaskLeasing::CancelAcquire(int64_t id) {
+  Answer(id, absl::CancelledError("The poll was given up"));
+}
+
+std::vector<v1::ListCapabilitiesResponse::Worker> TaskLeasing::LiveWorkers() {
+  const absl::Duration now = clock_.Monotonic();
+  for (const AcquirePoll& poll : polls_.List()) workers_.Hear(poll.worker, now);
+  std::vector<v1::ListCapabilitiesResponse::Worker> result;
+  for (const WorkerInfo& worker : workers_.HeardSince(now - options_.lease_duration)) {
+    v1::ListCapabilitiesResponse::Worker& to = result.emplace_back();
+    to.set_name(worker.name);
+    to.set_device(worker.device);
+    to.set_device_memory_bytes(worker.device_memory_bytes);
+    to.set_running_task_count(leases_.CountOf(worker.name));
+  }
+  return result;
+}
+
+void TaskLeasing::StopLeasing() {
+  for (AcquirePoll& poll : polls_.Close()) poll.done(Stopping());
+}
+
+// ---------------------------------------------------------------------------------------------
+// Time
+
+void TaskLeasing::ForgetSilentWorkers() {
+  workers_.ForgetSilentSince(clock_.Monotonic() - kForgetWorkerAfter);
+}
+
+std::optional<absl::Duration> TaskLeasing::TimeToNextDeadline() {
+  std::optional<absl::Duration> wait;
+  const auto at_most = [&](absl::Duration time) { wait = wait ? std::min(*wait, time) : time; };
+  const absl::Duration now = clock_.Monotonic();
+  if (const auto deadline = leases_.NextDeadline()) at_most(*deadline - now);
+  if (polls_.empty()) return wait;
+  if (const auto deadline = polls_.NextDeadline()) at_most(*deadline - now);
+  // Somebody waits: a task whose back-off ends is due then.
+  const absl::Time wall = clock_.Now();
+  std::optional<absl::Time> next;
+  const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(next, reader.NextNotBefore(wall));
+    return absl::OkStatus();
+  });
+  if (!status.ok()) at_most(kStoreRetryInterval);
+  if (next) at_most(*next - wall);
+  return wait;
+}
+
+void TaskLeasing::ExpireLeases() {
+  for (HeldLease& lease : leases_.TakeExpired(clock_.Monotonic())) {
+    const absl::Status error =
+        WithErrorInfo(absl::UnavailableError(absl::StrCat(
+                          "Lease expired: worker ", lease.worker, " was not heard from for ",
+                          absl::FormatDuration(options_.lease_duration))),
+                      "LEASE_EXPIRED");
+    if (Revoke(std::move(lease), error, kStoreRetryInterval).ok()) observer_.OnLeaseExpired();
+  }
+}
+
+absl::Status TaskLeasing::Revoke(HeldLease lease, const absl::Status& error,
+                                 absl::Duration retry_in) {
+  spdlog::warn("{}/{}: attempt {} is over: {}", lease.job.ToString(), lease.task_id, lease.attempt,
+               std::string(error.message()));
+  const absl::Status status = changes_.Run(
+      lease.job,
+      [&](StoreTransaction& store, JobChange& change, absl::Time now,
+          CommitEffects& effects) -> absl::Status {
+        ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(lease.job, lease.task_id));
+        // It may have been completed in the meantime.
+        if (task.state() != TaskRecord::LEASED || task.lease_token() != lease.token) {
+          return absl::OkStatus();
+        }
+        // The time without the worker was back-off enough.
+        const LeaseEnd end{.error = error, .backoff = absl::ZeroDuration(), .revoked = true};
+        ASSIGN_OR_RETURN(effects.fate, EndLease(store, change, task, end, now));
+        effects.changed = true;
+        return absl::OkStatus();
+      });
+  if (status.ok() || absl::IsNotFound(status)) return absl::OkStatus();
+  spdlog::error("the store failed: {}", status.ToString());
+  lease.deadline = clock_.Monotonic() + retry_in;
+  leases_.Put(std::move(lease));
+  return status;
+}
+
+void TaskLeasing::ServePolls() {
+  RedeliverLeases();
+  if (absl::Status status = LeaseToPolls(); !status.ok()) {
+    spdlog::error("no task could be leased, will be tried again: {}", status.ToString());
+  }
+}
+
+void TaskLeasing::RedeliverLeases() {
+  for (const AcquirePoll& poll : polls_.List()) {
+    const std::optional<HeldLease> held = leases_.FindOf(poll.worker, poll.incarnation);
+    if (!held) continue;
+    absl::StatusOr<AcquireTaskResponse> reply = AcquireTaskResponse();
+    const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+      ASSIGN_OR_RETURN(const TaskRecord task, reader.GetTask(held->job, held->task_id));
+      if (task.state() != TaskRecord::LEASED || task.lease_token() != held->token) {
+        return absl::NotFoundError("over");
+      }
+      *reply = LeaseReply(task);
+      return absl::OkStatus();
+    });
+    // A lease that is over leaves the poll waiting for the next task.
+    if (absl::IsNotFound(status)) {
+      leases_.Erase(held->token);
+      continue;
+    }
+    leases_.Renew(held->token, clock_.Monotonic() + options_.lease_duration);
+    if (!status.ok()) reply = status;
+    Answer(poll.id, std::move(reply));
+  }
+}
+
+absl::Status TaskLeasing::LeaseToPolls() {
+  struct Grant {
+    int64_t poll_id;
+    NewLease lease;
+    std::optional<TaskRecord> task;
+  };
+  std::vector<Grant> grants;
+  for (const AcquirePoll& poll : polls_.List()) {
+    grants.push_back(
+        {poll.id,
+         {.token = ids_.Hex(16), .worker = poll.worker, .incarnation = poll.incarnation},
+         std::nullopt});
+  }
+  if (grants.empty()) return absl::OkStatus();
+
+  // Most polls find nothing: a snapshot tells that without a write.
+  bool any_queued = false;
+  RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(const std::vector<TaskRecord> tasks, reader.QueuedTasks(clock_.Now(), 1));
+    any_queued = !tasks.empty();
+    return absl::OkStatus();
+  }));
+  if (!any_queued) return absl::OkStatus();
+  RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    for (Grant& grant : grants) grant.task.reset();
+    const absl::Time now = clock_.Now();
+    ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks,
+                     store.QueuedTasks(now, static_cast<int>(grants.size())));
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      ASSIGN_OR_RETURN(const JobName name, JobName::Parse(tasks[i].job()));
+      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
+      grants[i].lease.expire_time = now + options_.lease_duration;
+      RETURN_IF_ERROR(LeaseTask(store, change, tasks[i], grants[i].lease, now));
+      RETURN_IF_ERROR(change.Save());
+      grants[i].task = tasks[i];
+    }
+    return absl::OkStatus();
+  }));
+  for (const Grant& grant : grants) {
+    if (!grant.task) continue;
+    HeldLease held = ToHeldLease(*grant.task, clock_.Monotonic() + options_.lease_duration);
+    leases_.Put(held);
+    // Another process took the worker's name while the store was at work: over at once.
+    if (!workers_.IsRegistered(held.worker, held.incarnation)) {
+      held.deadline = clock_.Monotonic();
+      leases_.Put(std::move(held));
+      work_.Wake();
+    }
+    spdlog::info("{}/{}: attempt {} leased to {}", grant.task->job(), grant.task->task_id(),
+                 grant.task->attempt(), grant.lease.worker);
+    observer_.OnLeaseAcquired();
+    watches_.Notify(grant.task->job());
+    // If the poll ended meanwhile, the worker's next one gets the lease.
+    Answer(grant.poll_id, LeaseReply(*grant.task));
+  }
+  return absl::OkStatus();
+}
+
+void TaskLeasing::ExpirePolls() {
+  const absl::Duration now = clock_.Monotonic();
+  for (AcquirePoll& poll : polls_.TakeExpired(now)) {
+    workers_.Hear(poll.worker, now);
+    poll.done(AcquireTaskResponse());
+  }
+}
+
+}  // namespace qpruner::server

@@ -1,0 +1,235 @@
+#include "server/queue/task_reports.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/resource_name.h"
+#include "base/sha256.h"
+#include "base/status_macros.h"
+#include "proto/status_codec.h"
+#include "server/queue/job_planner.h"
+#include "server/queue/task_transitions.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+namespace {
+
+using internal::v1::HeartbeatRequest;
+using internal::v1::HeartbeatResponse;
+using internal::v1::Lease;
+using internal::v1::TaskRecord;
+
+// What one heartbeat may carry.
+constexpr int kMaxLogLines = 100;
+constexpr size_t kMaxLogLineBytes = 4096;
+
+absl::Status Superseded() {
+  return WithErrorInfo(
+      absl::AbortedError("Lease superseded: the task was given to another attempt or is over"),
+      "LEASE_SUPERSEDED");
+}
+
+HeartbeatResponse Reply(const v1::CompressionJob& job) {
+  HeartbeatResponse response;
+  response.set_desired_state(job.state() == v1::CompressionJob::CANCELLING
+                                 ? HeartbeatResponse::ABORT
+                                 : HeartbeatResponse::CONTINUE);
+  return response;
+}
+
+}  // namespace
+
+absl::StatusOr<HeartbeatResponse> TaskReports::CheckLease(const JobName& name, const Lease& lease) {
+  HeartbeatResponse response;
+  RETURN_IF_ERROR(store_.Read([&](StoreReader& store) -> absl::Status {
+    ASSIGN_OR_RETURN(const TaskRecord task, store.GetTask(name, lease.task()));
+    if (!IsCurrentLease(task, lease)) return Superseded();
+    ASSIGN_OR_RETURN(const internal::v1::JobRecord record, store.GetJob(name));
+    response = Reply(record.job());
+    return absl::OkStatus();
+  }));
+  return response;
+}
+
+absl::StatusOr<HeartbeatResponse> TaskReports::StoreProgress(const JobName& name,
+                                                             const HeartbeatRequest& request) {
+  const Lease& lease = request.lease();
+  const double running = leases_.RunningFraction(name, "");
+  const std::optional<HeldLease> held = leases_.Find(lease.token());
+  HeartbeatResponse response;
+  RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    const absl::Time now = clock_.Now();
+    ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
+    ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(name, lease.task()));
+    if (!IsCurrentLease(task, lease)) return Superseded();
+    response = Reply(change.job());
+    if (response.desired_state() == HeartbeatResponse::ABORT) return absl::OkStatus();
+    if (held) task.set_fraction(held->fraction);
+    *task.mutable_lease_expire_time() = ToTimestamp(now + options_.lease_duration);
+    RETURN_IF_ERROR(store.PutTask(task));
+    for (int i = 0; i < std::min(request.logs_size(), kMaxLogLines); ++i) {
+      const v1::JobEvent::LogLine& line = request.logs(i);
+      RETURN_IF_ERROR(change.Log(line.severity() == v1::JobEvent::LogLine::WARNING
+                                     ? v1::JobEvent::LogLine::WARNING
+                                     : v1::JobEvent::LogLine::INFO,
+                                 line.text().substr(0, kMaxLogLineBytes)));
+    }
+    const v1::Progress& progress = change.job().progress();
+    RETURN_IF_ERROR(
+        change.AdvanceProgress(JobFraction(change.job().stage(), progress.completed_trial_count(),
+                                           progress.trial_count(), running),
+                               request.message().substr(0, kMaxLogLineBytes)));
+    return change.Save();
+  }));
+  return response;
+}
+
+absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest& request) {
+  const Lease& lease = request.lease();
+  const absl::Duration now = clock_.Monotonic();
+  const std::optional<HeldLease> held = leases_.Find(lease.token());
+  if (!held || held->attempt != lease.attempt() || held->task_id != lease.task() ||
+      held->job.ToString() != lease.job()) {
+    return Superseded();
+  }
+  workers_.Hear(held->worker, now);
+  const bool moved = leases_.RaiseFraction(
+      lease.token(), std::isfinite(request.fraction()) ? request.fraction() : 0);
+  bool write = false;
+  if (!request.logs().empty()) {
+    progress_.TakeTurn(lease.job(), now);
+    write = true;
+  } else {
+    write = moved && progress_.TryTakeTurn(lease.job(), now);
+  }
+
+  absl::StatusOr<HeartbeatResponse> response =
+      write ? StoreProgress(held->job, request) : CheckLease(held->job, lease);
+  if (absl::IsNotFound(response.status())) response = Superseded();
+  if (response.ok() && response->desired_state() == HeartbeatResponse::ABORT) {
+    // Not renewed: a worker that does not obey loses the task when the lease ends.
+    return response;
+  }
+  if (absl::IsAborted(response.status())) {
+    leases_.Erase(lease.token());
+  } else {
+    // Also when the store failed: the worker is alive, and may try again.
+    leases_.Renew(lease.token(), now + options_.lease_duration);
+  }
+  if (response.ok() && write) watches_.Notify(lease.job());
+  return response;
+}
+
+absl::Status TaskReports::CheckOutputs(const internal::v1::TaskResult& result) {
+  std::set<std::string> paths;
+  for (const internal::v1::ArtifactRef& output : result.outputs()) {
+    if (!IsArtifactPath(output.path()) || !IsSha256Hex(output.sha256()) ||
+        output.size_bytes() < 0 || !paths.insert(output.path()).second) {
+      return absl::InternalError(
+          absl::StrCat("Output with a bad path, SHA-256 or size, or named twice: \"",
+                       output.path().substr(0, 200), "\""));
+    }
+    ASSIGN_OR_RETURN(const bool present, artifacts_.Contains(output.sha256()));
+    if (!present) {
+      return absl::InternalError(absl::StrCat("Output was not uploaded: ", output.path()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Duration TaskReports::BackoffAfter(int attempt) const {
+  absl::Duration backoff = options_.retry_backoff;
+  for (int i = 1; i < attempt && backoff < options_.max_retry_backoff; ++i) backoff *= 2;
+  return std::min(backoff, options_.max_retry_backoff);
+}
+
+absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& request) {
+  using Request = internal::v1::CompleteTaskRequest;
+  if (request.outcome_case() == Request::OUTCOME_NOT_SET ||
+      (request.has_error() && request.error().code() == 0)) {
+    return BadRequestError({{"outcome", "must be a result, an error with a code, or a return"}});
+  }
+  const Lease& lease = request.lease();
+  const absl::StatusOr<JobName> name = JobName::Parse(lease.job());
+  if (!name.ok()) return BadRequestError({{"lease.job", std::string(name.status().message())}});
+
+  absl::MutexLock references(&artifact_references_);
+  absl::Status bad_result;
+  if (request.has_result()) {
+    bad_result = CheckOutputs(request.result());
+    if (absl::IsUnavailable(bad_result)) return bad_result;
+  }
+  const double running = leases_.RunningFraction(*name, lease.token());
+  bool completed_now = false;
+  const absl::Status status = changes_.Run(
+      *name,
+      [&](StoreTransaction& store, JobChange& change, absl::Time now,
+          CommitEffects& effects) -> absl::Status {
+        completed_now = false;
+        ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(*name, lease.task()));
+        if (!IsCurrentLease(task, lease)) {
+          // The same lease completed before, and the reply was lost: the task kept its token.
+          const bool repeated = !lease.token().empty() && task.lease_token() == lease.token() &&
+                                task.attempt() == lease.attempt();
+          return repeated ? absl::OkStatus() : Superseded();
+        }
+        LeaseEnd end{.backoff = BackoffAfter(CountedAttempts(task))};
+        if (request.has_error()) {
+          end.error = FromRpcStatus(request.error());
+        } else if (request.has_returned()) {
+          end = {.error = absl::UnavailableError(request.returned().reason()),
+                 .backoff = absl::ZeroDuration(),
+                 .returned = true};
+        } else if (!bad_result.ok()) {
+          end.error = bad_result;
+        } else if (change.job().state() == v1::CompressionJob::CANCELLING) {
+          end.error = absl::CancelledError("The job was cancelled");
+        } else {
+          const absl::Status completed =
+              server::CompleteTask(store, change, task, request.result(), running, now);
+          if (absl::IsInvalidArgument(completed)) {
+            end.error = absl::InternalError(
+                absl::StrCat("The worker sent a result that cannot be: ", completed.message()));
+          } else if (!completed.ok()) {
+            return completed;
+          }
+        }
+        if (!end.error.ok()) {
+          ASSIGN_OR_RETURN(effects.fate, EndLease(store, change, task, end, now));
+        }
+        effects.changed = completed_now = true;
+        return absl::OkStatus();
+      });
+  if (absl::IsNotFound(status)) return Superseded();
+  RETURN_IF_ERROR(status);
+  if (!completed_now) return absl::OkStatus();
+  if (request.has_error()) {
+    spdlog::warn("{}/{}: attempt {} ended: {}", lease.job(), lease.task(), lease.attempt(),
+                 FromRpcStatus(request.error()).ToString());
+  }
+  if (const std::optional<HeldLease> held = leases_.Find(lease.token())) {
+    workers_.Hear(held->worker, clock_.Monotonic());
+    leases_.Erase(lease.token());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<TaskRecord> TaskReports::FindLeasedTask(const Lease& lease) {
+  const absl::StatusOr<JobName> name = JobName::Parse(lease.job());
+  if (!name.ok()) return Superseded();
+  TaskRecord task;
+  absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(task, reader.GetTask(*name, lease.task()));
+    return absl::OkStatus();
+  });
+  if (absl::IsNotFound(status)) return Superseded();
+  RETURN_IF_ERROR(status);
+  if (!IsCurrentLease(task, lease)) return Superseded();
+  return task;
+}
+
+}  // namespace qpruner::server

@@ -1,0 +1,69 @@
+// What workers say about the tasks they hold. JobQueue's header has the contracts of the calls.
+#ifndef QPRUNER_SERVER_QUEUE_TASK_REPORTS_H_
+#define QPRUNER_SERVER_QUEUE_TASK_REPORTS_H_
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "base/clock.h"
+#include "qpruner/internal/v1/worker_service.pb.h"
+#include "server/artifacts/artifact_store.h"
+#include "server/queue/job_changes.h"
+#include "server/queue/lease_table.h"
+#include "server/queue/progress_limiter.h"
+#include "server/queue/queue_options.h"
+#include "server/queue/watch_hub.h"
+#include "server/queue/worker_registry.h"
+#include "server/store/job_store.h"
+
+namespace qpruner::server {
+
+// Thread-safe.
+class TaskReports {
+ public:
+  // `artifact_references` is held while references to artifacts are added.
+  TaskReports(const JobQueueOptions& options, JobStore& store, ArtifactStore& artifacts,
+              absl::Mutex& artifact_references, Clock& clock, LeaseTable& leases,
+              WorkerRegistry& workers, ProgressLimiter& progress, JobChanges& changes,
+              WatchHub& watches)
+      : options_(options),
+        store_(store),
+        artifacts_(artifacts),
+        artifact_references_(artifact_references),
+        clock_(clock),
+        leases_(leases),
+        workers_(workers),
+        progress_(progress),
+        changes_(changes),
+        watches_(watches) {}
+
+  absl::StatusOr<internal::v1::HeartbeatResponse> Heartbeat(
+      const internal::v1::HeartbeatRequest& request);
+  absl::Status CompleteTask(const internal::v1::CompleteTaskRequest& request);
+  absl::StatusOr<internal::v1::TaskRecord> FindLeasedTask(const internal::v1::Lease& lease);
+
+ private:
+  // What the store says about a heartbeat's lease, without a change.
+  absl::StatusOr<internal::v1::HeartbeatResponse> CheckLease(const JobName& name,
+                                                             const internal::v1::Lease& lease);
+  // The same, and stores progress and logs with it.
+  absl::StatusOr<internal::v1::HeartbeatResponse> StoreProgress(
+      const JobName& name, const internal::v1::HeartbeatRequest& request);
+  absl::Status CheckOutputs(const internal::v1::TaskResult& result);
+  absl::Duration BackoffAfter(int attempt) const;
+
+  const JobQueueOptions options_;
+  JobStore& store_;
+  ArtifactStore& artifacts_;
+  absl::Mutex& artifact_references_;
+  Clock& clock_;
+  LeaseTable& leases_;
+  WorkerRegistry& workers_;
+  ProgressLimiter& progress_;
+  JobChanges& changes_;
+  WatchHub& watches_;
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_QUEUE_TASK_REPORTS_H_
