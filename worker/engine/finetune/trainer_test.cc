@@ -12,6 +12,7 @@
 
 #include "nlohmann/json.hpp"
 #include "worker/engine/finetune/adapter_start.h"
+#include "worker/engine/finetune/lora_gradients.h"
 #include "worker/engine/finetune/merged_source.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/gradient/backward_walk.h"
@@ -59,12 +60,12 @@ TokenBatch Batch(const std::vector<std::vector<int64_t>>& sequences) {
   return batch;
 }
 
-std::vector<TokenIds> RandomSequences(int64_t count, int64_t length, uint64_t seed) {
+std::vector<TrainingSequence> RandomSequences(int64_t count, int64_t length, uint64_t seed) {
   const TokenBatch batch = RandomBatch(std::vector<int64_t>(count, length), 40, seed);
-  std::vector<TokenIds> sequences;
+  std::vector<TrainingSequence> sequences;
   for (int64_t row = 0; row < count; ++row) {
     const at::Tensor ids = batch.ids[row].to(at::kInt).contiguous();
-    sequences.emplace_back(ids.data_ptr<int32_t>(), ids.data_ptr<int32_t>() + length);
+    sequences.push_back({.ids = {ids.data_ptr<int32_t>(), ids.data_ptr<int32_t>() + length}});
   }
   return sequences;
 }
@@ -85,9 +86,10 @@ TEST(TrainerTest, StepsEqualPeftAndTorch) {
   }
   const auto sequences = golden["sequences"].get<std::vector<std::vector<int64_t>>>();
   const TokenBatch batch = Batch(sequences);
-  const TrainerOptions options{.steps = golden["steps"],
-                               .learning_rate = golden["learning_rate"],
-                               .warmup_steps = golden["warmup_steps"]};
+  const LearningRateOptions rate{.peak = golden["learning_rate"],
+                                 .warmup_steps = golden["warmup_steps"],
+                                 .steps = golden["steps"]};
+  LoraGradientComputer computer(*stories, {.kind = TrainingPlan::Kind::kResident}, at::kFloat);
   const AdamWOptions adam_w{.weight_decay = golden["weight_decay"]};
   const auto first_elements = [](const at::Tensor& tensor, size_t count) {
     return tensor.flatten().narrow(0, 0, static_cast<int64_t>(count)).to(at::kDouble);
@@ -97,8 +99,10 @@ TEST(TrainerTest, StepsEqualPeftAndTorch) {
   for (int64_t step = 0; step < 4; ++step) {
     SCOPED_TRACE(step);
     // In two micro-batches, which must not change the mean over tokens.
-    LoraGradients found = ComputeLoraGradients(
-        *stories, adapter, {Batch({sequences[0]}), Batch({sequences[1], sequences[2]})});
+    LoraGradients found = computer.Gradients(
+        adapter,
+        {PlainBatch(Batch({sequences[0]})), PlainBatch(Batch({sequences[1], sequences[2]}))},
+        CrossEntropyObjective());
     EXPECT_NEAR(found.loss, golden["losses"][step].get<double>(), 1e-5);
     if (step == 0) {
       for (size_t i = 0; i < parameters.size(); ++i) {
@@ -111,8 +115,8 @@ TEST(TrainerTest, StepsEqualPeftAndTorch) {
     }
     const double norm = golden["gradient_norms"][step];
     EXPECT_NEAR(ClipGradientNorm(found.gradients, golden["max_gradient_norm"]), norm, 1e-4 * norm);
-    EXPECT_NEAR(LearningRate(options, step), golden["learning_rates"][step].get<double>(), 1e-12);
-    AdamWStep(adam_w, LearningRate(options, step), found.gradients, parameters, state);
+    EXPECT_NEAR(LearningRate(rate, step), golden["learning_rates"][step].get<double>(), 1e-12);
+    AdamWStep(adam_w, LearningRate(rate, step), found.gradients, parameters, state);
   }
   for (size_t i = 0; i < parameters.size(); ++i) {
     const auto expected = golden["parameters"][i].get<std::vector<double>>();
@@ -123,50 +127,27 @@ TEST(TrainerTest, StepsEqualPeftAndTorch) {
   }
 }
 
-TEST(TrainerTest, GradientsEqualWholeModelAutograd) {
-  // The golden steps above cover a model without biases; this one has them.
-  MemoryWeightSource model = RandomModel();
-  LoraAdapter adapter = ZeroAdapter(model.config(), {.rank = 3, .alpha = 6}, at::kCPU);
-  std::vector<at::Tensor> parameters = TrainedParameters(adapter);
-  for (at::Tensor& parameter : parameters) parameter.add_(0.05);
-  const TokenBatch batch = RandomBatch({9, 4, 7}, 40, 2);
-
-  LoraAdapter leaves = adapter.Clone();
-  for (at::Tensor parameter : TrainedParameters(leaves)) parameter.requires_grad_(true);
-  int64_t call = 0;
-  const at::Tensor logits =
-      Logits(model, batch.ids,
-             [&](LinearKind kind, const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
-               return LoraLinear(leaves, call++ / kLinearKindCount)(kind, x, w, b);
-             });
-  const at::Tensor loss = at::cross_entropy_loss(
-      logits.flatten(0, 1), NextTokenTargets(batch).flatten(), {}, at::Reduction::Mean, kNoTarget);
-  const auto expected = torch::autograd::grad({loss}, TrainedParameters(leaves));
-
-  const LoraGradients found = ComputeLoraGradients(model, adapter, {batch});
-  EXPECT_NEAR(found.loss, loss.item<double>(), 1e-5);
-  ASSERT_EQ(found.gradients.size(), expected.size());
-  for (size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_LT((found.gradients[i] - expected[i]).abs().max().item<double>(),
-              1e-4 * expected[i].abs().max().item<double>())
-        << i;
-  }
-}
-
 TEST(TrainerTest, LearningRateWarmsUpAndFalls) {
-  const TrainerOptions options{.steps = 30, .learning_rate = 2, .warmup_steps = 10};
-  EXPECT_EQ(LearningRate(options, 0), 0);
-  EXPECT_DOUBLE_EQ(LearningRate(options, 5), 1);
-  EXPECT_DOUBLE_EQ(LearningRate(options, 10), 2);
-  EXPECT_DOUBLE_EQ(LearningRate(options, 20), 1);
-  EXPECT_NEAR(LearningRate(options, 30), 0, 1e-12);
+  LearningRateOptions rate{.peak = 2, .warmup_steps = 10, .steps = 30};
+  EXPECT_EQ(LearningRate(rate, 0), 0);
+  EXPECT_DOUBLE_EQ(LearningRate(rate, 5), 1);
+  EXPECT_DOUBLE_EQ(LearningRate(rate, 10), 2);
+  EXPECT_DOUBLE_EQ(LearningRate(rate, 20), 1);
+  EXPECT_NEAR(LearningRate(rate, 30), 0, 1e-12);
+  rate.schedule = LearningRateSchedule::kLinear;
+  EXPECT_DOUBLE_EQ(LearningRate(rate, 5), 1);
+  EXPECT_DOUBLE_EQ(LearningRate(rate, 25), 0.5);
+  EXPECT_DOUBLE_EQ(LearningRate(rate, 30), 0);
+  rate.schedule = LearningRateSchedule::kConstant;
+  EXPECT_DOUBLE_EQ(LearningRate(rate, 5), 1);
+  EXPECT_DOUBLE_EQ(LearningRate(rate, 29), 2);
 }
 
 TEST(TrainerTest, PacksWholeSequencesFromAllDocuments) {
   const auto packed = PackDocuments({{1, 2, 3}, {4, 5}, {6, 7, 8, 9}}, 4, 1);
   ASSERT_THAT(packed, SizeIs(2));  // 9 tokens; the last alone predicts nothing.
-  EXPECT_THAT(packed[0], SizeIs(4));
-  EXPECT_THAT(packed[1], SizeIs(4));
+  EXPECT_THAT(packed[0].ids, SizeIs(4));
+  EXPECT_THAT(packed[1].ids, SizeIs(4));
   EXPECT_EQ(packed, PackDocuments({{1, 2, 3}, {4, 5}, {6, 7, 8, 9}}, 4, 1));
   EXPECT_THAT(PackDocuments({{1, 2, 3, 4}, {5, 6}}, 4, 3), SizeIs(2));
   EXPECT_THAT(PackDocuments({}, 4, 1), SizeIs(0));
@@ -190,8 +171,10 @@ TEST(TrainerTest, StoppedAndContinuedEqualsUndisturbed) {
   MemoryWeightSource model = RandomModel();
   const auto sequences = RandomSequences(5, 10, 3);
   const std::vector<TokenBatch> held_out = {RandomBatch({10, 10}, 40, 4)};
-  const TrainerOptions options{
-      .steps = 7, .batch_size = 2, .learning_rate = 0.01, .warmup_steps = 2, .evaluate_every = 3};
+  const TrainerOptions options{.batch_size = 2,
+                               .learning_rate = {.peak = 0.01, .warmup_steps = 2, .steps = 7},
+                               .dropout = 0.1,
+                               .evaluate_every = 3};
   const auto start = [&] {
     return StartTraining(ZeroAdapter(model.config(), {.rank = 2, .alpha = 4}, at::kCPU));
   };
@@ -239,11 +222,15 @@ TEST(TrainerTest, RecoversAQuantizedModelAndReturnsTheBest) {
   const auto samples = Golden("taylor_stories260k.json")["samples"].get<std::vector<TokenIds>>();
   std::vector<std::vector<int64_t>> held_out;
   for (size_t i = 4; i < 6; ++i) held_out.emplace_back(samples[i].begin(), samples[i].end());
-  const std::vector<TokenIds> sequences(samples.begin(), samples.begin() + 4);
+  std::vector<TrainingSequence> sequences;
+  for (size_t i = 0; i < 4; ++i) sequences.push_back({.ids = samples[i]});
   TrainingState state = StartTraining(std::move(start.adapter));
-  ASSERT_TRUE(Train(**quantized, sequences, {Batch(held_out)},
-                    {.steps = 30, .batch_size = 4, .warmup_steps = 5, .evaluate_every = 5}, state)
-                  .ok());
+  ASSERT_TRUE(
+      Train(
+          **quantized, sequences, {Batch(held_out)},
+          {.batch_size = 4, .learning_rate = {.warmup_steps = 5, .steps = 30}, .evaluate_every = 5},
+          state)
+          .ok());
   EXPECT_LT(*state.curve.back().train_loss, *state.curve[1].train_loss - 0.1);
   double lowest = INFINITY;
   for (const CurvePoint& point : state.curve) lowest = std::min(lowest, point.held_out_loss);
@@ -258,10 +245,12 @@ TEST(TrainerTest, RefusalsNameTheField) {
     return std::string(CheckTrainer(options).message());
   };
   EXPECT_EQ(refusal({}), "");
-  EXPECT_EQ(refusal({.steps = 0, .warmup_steps = 0}), "");
-  EXPECT_THAT(refusal({.steps = 10, .warmup_steps = 11}), HasSubstr("fine_tune.warmup_steps"));
+  EXPECT_EQ(refusal({.learning_rate = {.warmup_steps = 0, .steps = 0}}), "");
+  EXPECT_THAT(refusal({.learning_rate = {.warmup_steps = 11, .steps = 10}}),
+              HasSubstr("fine_tune.warmup_steps"));
   EXPECT_THAT(refusal({.batch_size = 0}), HasSubstr("fine_tune.batch_size"));
-  EXPECT_THAT(refusal({.learning_rate = 0}), HasSubstr("fine_tune.learning_rate"));
+  EXPECT_THAT(refusal({.learning_rate = {.peak = 0}}), HasSubstr("fine_tune.learning_rate"));
+  EXPECT_THAT(refusal({.dropout = 1}), HasSubstr("fine_tune.dropout"));
   MemoryWeightSource model = RandomModel();
   TrainingState state = StartTraining(ZeroAdapter(model.config(), {.rank = 2}, at::kCPU));
   EXPECT_THAT(std::string(Train(model, {}, {RandomBatch({4}, 40, 1)}, {}, state).message()),
@@ -273,7 +262,8 @@ TEST(TrainerTest, DivergenceIsSaidWhereItHappens) {
   TrainingState state = StartTraining(ZeroAdapter(model.config(), {.rank = 2}, at::kCPU));
   const absl::Status status =
       Train(model, RandomSequences(2, 8, 1), {RandomBatch({8}, 40, 1)},
-            {.steps = 20, .learning_rate = 1e30, .warmup_steps = 0, .evaluate_every = 5}, state);
+            {.learning_rate = {.peak = 1e30, .warmup_steps = 0, .steps = 20}, .evaluate_every = 5},
+            state);
   EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(std::string(status.message()), HasSubstr("fine_tune.learning_rate"));
 }

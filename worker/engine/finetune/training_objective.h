@@ -1,0 +1,43 @@
+// What fine-tuning minimizes, at the final hidden states.
+#ifndef QPRUNER_WORKER_ENGINE_FINETUNE_TRAINING_OBJECTIVE_H_
+#define QPRUNER_WORKER_ENGINE_FINETUNE_TRAINING_OBJECTIVE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "worker/engine/gradient/backward_walk.h"
+#include "worker/engine/texts/token_batch.h"
+
+namespace qpruner::engine {
+
+// Sequences of one step that are on the device together.
+struct TrainingBatch {
+  at::Tensor ids;              // [batch, length] int64 CPU, padded on the right.
+  at::Tensor targets;          // [batch, length] int64 CPU: the next token, or kNoTarget.
+  int64_t first_sequence = 0;  // Position of the first row among the step's sequences.
+};
+
+// Predicts every token after the first.
+TrainingBatch PlainBatch(const TokenBatch& batch);
+
+class TrainingObjective {
+ public:
+  virtual ~TrainingObjective() = default;
+  // The loss summed over the batch's targets. `hidden` [batch, length, hidden] is after the final
+  // norm, `head` [vocab, hidden] of the same dtype. If `gradient` is not null it becomes the sum's
+  // gradient with respect to `hidden`.
+  virtual LossSum Evaluate(const TrainingBatch& batch, const at::Tensor& hidden,
+                           const at::Tensor& head, at::Tensor* gradient) const = 0;
+};
+
+// Cross entropy with the targets.
+class CrossEntropyObjective final : public TrainingObjective {
+ public:
+  LossSum Evaluate(const TrainingBatch& batch, const at::Tensor& hidden, const at::Tensor& head,
+                   at::Tensor* gradient) const override;
+};
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_FINETUNE_TRAINING_OBJECTIVE_H_
