@@ -60,6 +60,17 @@ void FillDefaults(v1::CompressionSpec& spec) {
   QPRUNER_DEFAULT(tune, sequence_length, 256);
   FillDataset(*tune.mutable_dataset());
   QPRUNER_DEFAULT(tune, seed, 42);
+  QPRUNER_DEFAULT(tune, dropout, 0.0);
+  if (tune.target_modules().empty()) {
+    for (int module = v1::FineTune::Q_PROJ; module <= v1::FineTune::DOWN_PROJ; ++module) {
+      tune.add_target_modules(static_cast<v1::FineTune::Projection>(module));
+    }
+  }
+  QPRUNER_DEFAULT(tune, micro_batch_size, std::min(8, tune.batch_size()));
+  QPRUNER_ENUM_DEFAULT(tune, schedule, v1::FineTune::COSINE);
+  QPRUNER_DEFAULT(tune, weight_decay, 0.0);
+  QPRUNER_DEFAULT(tune, evaluate_every, 25);
+  QPRUNER_DEFAULT(tune, max_gradient_norm, 1.0);
 
   v1::Evaluation& evaluation = *spec.mutable_evaluation();
   FillDataset(*evaluation.mutable_dataset());

@@ -256,6 +256,28 @@ void CheckFineTune(FieldChecker& check, const v1::FineTune& tune,
   }
   check.Range(at + "batch_size", tune.batch_size(), 1, 256);
   check.Range(at + "sequence_length", tune.sequence_length(), 16, 4096);
+  check.Interval(at + "dropout", tune.dropout(), tune.dropout() >= 0 && tune.dropout() < 1,
+                 "[0, 1)");
+  std::set<int> targets;
+  for (int i = 0; i < tune.target_modules_size(); ++i) {
+    const std::string field = absl::StrCat(at, "target_modules[", i, "]");
+    const int target = tune.target_modules(i);
+    check.Known(field, target, target != 0 && v1::FineTune::Projection_IsValid(target));
+    if (!targets.insert(target).second) check.Fail(field, "is named twice");
+  }
+  if (tune.micro_batch_size() < 1 || tune.micro_batch_size() > tune.batch_size()) {
+    check.Fail(at + "micro_batch_size",
+               absl::StrCat("must be from 1 to batch_size (", tune.batch_size(), "), is ",
+                            tune.micro_batch_size()));
+  }
+  check.Known(at + "schedule", tune.schedule(), v1::FineTune::Schedule_IsValid(tune.schedule()));
+  check.Interval(at + "weight_decay", tune.weight_decay(),
+                 tune.weight_decay() >= 0 && tune.weight_decay() <= 1, "[0, 1]");
+  check.Known(at + "compute_type", tune.compute_type(),
+              v1::FineTune::ComputeType_IsValid(tune.compute_type()));
+  check.Range(at + "evaluate_every", tune.evaluate_every(), 1, 100000);
+  check.Interval(at + "max_gradient_norm", tune.max_gradient_norm(),
+                 tune.max_gradient_norm() >= 0 && tune.max_gradient_norm() <= 1000, "[0, 1000]");
   CheckDataset(check, at + "dataset", tune.dataset(), options);
 }
 

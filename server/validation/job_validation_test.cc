@@ -37,6 +37,8 @@ TEST(JobValidation, AModelAndABudgetAreEnoughAndDefaultsAreFilledIn) {
   EXPECT_EQ(spec.search().parallelism(), 2);
   EXPECT_EQ(spec.fine_tune().steps(), 200);
   EXPECT_EQ(spec.fine_tune().warmup_steps(), 20);
+  EXPECT_EQ(spec.fine_tune().target_modules_size(), 7);
+  EXPECT_EQ(spec.fine_tune().micro_batch_size(), 8);
   EXPECT_EQ(spec.evaluation().max_test_tokens(), 16384);
   EXPECT_EQ(spec.export_().dtype(), v1::Export::BFLOAT16);
   EXPECT_EQ(spec.limits().max_attempts(), 3);
@@ -154,6 +156,36 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto&, auto& s) { s.mutable_fine_tune()->set_batch_size(257); }},
       {"job.spec.fine_tune.sequence_length", "16 to 4096",
        [](auto&, auto& s) { s.mutable_fine_tune()->set_sequence_length(8); }},
+      {"job.spec.fine_tune.dropout", "[0, 1), is 1",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_dropout(1); }},
+      {"job.spec.fine_tune.target_modules[0]", "0",
+       [](auto&, auto& s) {
+         s.mutable_fine_tune()->add_target_modules(v1::FineTune::PROJECTION_UNSPECIFIED);
+       }},
+      {"job.spec.fine_tune.target_modules[1]", "twice",
+       [](auto&, auto& s) {
+         s.mutable_fine_tune()->add_target_modules(v1::FineTune::Q_PROJ);
+         s.mutable_fine_tune()->add_target_modules(v1::FineTune::Q_PROJ);
+       }},
+      {"job.spec.fine_tune.micro_batch_size", "1 to batch_size (4), is 5",
+       [](auto&, auto& s) {
+         s.mutable_fine_tune()->set_batch_size(4);
+         s.mutable_fine_tune()->set_micro_batch_size(5);
+       }},
+      {"job.spec.fine_tune.schedule", "99",
+       [](auto&, auto& s) {
+         s.mutable_fine_tune()->set_schedule(static_cast<v1::FineTune::Schedule>(99));
+       }},
+      {"job.spec.fine_tune.weight_decay", "[0, 1]",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_weight_decay(-0.1); }},
+      {"job.spec.fine_tune.compute_type", "99",
+       [](auto&, auto& s) {
+         s.mutable_fine_tune()->set_compute_type(static_cast<v1::FineTune::ComputeType>(99));
+       }},
+      {"job.spec.fine_tune.evaluate_every", "1 to 100000",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_evaluate_every(0); }},
+      {"job.spec.fine_tune.max_gradient_norm", "[0, 1000]",
+       [nan](auto&, auto& s) { s.mutable_fine_tune()->set_max_gradient_norm(nan); }},
       {"job.spec.evaluation.sequence_length", "16 to 8192",
        [](auto&, auto& s) { s.mutable_evaluation()->set_sequence_length(8193); }},
       {"job.spec.evaluation.max_selection_tokens", "256",

@@ -21,7 +21,8 @@ AdapterStart StartAdapter(WeightSource& source, QuantizedSource& quantized, Adap
     for (LinearKind kind : kLinearKinds) {
       const at::Tensor& weight = weights.weight[kind];
       const Format format = quantized.assignment().at(LinearName(block, kind));
-      if (init == AdapterInit::kZero || format.kind == FormatKind::kBfloat16) {
+      if (init == AdapterInit::kZero || format.kind == FormatKind::kBfloat16 ||
+          !start.adapter.adapts(block, kind)) {
         const at::Tensor stored =
             Dequantize(quantized.Packed(block, kind), at::kFloat, weight.device());
         const double error = at::linalg_norm(weight.to(at::kFloat) - stored).item<double>();

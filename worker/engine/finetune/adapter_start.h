@@ -26,8 +26,8 @@ struct AdapterStart {
 // Makes the adapter for `quantized`, which must have been created over `source`, one block at a
 // time. With kLoftq every linear's stored weight is replaced (QuantizedSource::SetPacked) by the
 // base that belongs to its adapter; after one iteration that is the same weight. Linears in
-// bfloat16 start as with kZero: there is no error worth a direction. `on_progress(fraction)` may be
-// empty.
+// bfloat16 start as with kZero: there is no error worth a direction; linears without an adapter
+// stay as they were quantized. `on_progress(fraction)` may be empty.
 AdapterStart StartAdapter(WeightSource& source, QuantizedSource& quantized, AdapterInit init,
                           int loftq_iterations, const LoraOptions& options,
                           const std::function<void(double fraction)>& on_progress = {});

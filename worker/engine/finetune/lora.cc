@@ -4,42 +4,12 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
-#include <algorithm>
 #include <cmath>
+
+#include "worker/engine/finetune/low_rank.h"
 
 namespace qpruner::engine {
 namespace {
-
-// Singular values below this share of the largest are rounding noise of the Gram matrix: its
-// eigenvalues are their squares, computed to about 1e-16.
-constexpr double kSmallestSingularValue = 1e-7;
-
-// R ~ U S V^T by its leading singular triplets, float64.
-struct LeadingTriplets {
-  at::Tensor left;   // [rows, n]: U sqrt(S)
-  at::Tensor right;  // [n, cols]: sqrt(S) V^T
-};
-
-// At most `rank` triplets, fewer if the matrix has fewer directions. By the eigenvectors of the
-// smaller Gram matrix, which costs a fraction of a full SVD and, in float64, loses nothing that
-// float32 adapters could show.
-LeadingTriplets LeadingSvd(const at::Tensor& matrix, int64_t rank) {
-  const at::Tensor r = matrix.to(at::kDouble);
-  const bool wide = r.size(0) <= r.size(1);
-  const at::Tensor gram = wide ? at::matmul(r, r.t()) : at::matmul(r.t(), r);
-  auto [values, vectors] = at::linalg_eigh(gram);  // Ascending.
-  const at::Tensor singular = values.flip(0).clamp_min(0).sqrt();
-  int64_t count = std::min<int64_t>(rank, singular.size(0));
-  const at::Tensor host = singular.to(at::kCPU);
-  const double* s = host.data_ptr<double>();
-  while (count > 0 && s[count - 1] <= kSmallestSingularValue * s[0]) --count;
-  const at::Tensor basis = vectors.flip(1).narrow(1, 0, count);
-  const at::Tensor root = singular.narrow(0, 0, count).sqrt();
-  if (wide) {
-    return {basis * root, at::matmul(basis.t(), r) / root.unsqueeze(1)};
-  }
-  return {at::matmul(r, basis) / root, (basis * root).t()};
-}
 
 // A 64-bit mix (SplitMix64), so that neighbouring linears draw unrelated values.
 uint64_t Mix(uint64_t x) {
@@ -54,7 +24,10 @@ uint64_t Mix(uint64_t x) {
 int64_t LoraAdapter::parameter_count() const {
   int64_t count = 0;
   for (size_t block = 0; block < a.size(); ++block) {
-    for (LinearKind kind : kLinearKinds) count += a[block][kind].numel() + b[block][kind].numel();
+    for (LinearKind kind : kLinearKinds) {
+      if (!a[block][kind].defined()) continue;
+      count += a[block][kind].numel() + b[block][kind].numel();
+    }
   }
   return count;
 }
@@ -63,6 +36,7 @@ LoraAdapter LoraAdapter::Clone() const {
   LoraAdapter copy = *this;
   for (size_t block = 0; block < a.size(); ++block) {
     for (LinearKind kind : kLinearKinds) {
+      if (!a[block][kind].defined()) continue;
       copy.a[block][kind] = a[block][kind].detach().clone();
       copy.b[block][kind] = b[block][kind].detach().clone();
     }
@@ -86,7 +60,7 @@ LoraAdapter ZeroAdapter(const ModelConfig& config, const LoraOptions& options, a
   for (int64_t block = 0; block < config.num_blocks(); ++block) {
     PerLinear<at::Tensor>& a = adapter.a.emplace_back();
     PerLinear<at::Tensor>& b = adapter.b.emplace_back();
-    for (LinearKind kind : kLinearKinds) {
+    for (LinearKind kind : options.targets) {
       const std::vector<int64_t> shape = LinearShape(config, config.blocks[block], kind);
       a[kind] = InitialA(options, block, kind, shape[1]).to(device);
       b[kind] = at::zeros({shape[0], options.rank}, at::TensorOptions(device).dtype(at::kFloat));
@@ -108,7 +82,7 @@ LoftqStart InitLoftq(const at::Tensor& weight,
     start.base_before_quantization = w - update;
     const at::Tensor residual = w - quantized(start.base_before_quantization).to(at::kFloat);
     if (t == 0) start.error_quantized = at::linalg_norm(residual).item<double>();
-    const LeadingTriplets svd = LeadingSvd(residual, rank);
+    const LeadingTriplets svd = LeadingSvd(residual, rank, /*seed=*/0);
     const int64_t found = svd.left.size(1);
     start.a = fallback_a.to(w.device(), at::kFloat).clone();
     start.b = at::zeros({w.size(0), rank}, w.options());
@@ -123,6 +97,7 @@ LoftqStart InitLoftq(const at::Tensor& weight,
 LinearFunction LoraLinear(const LoraAdapter& adapter, int64_t block) {
   return [&adapter, block](LinearKind kind, const at::Tensor& x, const at::Tensor& weight,
                            const at::Tensor& bias) {
+    if (!adapter.adapts(block, kind)) return PlainLinear(kind, x, weight, bias);
     const at::Tensor a = adapter.a[block][kind].to(x.scalar_type());
     const at::Tensor b = adapter.b[block][kind].to(x.scalar_type());
     return PlainLinear(kind, x, weight, bias) + at::linear(at::linear(x, a), b) * adapter.scale();

@@ -1,5 +1,5 @@
-// Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on all seven linears of each block,
-// and their LoftQ initialisation (Li et al. 2023, arXiv 2310.08659).
+// Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on the linears of each block, and
+// their LoftQ initialisation (Li et al. 2023, arXiv 2310.08659).
 #ifndef QPRUNER_WORKER_ENGINE_FINETUNE_LORA_H_
 #define QPRUNER_WORKER_ENGINE_FINETUNE_LORA_H_
 
@@ -18,17 +18,23 @@ struct LoraOptions {
   int64_t rank = 8;
   double alpha = 16;  // The update is scaled by alpha / rank.
   uint64_t seed = 42;
+  // The linears that are adapted, in every block.
+  std::vector<LinearKind> targets{kLinearKinds.begin(), kLinearKinds.end()};
 
   double scale() const { return alpha / static_cast<double>(rank); }
 };
 
-// y = x W^T + scale (x A^T) B^T. A and B are float32, whatever the base computes in.
+// y = x W^T + scale (x A^T) B^T. A and B are float32, whatever the base computes in; undefined
+// where a linear is not adapted.
 struct LoraAdapter {
   int64_t rank = 0;
   double alpha = 0;
   std::vector<PerLinear<at::Tensor>> a;  // [block][linear]: [rank, in]
   std::vector<PerLinear<at::Tensor>> b;  // [block][linear]: [out, rank]
 
+  bool adapts(int64_t block, LinearKind kind) const {
+    return a[static_cast<size_t>(block)][kind].defined();
+  }
   double scale() const { return alpha / static_cast<double>(rank); }
   int64_t parameter_count() const;
   LoraAdapter Clone() const;

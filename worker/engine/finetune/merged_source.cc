@@ -9,6 +9,7 @@ BlockWeights MergedSource::Block(int64_t block) {
   at::NoGradGuard no_grad;
   BlockWeights weights = base_.Block(block);
   for (LinearKind kind : kLinearKinds) {
+    if (!adapter_.adapts(block, kind)) continue;
     const at::Tensor update =
         at::matmul(adapter_.b[block][kind], adapter_.a[block][kind]) * adapter_.scale();
     const at::Tensor& base = weights.weight[kind];

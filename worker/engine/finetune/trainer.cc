@@ -17,6 +17,7 @@ namespace {
 void MoveTo(at::Device device, LoraAdapter& adapter) {
   for (size_t block = 0; block < adapter.a.size(); ++block) {
     for (LinearKind kind : kLinearKinds) {
+      if (!adapter.a[block][kind].defined()) continue;
       adapter.a[block][kind] = adapter.a[block][kind].to(device);
       adapter.b[block][kind] = adapter.b[block][kind].to(device);
     }

@@ -99,7 +99,7 @@ absl::Status ExportModel(const v1::CompressionSpec& spec, QuantizedSource& base,
     card.fine_tuning =
         absl::StrFormat("LoRA rank %d, %s start, %d steps", adapter->rank,
                         AdapterInitOf(spec.fine_tune()) == AdapterInit::kZero ? "zero" : "LoftQ",
-                        TrainerOptionsOf(spec.fine_tune()).steps);
+                        TrainerOptionsOf(spec.fine_tune()).steps());
     card.rows.push_back(CardRow("fine-tuned, as in this folder", result.fine_tuned_test()));
     card.notes.push_back(
         "Sizes are those of the packed weights in quantized/; the weights here are the same after "
@@ -131,7 +131,7 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
                    AssignmentOf(spec, task.precisions(), config));
   const ModelBytes bytes = CountBytes(config, assignment);
   TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
-  const bool fine_tune = trainer.steps > 0;
+  const bool fine_tune = trainer.steps() > 0;
   if (trainer.sequence_length > config.max_position_embeddings) {
     result.add_notes(absl::StrCat("fine_tune.sequence_length was lowered from ",
                                   trainer.sequence_length, " to ", config.max_position_embeddings,
@@ -171,23 +171,26 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
       "Adapter starts with %.1f %% of the quantization error (Frobenius norm over all linears)",
       start.error_quantized > 0 ? 100 * start.error / start.error_quantized : 100.0));
 
+  trainer.dtype = TrainingDTypeOf(spec.fine_tune(), base->dtype());
+  trainer.memory_limit_bytes = MemoryLimit(base->device());
+  progress.Log(
+      absl::StrCat("Fine-tuning is ", PlanOf(config, start.adapter.rank, trainer).Describe()));
   TrainingState state = StartTraining(std::move(start.adapter));
   {
     const Phase phase(progress, 0.15, 0.85, "fine-tuning");
-    const auto resident = MakeResident(*base);
-    const std::vector<TokenIds> sequences =
+    const std::vector<TrainingSequence> sequences =
         PackDocuments(model.reference.fine_tune, trainer.sequence_length, trainer.seed);
-    RETURN_IF_ERROR(
-        Train(resident ? *resident : *base, sequences, model.reference.selection.batches, trainer,
-              state, [&](const TrainingProgress& at, const TrainingState&) {
-                phase.Done(static_cast<double>(at.step) / static_cast<double>(at.steps));
-                if (at.held_out_loss) {
-                  progress.Log(
-                      absl::StrFormat("Fine-tuning step %d of %d: selection loss %.4f nats a token",
-                                      at.step, at.steps, *at.held_out_loss));
-                }
-                return true;
-              }));
+    RETURN_IF_ERROR(Train(*base, sequences, model.reference.selection.batches, trainer, state,
+                          [&](const TrainingProgress& at, const TrainingState&) {
+                            phase.Done(static_cast<double>(at.step) /
+                                       static_cast<double>(at.steps));
+                            if (at.held_out_loss) {
+                              progress.Log(absl::StrFormat(
+                                  "Fine-tuning step %d of %d: selection loss %.4f nats a token",
+                                  at.step, at.steps, *at.held_out_loss));
+                            }
+                            return true;
+                          }));
   }
   AddCurve(state.curve, result);
   if (state.best_step == 0) {

@@ -80,12 +80,12 @@ absl::StatusOr<JobTexts> ReadJobTexts(const v1::CompressionSpec& spec, const Tex
   texts.test = *std::move(test);
 
   const TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
-  if (trainer.steps > 0) {
+  if (trainer.steps() > 0) {
     auto fine_tune = library.Open(spec.fine_tune().dataset());
     if (!fine_tune.ok()) return About("fine_tune", fine_tune.status());
     auto training = (*fine_tune)
                         ->Documents(Share::kFineTune, kLongestDocument,
-                                    trainer.steps * trainer.batch_size * trainer.sequence_length);
+                                    trainer.steps() * trainer.batch_size * trainer.sequence_length);
     if (!training.ok()) return About("fine_tune", training.status());
     texts.fine_tune = *std::move(training);
   }

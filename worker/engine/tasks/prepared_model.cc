@@ -19,16 +19,15 @@ at::ScalarType ComputeDType(at::Device device, at::ScalarType stored) {
   return device.is_cpu() ? at::kFloat : stored;
 }
 
-bool FitsInMemory(int64_t bytes) {
-  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
-  return bytes <= memory / 4;
+int64_t MemoryLimit(at::Device device) {
+  if (!device.is_cpu()) return 0;
+  return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE) / 4;
 }
 
 std::unique_ptr<WeightSource> MakeResident(WeightSource& source) {
   const int64_t bytes =
       ParameterCount(source.config()) * static_cast<int64_t>(c10::elementSize(source.dtype()));
-  // Device memory is not the host's: what does not fit there is streamed.
-  if (!source.device().is_cpu() || !FitsInMemory(bytes)) return nullptr;
+  if (bytes > MemoryLimit(source.device())) return nullptr;
   return std::make_unique<MemoryWeightSource>(LoadIntoMemory(source));
 }
 

@@ -24,8 +24,9 @@ inline constexpr char kScoresPath[] = "report/scores.json";
 // checkpoint's own 16-bit type, if it has one.
 at::ScalarType ComputeDType(at::Device device, at::ScalarType stored);
 
-// Whether a model of so many bytes may stay in memory: at most a quarter of what the machine has.
-bool FitsInMemory(int64_t bytes);
+// Bytes that may stay in memory between uses: a quarter of what the machine has. On other devices
+// 0: their memory is not the host's, and what does not fit there is streamed.
+int64_t MemoryLimit(at::Device device);
 
 // A source that computes like `source`, with all weights in memory if they fit; else null.
 std::unique_ptr<WeightSource> MakeResident(WeightSource& source);

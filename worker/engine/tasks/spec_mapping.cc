@@ -1,5 +1,6 @@
 #include "worker/engine/tasks/spec_mapping.h"
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
@@ -146,13 +147,39 @@ absl::StatusOr<FormatAssignment> AssignmentOf(
 
 TrainerOptions TrainerOptionsOf(const v1::FineTune& fine_tune) {
   TrainerOptions options;
-  options.steps = fine_tune.steps();
   options.batch_size = fine_tune.batch_size();
+  options.micro_batch_size = fine_tune.micro_batch_size();
   options.sequence_length = fine_tune.sequence_length();
-  options.learning_rate = fine_tune.learning_rate();
-  options.warmup_steps = fine_tune.warmup_steps();
+  options.learning_rate.peak = fine_tune.learning_rate();
+  options.learning_rate.warmup_steps = fine_tune.warmup_steps();
+  options.learning_rate.steps = fine_tune.steps();
+  switch (fine_tune.schedule()) {
+    case v1::FineTune::LINEAR:
+      options.learning_rate.schedule = LearningRateSchedule::kLinear;
+      break;
+    case v1::FineTune::CONSTANT:
+      options.learning_rate.schedule = LearningRateSchedule::kConstant;
+      break;
+    default:
+      options.learning_rate.schedule = LearningRateSchedule::kCosine;
+  }
+  options.max_gradient_norm = fine_tune.max_gradient_norm();
+  options.adam_w.weight_decay = fine_tune.weight_decay();
+  options.dropout = fine_tune.dropout();
+  options.evaluate_every = fine_tune.evaluate_every();
   options.seed = static_cast<uint64_t>(fine_tune.seed());
   return options;
+}
+
+at::ScalarType TrainingDTypeOf(const v1::FineTune& fine_tune, at::ScalarType usual) {
+  switch (fine_tune.compute_type()) {
+    case v1::FineTune::FLOAT32:
+      return at::kFloat;
+    case v1::FineTune::BFLOAT16:
+      return at::kBFloat16;
+    default:
+      return usual;
+  }
 }
 
 LoraOptions LoraOptionsOf(const v1::FineTune& fine_tune) {
@@ -160,6 +187,15 @@ LoraOptions LoraOptionsOf(const v1::FineTune& fine_tune) {
   options.rank = fine_tune.rank();
   options.alpha = fine_tune.alpha();
   options.seed = static_cast<uint64_t>(fine_tune.seed());
+  options.targets.clear();
+  // LinearKind is in the order of Projection.
+  for (const LinearKind kind : kLinearKinds) {
+    const int projection = static_cast<int>(kind) + v1::FineTune::Q_PROJ;
+    if (std::count(fine_tune.target_modules().begin(), fine_tune.target_modules().end(),
+                   projection) > 0) {
+      options.targets.push_back(kind);
+    }
+  }
   return options;
 }
 

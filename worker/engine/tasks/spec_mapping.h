@@ -49,6 +49,8 @@ absl::StatusOr<FormatAssignment> AssignmentOf(
     const google::protobuf::RepeatedPtrField<v1::GroupPrecision>& precisions,
     const ModelConfig& config);
 TrainerOptions TrainerOptionsOf(const v1::FineTune& fine_tune);
+// What training computes in, where the model's `usual` type is what the device is used to.
+at::ScalarType TrainingDTypeOf(const v1::FineTune& fine_tune, at::ScalarType usual);
 LoraOptions LoraOptionsOf(const v1::FineTune& fine_tune);
 AdapterInit AdapterInitOf(const v1::FineTune& fine_tune);
 int LoftqIterationsOf(const v1::FineTune& fine_tune);

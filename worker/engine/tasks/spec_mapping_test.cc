@@ -51,15 +51,16 @@ TEST(SpecMapping, AnEmptySpecMeansTheDocumentedDefaults) {
   EXPECT_EQ((*formats)[1].kind, FormatKind::kInt8Row);
   EXPECT_EQ((*formats)[2].kind, FormatKind::kBfloat16);
   const TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
-  EXPECT_EQ(trainer.steps, 200);
+  EXPECT_EQ(trainer.steps(), 200);
   EXPECT_EQ(trainer.batch_size, 8);
   EXPECT_EQ(trainer.sequence_length, 256);
-  EXPECT_EQ(trainer.learning_rate, 1e-3);
-  EXPECT_EQ(trainer.warmup_steps, 20);
+  EXPECT_EQ(trainer.learning_rate.peak, 1e-3);
+  EXPECT_EQ(trainer.learning_rate.warmup_steps, 20);
   EXPECT_EQ(trainer.seed, 42u);
   const LoraOptions lora = LoraOptionsOf(spec.fine_tune());
   EXPECT_EQ(lora.rank, 8);
   EXPECT_EQ(lora.alpha, 16);
+  EXPECT_EQ(lora.targets.size(), 7u);
   EXPECT_EQ(AdapterInitOf(spec.fine_tune()), AdapterInit::kLoftq);
   EXPECT_EQ(LoftqIterationsOf(spec.fine_tune()), 1);
   EXPECT_EQ(ExportDTypeOf(spec.export_()), at::kBFloat16);
@@ -69,8 +70,32 @@ TEST(SpecMapping, AnExplicitZeroIsNotTheDefault) {
   v1::FineTune fine_tune;
   fine_tune.set_steps(0);
   fine_tune.set_warmup_steps(0);
-  EXPECT_EQ(TrainerOptionsOf(fine_tune).steps, 0);
-  EXPECT_EQ(TrainerOptionsOf(fine_tune).warmup_steps, 0);
+  EXPECT_EQ(TrainerOptionsOf(fine_tune).steps(), 0);
+  EXPECT_EQ(TrainerOptionsOf(fine_tune).learning_rate.warmup_steps, 0);
+}
+
+TEST(SpecMapping, FineTuningTakesWhatWasAsked) {
+  v1::FineTune fine_tune;
+  fine_tune.set_micro_batch_size(3);
+  fine_tune.set_schedule(v1::FineTune::LINEAR);
+  fine_tune.set_weight_decay(0.01);
+  fine_tune.set_dropout(0.05);
+  fine_tune.set_evaluate_every(7);
+  fine_tune.set_max_gradient_norm(0.5);
+  const TrainerOptions trainer = TrainerOptionsOf(fine_tune);
+  EXPECT_EQ(trainer.micro_batch_size, 3);
+  EXPECT_EQ(trainer.learning_rate.schedule, LearningRateSchedule::kLinear);
+  EXPECT_EQ(trainer.adam_w.weight_decay, 0.01);
+  EXPECT_EQ(trainer.dropout, 0.05);
+  EXPECT_EQ(trainer.evaluate_every, 7);
+  EXPECT_EQ(trainer.max_gradient_norm, 0.5);
+  fine_tune.add_target_modules(v1::FineTune::DOWN_PROJ);
+  fine_tune.add_target_modules(v1::FineTune::V_PROJ);
+  EXPECT_EQ(LoraOptionsOf(fine_tune).targets,
+            (std::vector<LinearKind>{LinearKind::kValue, LinearKind::kDown}));
+  EXPECT_EQ(TrainingDTypeOf(fine_tune, at::kHalf), at::kHalf);
+  fine_tune.set_compute_type(v1::FineTune::BFLOAT16);
+  EXPECT_EQ(TrainingDTypeOf(fine_tune, at::kFloat), at::kBFloat16);
 }
 
 TEST(SpecMapping, CandidatesAreSortedAndUnique) {
