@@ -28,7 +28,7 @@ VOLUME /var/lib/qpruner
 FROM runtime AS server
 COPY --from=build /opt/server /usr/local
 EXPOSE 7421 9464
-# --insecure: TLS ends before the server (a mesh or a proxy) or the network is private.
+# --insecure: without certificates and tokens the network must be private. See docs/security.md for both.
 ENTRYPOINT ["qpruner-server", "--data-dir=/var/lib/qpruner", "--listen=0.0.0.0:7421", "--insecure", "--metrics-listen=0.0.0.0:9464"]
 
 FROM runtime AS worker

@@ -65,13 +65,13 @@ absl::Status CreateFolders(const std::string& path) {
   return SyncFolder(parent);
 }
 
-absl::Status WriteFileDurably(const std::string& path, absl::string_view content) {
+absl::Status WriteFileDurably(const std::string& path, absl::string_view content, mode_t mode) {
   std::string aside = absl::StrCat(path, ".tmp.XXXXXX");
   const int fd = mkostemp(aside.data(), O_CLOEXEC);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", aside));
   auto remover = absl::MakeCleanup([&aside] { unlink(aside.c_str()); });
   auto closer = absl::MakeCleanup([fd] { close(fd); });
-  fchmod(fd, 0644);
+  fchmod(fd, mode);
   while (!content.empty()) {
     const ssize_t put = write(fd, content.data(), content.size());
     if (put < 0 && errno == EINTR) continue;

@@ -2,6 +2,8 @@
 #ifndef QPRUNER_BASE_DURABLE_FILE_H_
 #define QPRUNER_BASE_DURABLE_FILE_H_
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <string>
 
@@ -15,8 +17,9 @@ namespace qpruner {
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes);
 
 // Writes aside, syncs, renames over `path`, syncs the folder. When it returns OK the content is on
-// disk.
-absl::Status WriteFileDurably(const std::string& path, absl::string_view content);
+// disk. `mode`: 0600 for secrets.
+absl::Status WriteFileDurably(const std::string& path, absl::string_view content,
+                              mode_t mode = 0644);
 
 // Creates a folder and those above it that are missing, durably. One that is there is fine.
 absl::Status CreateFolders(const std::string& path);

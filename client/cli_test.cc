@@ -132,6 +132,12 @@ TEST_F(CliTest, ExitCodes) {
   server_.service().Fail("CancelJob", 1,
                          grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "it has ended"));
   EXPECT_EQ(Run({"cancel", "example"}).code, 6);
+  server_.service().Fail("CancelJob", 1,
+                         grpc::Status(grpc::StatusCode::UNAUTHENTICATED, "no token"));
+  const Outcome denied = Run({"cancel", "example"});
+  EXPECT_EQ(denied.code, 8);
+  EXPECT_THAT(denied.text, HasSubstr("--token-file"));
+  EXPECT_EQ(Run({"list", "--token-file", "/nonexistent"}).code, 2);
   server_.service().Fail("DeleteJob", 1, grpc::Status(grpc::StatusCode::INTERNAL, "broken"));
   EXPECT_EQ(Run({"delete", "example"}).code, 9);
 }

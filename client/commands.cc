@@ -22,7 +22,7 @@ namespace qpruner {
 
 ExitCode GetCommand(const CommandOptions& common, const std::string& job, bool as_job_file) {
   absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailName(name.status());
+  if (!name.ok()) return FailCommandLine(name.status());
   Session session(common);
   return PrintAnswer(session, session.client().GetJob(*name), [&](const v1::CompressionJob& found) {
     if (as_job_file) return FormatJobFile(found);
@@ -41,7 +41,7 @@ ExitCode ListCommand(const CommandOptions& common, const ListOptions& options) {
     v1::CompressionJob::State value;
     if (!v1::CompressionJob::State_Parse(absl::AsciiStrToUpper(state), &value) ||
         value == v1::CompressionJob::STATE_UNSPECIFIED) {
-      return FailName(absl::InvalidArgumentError(
+      return FailCommandLine(absl::InvalidArgumentError(
           absl::StrCat("--state ", state,
                        ": must be pending, running, cancelling, succeeded, failed or cancelled")));
     }
@@ -50,7 +50,7 @@ ExitCode ListCommand(const CommandOptions& common, const ListOptions& options) {
   for (const std::string& label : options.labels) {
     const std::vector<std::string> parts = absl::StrSplit(label, absl::MaxSplits('=', 1));
     if (parts.size() != 2 || parts[0].empty()) {
-      return FailName(
+      return FailCommandLine(
           absl::InvalidArgumentError(absl::StrCat("--label ", label, ": must be KEY=VALUE")));
     }
     (*request.mutable_labels())[parts[0]] = parts[1];
@@ -79,7 +79,7 @@ ExitCode ListCommand(const CommandOptions& common, const ListOptions& options) {
 
 ExitCode CancelCommand(const CommandOptions& common, const std::string& job) {
   absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailName(name.status());
+  if (!name.ok()) return FailCommandLine(name.status());
   Session session(common);
   return PrintAnswer(
       session, session.client().CancelJob(*name), [](const v1::CompressionJob& found) {
@@ -89,7 +89,7 @@ ExitCode CancelCommand(const CommandOptions& common, const std::string& job) {
 
 ExitCode DeleteCommand(const CommandOptions& common, const std::string& job) {
   absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailName(name.status());
+  if (!name.ok()) return FailCommandLine(name.status());
   Session session(common);
   if (absl::Status status = session.client().DeleteJob(*name); !status.ok()) {
     return session.Fail(status);
@@ -100,7 +100,7 @@ ExitCode DeleteCommand(const CommandOptions& common, const std::string& job) {
 
 ExitCode TrialsCommand(const CommandOptions& common, const std::string& job) {
   absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailName(name.status());
+  if (!name.ok()) return FailCommandLine(name.status());
   Session session(common);
   absl::StatusOr<std::vector<v1::Trial>> trials = session.client().ListTrials(*name);
   if (!trials.ok()) return session.Fail(trials.status());
@@ -118,7 +118,7 @@ ExitCode TrialsCommand(const CommandOptions& common, const std::string& job) {
 
 ExitCode ParetoCommand(const CommandOptions& common, const std::string& job) {
   absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailName(name.status());
+  if (!name.ok()) return FailCommandLine(name.status());
   Session session(common);
   absl::StatusOr<v1::ParetoFront> front = session.client().GetParetoFront(*name);
   if (!front.ok() || common.json)
@@ -134,7 +134,7 @@ ExitCode ParetoCommand(const CommandOptions& common, const std::string& job) {
 
 ExitCode ArtifactsCommand(const CommandOptions& common, const std::string& job) {
   absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailName(name.status());
+  if (!name.ok()) return FailCommandLine(name.status());
   Session session(common);
   absl::StatusOr<std::vector<v1::Artifact>> artifacts = session.client().ListArtifacts(*name);
   if (!artifacts.ok()) return session.Fail(artifacts.status());
@@ -152,7 +152,7 @@ ExitCode ArtifactsCommand(const CommandOptions& common, const std::string& job) 
 ExitCode DownloadCommand(const CommandOptions& common, const std::string& job,
                          const std::vector<std::string>& paths, const std::string& output) {
   absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailName(name.status());
+  if (!name.ok()) return FailCommandLine(name.status());
   Session session(common);
   absl::StatusOr<std::vector<v1::Artifact>> artifacts = session.client().ListArtifacts(*name);
   if (!artifacts.ok()) return session.Fail(artifacts.status());

@@ -7,8 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "client/exit_code.h"
 #include "client/terminal.h"
+#include "proto/channel_security.h"
 
 namespace qpruner {
 
@@ -18,10 +20,16 @@ struct CommandOptions {
   std::string server = "127.0.0.1:7421";
   // Of job names that are given short.
   std::string project = "default";
+  ChannelSecurity security;
   bool json = false;
   bool ascii = false;
   ColorChoice color = ColorChoice::kAuto;
 };
+
+// INVALID_ARGUMENT: no connection can be opened so; names the flag.
+absl::Status CheckConnection(const CommandOptions& common);
+// Prints what is wrong with the command line.
+ExitCode FailCommandLine(const absl::Status& status);
 
 // Where a job comes from, for the commands that take a job file.
 struct JobSource {

@@ -23,6 +23,8 @@ enum class ExitCode {
   kConflict = 6,
   // A local file could not be read or written, or downloaded bytes were damaged.
   kFileTrouble = 7,
+  // The server knows the caller's token not, or it does not allow this.
+  kDenied = 8,
   // Any other error.
   kError = 9,
   // Interrupted; the job goes on.
@@ -46,6 +48,9 @@ inline ExitCode ExitCodeOf(const absl::Status& status) {
     case absl::StatusCode::kAlreadyExists:
     case absl::StatusCode::kAborted:
       return ExitCode::kConflict;
+    case absl::StatusCode::kUnauthenticated:
+    case absl::StatusCode::kPermissionDenied:
+      return ExitCode::kDenied;
     case absl::StatusCode::kDataLoss:
       return ExitCode::kFileTrouble;
     default:

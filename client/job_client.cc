@@ -17,8 +17,6 @@
 #include "base/id_generator.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
-#include "grpcpp/create_channel.h"
-#include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
 #include "proto/grpc_status.h"
 
@@ -116,7 +114,8 @@ bool IsFinal(v1::CompressionJob::State state) {
          state == v1::CompressionJob::CANCELLED;
 }
 
-std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) {
+absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenChannel(const std::string& address,
+                                                           const ChannelSecurity& security) {
   grpc::ChannelArguments arguments;
   // gRPC's own reconnects must not be slower than the back-off above them.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
@@ -128,7 +127,11 @@ std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   // A proxy of the environment is for the web, not for a server that was named.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return OpenSecureChannel(address, security, arguments);
+}
+
+std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) {
+  return OpenChannel(address, ChannelSecurity()).value();
 }
 
 class JobClient::Retry {

@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "client/cancellation.h"
 #include "grpcpp/channel.h"
+#include "proto/channel_security.h"
 #include "qpruner/v1/job_service.grpc.pb.h"
 
 namespace qpruner {
@@ -35,8 +36,11 @@ class Sleeper {
 // Really sleeps. Lives for ever.
 Sleeper& RealSleeper();
 
-// A channel to "host:port" or "unix:/path". Nothing is connected yet. Insecure: for a server on
-// this machine or a network that is trusted.
+// A channel to "host:port" or "unix:/path". Nothing is connected yet. INVALID_ARGUMENT: as
+// OpenSecureChannel.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenChannel(const std::string& address,
+                                                           const ChannelSecurity& security);
+// Without TLS or token: for a server on this machine or a network that is trusted.
 std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address);
 
 // Thread-safe. Errors keep the server's details (proto/status_codec.h reads them).

@@ -146,7 +146,7 @@ ExitCode RunCommand(const CommandOptions& common, const RunOptions& options) {
   if (!file) return code;
   // Before any thread starts.
   absl::StatusOr<std::unique_ptr<SignalQueue>> signals = SignalQueue::Create();
-  if (!signals.ok()) return FailName(signals.status());
+  if (!signals.ok()) return FailCommandLine(signals.status());
 
   LocalServer::Options server_options;
   server_options.program = options.server_program;
@@ -189,7 +189,7 @@ ExitCode SubmitCommand(const CommandOptions& common, const SubmitOptions& option
   std::unique_ptr<SignalQueue> signals;
   if (options.wait) {
     absl::StatusOr<std::unique_ptr<SignalQueue>> created = SignalQueue::Create();
-    if (!created.ok()) return FailName(created.status());
+    if (!created.ok()) return FailCommandLine(created.status());
     signals = *std::move(created);
   }
   Session session(common);
@@ -235,9 +235,9 @@ ExitCode ValidateCommand(const CommandOptions& common, const JobSource& source, 
 ExitCode WatchCommand(const CommandOptions& common, const std::string& job,
                       int64_t after_sequence) {
   absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailName(name.status());
+  if (!name.ok()) return FailCommandLine(name.status());
   absl::StatusOr<std::unique_ptr<SignalQueue>> signals = SignalQueue::Create();
-  if (!signals.ok()) return FailName(signals.status());
+  if (!signals.ok()) return FailCommandLine(signals.status());
   Session session(common);
   absl::StatusOr<v1::CompressionJob> found = session.client().GetJob(*name);
   if (!found.ok()) return session.Fail(found.status());

@@ -20,6 +20,7 @@ Exit codes:
     5  the job that was waited for was CANCELLED
     6  the job's state does not allow it, or its name is taken
     7  a local file cannot be read or written, or downloaded bytes are damaged
+    8  the server does not know the token, or does not allow this with it
     9  any other error
   130  interrupted; the job goes on
 
@@ -54,6 +55,17 @@ int Main(int argc, char** argv) {
   app.add_option("--project", common.project, "Project of job names that are given short")
       ->envname("QPRUNER_PROJECT")
       ->capture_default_str();
+  app.add_option("--tls-ca", common.security.ca,
+                 "PEM authorities of the server's certificate: use TLS")
+      ->envname("QPRUNER_TLS_CA");
+  app.add_option("--tls-cert", common.security.certificate, "PEM certificate to show to the server")
+      ->envname("QPRUNER_TLS_CERT");
+  app.add_option("--tls-key", common.security.key, "PEM key of --tls-cert")
+      ->envname("QPRUNER_TLS_KEY");
+  app.add_option("--token-file", common.security.token_file, "File with a token of yours")
+      ->envname("QPRUNER_TOKEN_FILE");
+  app.add_flag("--insecure", common.security.insecure,
+               "Allow a token to travel unencrypted: for private networks");
   app.add_flag("--json", common.json, "Print JSON: one document, or one a line for watch");
   app.add_flag("--ascii", common.ascii, "No symbols beyond ASCII");
   app.add_option("--color", common.color, "auto, always or never")
@@ -66,7 +78,10 @@ int Main(int argc, char** argv) {
                            const std::function<ExitCode()>& run) {
     CLI::App* sub = app.add_subcommand(name, text);
     sub->fallthrough();  // --json and the like may stand behind the command too.
-    sub->callback([&code, run] { code = run(); });
+    sub->callback([&code, &common, run] {
+      const absl::Status connection = CheckConnection(common);
+      code = connection.ok() ? run() : FailCommandLine(connection);
+    });
     return sub;
   };
   std::string job;

@@ -42,19 +42,32 @@ void PrintError(absl::string_view text) {
 
 void PrintErrorDetail(absl::string_view text) { Write(STDERR_FILENO, text); }
 
-Session::Session(const CommandOptions& common, std::string address)
+Session::Session(const CommandOptions& common, std::string address,
+                 std::shared_ptr<grpc::Channel> channel)
     : common_(common),
       address_(std::move(address)),
       terminal_(DetectTerminal(STDOUT_FILENO, common.ascii, common.color, kWidest)),
-      client_(OpenChannel(address_), ClientOptions(), RealClock(), RealSleeper()) {}
+      client_(std::move(channel), ClientOptions(), RealClock(), RealSleeper()) {}
 
-Session::Session(const CommandOptions& common) : Session(common, AddressOf(common.server)) {}
+Session::Session(const CommandOptions& common, std::string address)
+    : Session(common, address, OpenChannel(address)) {}
+
+Session::Session(const CommandOptions& common)
+    : Session(common, AddressOf(common.server),
+              OpenChannel(AddressOf(common.server), common.security).value()) {}
+
+absl::Status CheckConnection(const CommandOptions& common) {
+  return OpenChannel(AddressOf(common.server), common.security).status();
+}
 
 ExitCode Session::Fail(const absl::Status& status) const {
   if (ExitCodeOf(status) == ExitCode::kUnreachable) {
     PrintError(absl::StrCat("no answer from the server at ", address_, ": ",
                             std::string(status.message()),
                             "\nStart one with qpruner-server, or name one with --server ADDRESS."));
+  } else if (absl::IsUnauthenticated(status)) {
+    PrintError(absl::StrCat(std::string(status.message()),
+                            "\nGive one with --token-file FILE or QPRUNER_TOKEN_FILE."));
   } else {
     PrintError(std::string(status.message()));
   }
@@ -77,7 +90,7 @@ absl::StatusOr<std::string> FullName(const CommandOptions& common, const std::st
   return parsed.ToString();
 }
 
-ExitCode FailName(const absl::Status& status) {
+ExitCode FailCommandLine(const absl::Status& status) {
   PrintError(std::string(status.message()));
   return ExitCode::kBadInput;
 }

@@ -2,6 +2,7 @@
 #ifndef QPRUNER_CLIENT_SESSION_H_
 #define QPRUNER_CLIENT_SESSION_H_
 
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
@@ -27,8 +28,9 @@ void PrintErrorDetail(absl::string_view text);
 // One command's connection to a server. Not thread-safe.
 class Session {
  public:
+  // To a server that this process started.
   Session(const CommandOptions& common, std::string address);
-  // To common.server.
+  // To common.server. REQUIRES: CheckConnection(common) is OK.
   explicit Session(const CommandOptions& common);
 
   const CommandOptions& common() const { return common_; }
@@ -41,6 +43,8 @@ class Session {
   ExitCode Fail(const absl::Status& status) const;
 
  private:
+  Session(const CommandOptions& common, std::string address,
+          std::shared_ptr<grpc::Channel> channel);
   JobClient::Options ClientOptions();
 
   const CommandOptions common_;
@@ -50,11 +54,9 @@ class Session {
   JobClient client_;
 };
 
-// `projects/P/jobs/J` of a job given in full or by its last part. INVALID_ARGUMENT.
+// `projects/P/jobs/J` of a job given in full or by its last part. INVALID_ARGUMENT: see
+// FailCommandLine.
 absl::StatusOr<std::string> FullName(const CommandOptions& common, const std::string& job);
-// For what FullName refuses.
-ExitCode FailName(const absl::Status& status);
-
 // How a job's front is drawn here.
 ParetoPlotOptions PlotOptions(const Session& session, const v1::CompressionJob& job);
 

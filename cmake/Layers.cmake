@@ -9,7 +9,7 @@
 # `testing` layer (tests/testing), which holds fakes.
 
 set(QPRUNER_LAYERS_base    base)
-set(QPRUNER_LAYERS_proto   proto)
+set(QPRUNER_LAYERS_proto   base proto)
 set(QPRUNER_LAYERS_search  base search)
 set(QPRUNER_LAYERS_server  base proto search server)
 set(QPRUNER_LAYERS_worker  base proto worker)

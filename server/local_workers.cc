@@ -33,6 +33,8 @@ struct Slot {
 
 }  // namespace
 
+std::string LocalWorkers::NameOf(int number) { return absl::StrCat("local-", number); }
+
 LocalWorkers::LocalWorkers(Options options)
     : options_(std::move(options)), thread_([this] { Supervise(); }) {}
 
@@ -48,7 +50,7 @@ void LocalWorkers::Stop() {
 
 void LocalWorkers::Supervise() {
   std::vector<Slot> slots;
-  for (int i = 1; i <= options_.count; ++i) slots.emplace_back(absl::StrCat("local-", i), i);
+  for (int i = 1; i <= options_.count; ++i) slots.emplace_back(NameOf(i), i);
   while (true) {
     const absl::Time now = absl::Now();
     for (size_t i = 0; i < slots.size(); ++i) {
@@ -64,11 +66,21 @@ void LocalWorkers::Supervise() {
                      DescribeWaitStatus(*ended), absl::FormatDuration(delay));
       }
       if (now < slot.start_at) continue;
-      absl::StatusOr<std::unique_ptr<ChildProcess>> process = ChildProcess::Spawn(
-          {.argv = {options_.program, "--server", options_.server_address, "--name", slot.name,
-                    "--data-dir", absl::StrCat(options_.data_dir, "/", i + 1), "--threads",
-                    absl::StrCat(options_.threads)},
-           .parent_death_signal = SIGKILL});
+      ChildProcess::Options child;
+      child.argv = {options_.program,
+                    "--server",
+                    options_.server_address,
+                    "--name",
+                    slot.name,
+                    "--data-dir",
+                    absl::StrCat(options_.data_dir, "/", i + 1),
+                    "--threads",
+                    absl::StrCat(options_.threads)};
+      if (!options_.token_files.empty()) {
+        child.argv.insert(child.argv.end(), {"--token-file", options_.token_files[i]});
+      }
+      child.parent_death_signal = SIGKILL;
+      absl::StatusOr<std::unique_ptr<ChildProcess>> process = ChildProcess::Spawn(child);
       if (process.ok()) {
         slot.process = *std::move(process);
         slot.started = now;

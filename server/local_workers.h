@@ -4,6 +4,7 @@
 
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -24,11 +25,15 @@ class LocalWorkers {
     std::string server_address;
     // Worker N works in {data_dir}/N.
     std::string data_dir;
+    // File with the token of worker `number` (from 1); empty: they need none.
+    std::vector<std::string> token_files;
     // CPU threads of each engine.
     int threads = 1;
     // A worker has so long to hand its task back.
     absl::Duration stop_grace = absl::Seconds(5);
   };
+  // Name of worker `number`, from 1.
+  static std::string NameOf(int number);
   explicit LocalWorkers(Options options);
   // Stops the workers.
   ~LocalWorkers();

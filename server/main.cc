@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/durable_file.h"
 #include "base/id_generator.h"
+#include "server/auth/token_table.h"
 #include "server/server.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
@@ -32,6 +33,16 @@ std::string DefaultDataDir() {
   return absl::StrCat(home != nullptr ? home : "/var/lib", "/.local/state/qpruner");
 }
 
+int PrintNewToken(const NewTokenOptions& options) {
+  const absl::StatusOr<std::string> token = AddNewToken(options, SystemIdGenerator());
+  if (!token.ok()) {
+    fprintf(stderr, "qpruner-server: %s\n", std::string(token.status().message()).c_str());
+    return 2;
+  }
+  printf("%s\n", token->c_str());
+  return 0;
+}
+
 int Main(int argc, char** argv) {
   ServerOptions options;
   options.data_dir = DefaultDataDir();
@@ -46,8 +57,16 @@ int Main(int argc, char** argv) {
   app.add_option("--listen", options.listen,
                  "HOST:PORT (port 0: any free one) or unix:PATH of the API")
       ->capture_default_str();
+  app.add_option("--tls-cert", options.tls.certificate,
+                 "PEM certificate chain of this server; read again when it changes");
+  app.add_option("--tls-key", options.tls.key, "PEM key of --tls-cert");
+  app.add_option("--tls-client-ca", options.tls.client_ca,
+                 "PEM authorities that clients and workers must show a certificate of");
+  app.add_option("--token-file", options.token_file,
+                 "JSON file of the tokens that callers need (see new-token); read again when it "
+                 "changes");
   app.add_flag("--insecure", options.insecure,
-               "Allow addresses other than loopback: no TLS, no authentication");
+               "Listen beyond loopback without TLS or without tokens: for private networks");
   app.add_option("--data-dir", options.data_dir, "Folder of jobs and artifacts")
       ->capture_default_str();
   app.add_option("--local-workers", options.local_workers, "Workers to run on this machine")
@@ -66,7 +85,19 @@ int Main(int argc, char** argv) {
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
   app.set_version_flag("--version", QPRUNER_VERSION);
+
+  NewTokenOptions token;
+  CLI::App* new_token = app.add_subcommand(
+      "new-token", "Add a token to a file for --token-file, and print it: it is not shown again");
+  new_token->add_option("FILE", token.file, "The file; begun if it is not there")->required();
+  new_token->add_option("--id", token.id, "Names the bearer in the audit log")->required();
+  new_token->add_option("--role", token.role, "client, worker or admin")->required();
+  new_token->add_option("--project", token.projects, "A client's project; may be repeated");
+  new_token->add_option("--worker", token.workers,
+                        "A worker's name, or a beginning of names and *; may be repeated");
+  new_token->add_option("--expires", token.expires, "2027-01-31 or RFC 3339; default: never");
   CLI11_PARSE(app, argc, argv);
+  if (new_token->parsed()) return PrintNewToken(token);
 
   // Logs go to standard error: standard output carries the address alone.
   spdlog::set_default_logger(spdlog::stderr_color_mt("server"));

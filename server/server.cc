@@ -10,15 +10,17 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
+#include "proto/channel_security.h"
 #include "server/artifacts/local_artifact_store.h"
+#include "server/auth/access_control.h"
 #include "server/local_workers.h"
 #include "server/metrics/server_metrics.h"
 #include "server/queue/trial_proposer.h"
@@ -42,10 +44,14 @@ constexpr absl::Duration kMinPingInterval = absl::Seconds(10);
 constexpr absl::Duration kKeepaliveTime = absl::Seconds(60);
 constexpr absl::Duration kKeepaliveTimeout = absl::Seconds(20);
 constexpr int kStreamThreads = 2;
+// All headers of a call; ours are a token and what gRPC adds.
+constexpr int kMaxHeaderBytes = 8 << 10;
+// Thousands of watchers may share a proxy's connection; an honest client has a handful of calls.
+constexpr int kMaxCallsAConnection = 4096;
 
 }  // namespace
 
-absl::Status CheckListenAddress(const std::string& listen, bool insecure) {
+absl::Status CheckListenAddress(const std::string& listen, bool secured, bool insecure) {
   if (listen.empty() || absl::StartsWith(listen, "unix:")) return absl::OkStatus();
   const size_t colon = listen.rfind(':');
   int port = -1;
@@ -55,20 +61,13 @@ absl::Status CheckListenAddress(const std::string& listen, bool insecure) {
         absl::StrCat("--listen must be HOST:PORT with a port from 0 to 65535, or unix:PATH, is \"",
                      listen, "\""));
   }
-  absl::string_view host = absl::string_view(listen).substr(0, colon);
-  absl::ConsumePrefix(&host, "[");
-  absl::ConsumeSuffix(&host, "]");
-  // All of 127.0.0.0/8, but not a name that only begins so.
-  const bool loopback = host == "localhost" || host == "::1" ||
-                        (absl::StartsWith(host, "127.") &&
-                         host.find_first_not_of("0123456789.") == absl::string_view::npos);
-  if (loopback || insecure) return absl::OkStatus();
+  if (IsLocalAddress(listen) || secured || insecure) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("--listen ", listen,
-                   " is not a loopback address, and connections are neither encrypted nor "
-                   "authenticated: whoever reaches the port can read models and run jobs. Listen "
-                   "on 127.0.0.1 or "
-                   "a unix: socket, or pass --insecure if the network is private"));
+                   " is not a loopback address, and without both TLS and tokens whoever reaches "
+                   "the port can read models and run jobs. Give --tls-cert, --tls-key and "
+                   "--token-file, listen on 127.0.0.1 or a unix: socket, or pass --insecure if the "
+                   "network is private"));
 }
 
 // In the order of construction; destroyed in reverse.
@@ -82,6 +81,7 @@ struct Server::Parts {
   ServerMetrics metrics;
   std::unique_ptr<JobQueue> queue;
   std::unique_ptr<StreamExecutor> executor;
+  std::unique_ptr<AccessControl> access;
   std::unique_ptr<JobServiceImpl> job_service;
   std::unique_ptr<WorkerServiceImpl> worker_service;
   std::unique_ptr<grpc::Server> grpc_server;
@@ -106,7 +106,8 @@ std::shared_ptr<grpc::Channel> Server::InProcessChannel() {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clock& clock,
                                                       IdGenerator& ids) {
-  RETURN_IF_ERROR(CheckListenAddress(options.listen, options.insecure));
+  RETURN_IF_ERROR(CheckListenAddress(
+      options.listen, options.tls.enabled() && !options.token_file.empty(), options.insecure));
   if (options.data_dir.empty()) return absl::InvalidArgumentError("--data-dir is required");
   if (options.local_workers < 0 || options.local_workers > 64) {
     return absl::InvalidArgumentError(
@@ -117,9 +118,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
         absl::StrCat("--local-workers needs the worker's program, which is not there: ",
                      options.worker_program));
   }
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials,
+                   MakeServerCredentials(options.tls));
   auto parts = std::make_unique<Parts>();
   Parts& p = *parts;
   p.options = std::move(options);
+  if (p.options.token_file.empty()) {
+    p.access = AccessControl::Open(clock);
+  } else {
+    ASSIGN_OR_RETURN(p.access, AccessControl::FromFile(p.options.token_file, clock));
+  }
   ASSIGN_OR_RETURN(p.store, OpenSqliteJobStore({.folder = p.options.data_dir + "/store"}));
   ASSIGN_OR_RETURN(p.artifacts,
                    OpenLocalArtifactStore({.folder = p.options.data_dir + "/artifacts"}));
@@ -129,20 +137,26 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   p.executor = std::make_unique<StreamExecutor>(kStreamThreads);
   p.job_service =
       std::make_unique<JobServiceImpl>(p.options.validation, p.options.version, *p.queue, *p.store,
-                                       *p.artifacts, p.watches, *p.executor);
-  p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts);
+                                       *p.artifacts, p.watches, *p.executor, *p.access);
+  p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access);
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
   if (!p.options.listen.empty()) {
-    builder.AddListeningPort(p.options.listen, grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(p.options.listen, credentials, &port);
   }
+  // Local workers come in by a door of their own, whatever name the server's certificate has.
+  const std::string side_door = absl::StrCat("unix:", p.options.data_dir, "/workers.sock");
+  const bool use_side_door = p.options.local_workers > 0 && p.options.tls.enabled();
+  if (use_side_door) builder.AddListeningPort(side_door, grpc::InsecureServerCredentials());
   builder.RegisterService(p.job_service.get());
   builder.RegisterService(p.worker_service.get());
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   builder.SetMaxSendMessageSize(kMaxReplyBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxCallsAConnection);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
                              static_cast<int>(absl::ToInt64Milliseconds(kKeepaliveTime)));
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
@@ -182,11 +196,22 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   }
   if (p.options.local_workers > 0) {
     const int cores = std::max(1u, std::thread::hardware_concurrency());
+    const std::string workers_dir = p.options.data_dir + "/workers";
+    std::vector<std::string> token_files;
+    for (int i = 1; i <= p.options.local_workers; ++i) {
+      const std::string name = LocalWorkers::NameOf(i);
+      const std::string token = p.access->MintWorkerToken(name, ids);
+      if (token.empty()) break;
+      token_files.push_back(absl::StrCat(workers_dir, "/", name, ".token"));
+      RETURN_IF_ERROR(CreateFolders(workers_dir));
+      RETURN_IF_ERROR(WriteFileDurably(token_files.back(), token, 0600));
+    }
     p.local_workers = std::make_unique<LocalWorkers>(
         LocalWorkers::Options{.count = p.options.local_workers,
                               .program = p.options.worker_program,
-                              .server_address = p.address,
-                              .data_dir = p.options.data_dir + "/workers",
+                              .server_address = use_side_door ? side_door : p.address,
+                              .data_dir = workers_dir,
+                              .token_files = std::move(token_files),
                               .threads = std::max(1, cores / p.options.local_workers)});
   }
   return server;

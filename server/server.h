@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/id_generator.h"
 #include "grpcpp/channel.h"
+#include "server/auth/server_credentials.h"
 #include "server/queue/job_queue.h"
 #include "server/validation/job_validation.h"
 
@@ -20,8 +21,11 @@ namespace qpruner::server {
 struct ServerOptions {
   // HOST:PORT (port 0: chosen by the system) or unix:PATH. Empty: in-process channels only.
   std::string listen = "127.0.0.1:7421";
-  // Without TLS, everybody who reaches the port is a client and a worker: other addresses than
-  // loopback and unix sockets need this.
+  TlsFiles tls;
+  // JSON file of the tokens that callers need (see AccessControl). Empty: nobody needs one.
+  std::string token_file;
+  // Without TLS and tokens, everybody who reaches the port is a client and a worker: other
+  // addresses than loopback and unix sockets need both of them, or this.
   bool insecure = false;
   // Holds the store, the artifacts and the local workers' scratch. One server at a time.
   std::string data_dir;
@@ -68,8 +72,9 @@ class Server {
   std::unique_ptr<Parts> parts_;
 };
 
-// OK if `listen` is a unix socket or a loopback address, or `insecure` is set.
-absl::Status CheckListenAddress(const std::string& listen, bool insecure);
+// OK if `listen` is a unix socket or a loopback address, or `secured` (TLS and tokens), or
+// `insecure`.
+absl::Status CheckListenAddress(const std::string& listen, bool secured, bool insecure);
 
 }  // namespace qpruner::server
 

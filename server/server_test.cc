@@ -266,15 +266,15 @@ TEST_F(ServerTest, CapabilitiesNameTheLiveWorkers) {
 
 TEST(ListenAddress, OnlyLoopbackWithoutInsecure) {
   for (const char* address : {"127.0.0.1:0", "localhost:7421", "[::1]:7421", "unix:/tmp/x"}) {
-    EXPECT_TRUE(CheckListenAddress(address, false).ok()) << address;
+    EXPECT_TRUE(CheckListenAddress(address, false, false).ok()) << address;
   }
   for (const char* address :
        {"0.0.0.0:7421", "[::]:7421", "10.0.0.1:7421", "127.0.0.1.evil.org:1"}) {
-    EXPECT_FALSE(CheckListenAddress(address, false).ok()) << address;
-    EXPECT_TRUE(CheckListenAddress(address, true).ok()) << address;
+    EXPECT_FALSE(CheckListenAddress(address, false, false).ok()) << address;
+    EXPECT_TRUE(CheckListenAddress(address, false, true).ok()) << address;
   }
   for (const char* address : {"7421", ":7421", "127.0.0.1:x", "127.0.0.1:70000"}) {
-    EXPECT_FALSE(CheckListenAddress(address, true).ok()) << address;
+    EXPECT_FALSE(CheckListenAddress(address, false, true).ok()) << address;
   }
 }
 

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/id_generator.h"
 #include "grpcpp/grpcpp.h"
+#include "proto/channel_security.h"
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "spdlog/spdlog.h"
 #include "worker/worker_loop.h"
@@ -47,6 +48,7 @@ std::string DefaultName() {
 int Main(int argc, char** argv) {
   const fs::path bin = fs::read_symlink("/proc/self/exe").parent_path();
   std::string server = "127.0.0.1:7421";
+  ChannelSecurity security;
   std::string device = "auto";
   int threads = 0;
   WorkerLoop::Options options;
@@ -57,6 +59,13 @@ int Main(int argc, char** argv) {
   CLI::App app("Takes compression tasks from a QPruner server and runs them on one device.",
                "qpruner-worker");
   app.add_option("--server", server, "Address of the server")->capture_default_str();
+  app.add_option("--tls-ca", security.ca, "PEM authorities of the server's certificate: use TLS");
+  app.add_option("--tls-cert", security.certificate, "PEM certificate to show to the server");
+  app.add_option("--tls-key", security.key, "PEM key of --tls-cert");
+  app.add_option("--token-file", security.token_file,
+                 "File with this worker's token; read again when it changes");
+  app.add_flag("--insecure", security.insecure,
+               "Allow a token to travel unencrypted: for private networks");
   app.add_option("--name", options.worker,
                  "Name of this worker: stable over restarts, unique among workers")
       ->capture_default_str();
@@ -99,9 +108,12 @@ int Main(int argc, char** argv) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  const auto channel =
-      grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments);
-  const auto stub = internal::v1::WorkerService::NewStub(channel);
+  const auto channel = OpenSecureChannel(server, security, arguments);
+  if (!channel.ok()) {
+    spdlog::error("{}", std::string(channel.status().message()));
+    return 2;
+  }
+  const auto stub = internal::v1::WorkerService::NewStub(*channel);
 
   auto loop = WorkerLoop::Create(std::move(options), *stub, RealClock());
   if (!loop.ok()) {

@@ -12,6 +12,7 @@
 #include "server/queue/job_not_found.h"
 #include "server/queue/search_view.h"
 #include "server/rpc/download_stream.h"
+#include "server/rpc/refused_stream.h"
 #include "server/rpc/watch_stream.h"
 #include "server/validation/capabilities.h"
 
@@ -55,8 +56,8 @@ absl::Status ReadJob(JobStore& store, const JobName& name, internal::v1::JobReco
   return ReadJob(store, name, record, [](StoreReader&) { return absl::OkStatus(); });
 }
 
-absl::Status DoListJobs(JobStore& store, const v1::ListJobsRequest& request,
-                        v1::ListJobsResponse& response) {
+absl::Status DoListJobs(JobStore& store, const Principal& caller,
+                        const v1::ListJobsRequest& request, v1::ListJobsResponse& response) {
   std::vector<FieldViolation> violations;
   JobFilter filter{.project = "default"};
   if (!request.parent().empty()) {
@@ -77,6 +78,7 @@ absl::Status DoListJobs(JobStore& store, const v1::ListJobsRequest& request,
   }
   filter.labels.insert(request.labels().begin(), request.labels().end());
   if (!violations.empty()) return BadRequestError(violations);
+  RETURN_IF_ERROR(CheckProjectAccess(caller, filter.project));
   ASSIGN_OR_RETURN(const int page_size,
                    PageSize(request.page_size(), kDefaultJobPage, kMaxJobPage));
   StoreReader::JobPage page;
@@ -96,9 +98,8 @@ absl::Status DoListJobs(JobStore& store, const v1::ListJobsRequest& request,
   return absl::OkStatus();
 }
 
-absl::Status DoListTrials(JobStore& store, const v1::ListTrialsRequest& request,
-                          v1::ListTrialsResponse& response) {
-  ASSIGN_OR_RETURN(const JobName name, ParseJobName("parent", request.parent()));
+absl::Status DoListTrials(JobStore& store, const JobName& name,
+                          const v1::ListTrialsRequest& request, v1::ListTrialsResponse& response) {
   ASSIGN_OR_RETURN(const int page_size,
                    PageSize(request.page_size(), kDefaultTrialPage, kMaxTrialPage));
   // The token is the last index of the page before.
@@ -122,9 +123,7 @@ absl::Status DoListTrials(JobStore& store, const v1::ListTrialsRequest& request,
   return absl::OkStatus();
 }
 
-absl::Status DoGetParetoFront(JobStore& store, const v1::GetParetoFrontRequest& request,
-                              v1::ParetoFront& response) {
-  ASSIGN_OR_RETURN(const JobName name, ParseJobName("name", request.name()));
+absl::Status DoGetParetoFront(JobStore& store, const JobName& name, v1::ParetoFront& response) {
   internal::v1::JobRecord record;
   std::vector<v1::Trial> trials;
   RETURN_IF_ERROR(ReadJob(store, name, record, [&](StoreReader& reader) -> absl::Status {
@@ -140,9 +139,8 @@ absl::Status DoGetParetoFront(JobStore& store, const v1::GetParetoFrontRequest& 
   return absl::OkStatus();
 }
 
-absl::Status DoListArtifacts(JobStore& store, const v1::ListArtifactsRequest& request,
+absl::Status DoListArtifacts(JobStore& store, const JobName& name,
                              v1::ListArtifactsResponse& response) {
-  ASSIGN_OR_RETURN(const JobName name, ParseJobName("parent", request.parent()));
   internal::v1::JobRecord record;
   return ReadJob(store, name, record, [&](StoreReader& reader) -> absl::Status {
     ASSIGN_OR_RETURN(std::vector<v1::Artifact> artifacts, reader.ListArtifacts(name));
@@ -154,84 +152,134 @@ absl::Status DoListArtifacts(JobStore& store, const v1::ListArtifactsRequest& re
 
 }  // namespace
 
-grpc::Status JobServiceImpl::CreateJob(grpc::ServerContext*, const v1::CreateJobRequest* request,
+absl::StatusOr<JobServiceImpl::Admitted> JobServiceImpl::Admit(
+    const grpc::ServerContextBase& context, const std::string& field, const std::string& name) {
+  ASSIGN_OR_RETURN(Principal caller, access_.AdmitClient(context));
+  ASSIGN_OR_RETURN(JobName job, ParseJobName(field, name));
+  RETURN_IF_ERROR(CheckJobAccess(caller, job));
+  return Admitted{std::move(caller), std::move(job)};
+}
+
+grpc::Status JobServiceImpl::CreateJob(grpc::ServerContext* context,
+                                       const v1::CreateJobRequest* request,
                                        v1::CompressionJob* response) {
+  absl::StatusOr<Principal> caller = access_.AdmitClient(*context);
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
   absl::StatusOr<NewJob> job = ValidateCreateJob(*request, validation_);
   if (!job.ok()) return ToGrpcStatus(job.status());
+  if (absl::Status status = CheckProjectAccess(*caller, job->project); !status.ok()) {
+    access_.Audit(*context, *caller, "CreateJob", request->parent(), status);
+    return ToGrpcStatus(status);
+  }
   if (request->validate_only()) {
     *response = std::move(job->job);
     return grpc::Status::OK;
   }
   absl::StatusOr<v1::CompressionJob> created = queue_.CreateJob(*job);
+  access_.Audit(*context, *caller, "CreateJob", created.ok() ? created->name() : request->parent(),
+                created.status());
   if (!created.ok()) return ToGrpcStatus(created.status());
   *response = *std::move(created);
   return grpc::Status::OK;
 }
 
-grpc::Status JobServiceImpl::GetJob(grpc::ServerContext*, const v1::GetJobRequest* request,
+grpc::Status JobServiceImpl::GetJob(grpc::ServerContext* context, const v1::GetJobRequest* request,
                                     v1::CompressionJob* response) {
-  const absl::StatusOr<JobName> name = ParseJobName("name", request->name());
-  if (!name.ok()) return ToGrpcStatus(name.status());
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
+  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
   internal::v1::JobRecord record;
-  if (absl::Status status = ReadJob(store_, *name, record); !status.ok()) {
+  if (absl::Status status = ReadJob(store_, admitted->job, record); !status.ok()) {
     return ToGrpcStatus(status);
   }
   *response = std::move(*record.mutable_job());
   return grpc::Status::OK;
 }
 
-grpc::Status JobServiceImpl::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
+grpc::Status JobServiceImpl::ListJobs(grpc::ServerContext* context,
+                                      const v1::ListJobsRequest* request,
                                       v1::ListJobsResponse* response) {
-  return ToGrpcStatus(DoListJobs(store_, *request, *response));
+  const absl::StatusOr<Principal> caller = access_.AdmitClient(*context);
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
+  return ToGrpcStatus(DoListJobs(store_, *caller, *request, *response));
+}
+
+absl::Status JobServiceImpl::AdmitStream(const grpc::ServerContextBase& context,
+                                         const absl::StatusOr<JobName>& job) {
+  ASSIGN_OR_RETURN(const Principal caller, access_.AdmitClient(context));
+  return job.ok() ? CheckJobAccess(caller, *job) : absl::OkStatus();
 }
 
 grpc::ServerWriteReactor<v1::JobEvent>* JobServiceImpl::WatchJob(
-    grpc::CallbackServerContext*, const v1::WatchJobRequest* request) {
+    grpc::CallbackServerContext* context, const v1::WatchJobRequest* request) {
+  if (absl::Status status = AdmitStream(*context, JobName::Parse(request->name())); !status.ok()) {
+    return RefusedStream<v1::JobEvent>::Start(status);
+  }
   return StartWatchStream(*request, store_, watches_, executor_);
 }
 
-grpc::Status JobServiceImpl::CancelJob(grpc::ServerContext*, const v1::CancelJobRequest* request,
+grpc::Status JobServiceImpl::CancelJob(grpc::ServerContext* context,
+                                       const v1::CancelJobRequest* request,
                                        v1::CompressionJob* response) {
-  const absl::StatusOr<JobName> name = ParseJobName("name", request->name());
-  if (!name.ok()) return ToGrpcStatus(name.status());
-  absl::StatusOr<v1::CompressionJob> job = queue_.CancelJob(*name);
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
+  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
+  absl::StatusOr<v1::CompressionJob> job = queue_.CancelJob(admitted->job);
+  access_.Audit(*context, admitted->caller, "CancelJob", request->name(), job.status());
   if (!job.ok()) return ToGrpcStatus(job.status());
   *response = *std::move(job);
   return grpc::Status::OK;
 }
 
-grpc::Status JobServiceImpl::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest* request,
+grpc::Status JobServiceImpl::DeleteJob(grpc::ServerContext* context,
+                                       const v1::DeleteJobRequest* request,
                                        google::protobuf::Empty*) {
-  const absl::StatusOr<JobName> name = ParseJobName("name", request->name());
-  if (!name.ok()) return ToGrpcStatus(name.status());
-  return ToGrpcStatus(queue_.DeleteJob(*name));
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
+  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
+  const absl::Status status = queue_.DeleteJob(admitted->job);
+  access_.Audit(*context, admitted->caller, "DeleteJob", request->name(), status);
+  return ToGrpcStatus(status);
 }
 
-grpc::Status JobServiceImpl::ListTrials(grpc::ServerContext*, const v1::ListTrialsRequest* request,
+grpc::Status JobServiceImpl::ListTrials(grpc::ServerContext* context,
+                                        const v1::ListTrialsRequest* request,
                                         v1::ListTrialsResponse* response) {
-  return ToGrpcStatus(DoListTrials(store_, *request, *response));
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "parent", request->parent());
+  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
+  return ToGrpcStatus(DoListTrials(store_, admitted->job, *request, *response));
 }
 
-grpc::Status JobServiceImpl::GetParetoFront(grpc::ServerContext*,
+grpc::Status JobServiceImpl::GetParetoFront(grpc::ServerContext* context,
                                             const v1::GetParetoFrontRequest* request,
                                             v1::ParetoFront* response) {
-  return ToGrpcStatus(DoGetParetoFront(store_, *request, *response));
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
+  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
+  return ToGrpcStatus(DoGetParetoFront(store_, admitted->job, *response));
 }
 
-grpc::Status JobServiceImpl::ListArtifacts(grpc::ServerContext*,
+grpc::Status JobServiceImpl::ListArtifacts(grpc::ServerContext* context,
                                            const v1::ListArtifactsRequest* request,
                                            v1::ListArtifactsResponse* response) {
-  return ToGrpcStatus(DoListArtifacts(store_, *request, *response));
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "parent", request->parent());
+  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
+  return ToGrpcStatus(DoListArtifacts(store_, admitted->job, *response));
 }
 
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* JobServiceImpl::DownloadArtifact(
-    grpc::CallbackServerContext*, const v1::DownloadArtifactRequest* request) {
+    grpc::CallbackServerContext* context, const v1::DownloadArtifactRequest* request) {
+  const absl::StatusOr<ArtifactName> name = ArtifactName::Parse(request->name());
+  const absl::StatusOr<JobName> job =
+      name.ok() ? absl::StatusOr<JobName>(name->job) : name.status();
+  if (absl::Status status = AdmitStream(*context, job); !status.ok()) {
+    return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
+  }
   return StartDownloadStream(*request, store_, artifacts_, executor_);
 }
 
-grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext*,
+grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext* context,
                                               const v1::ListCapabilitiesRequest*,
                                               v1::ListCapabilitiesResponse* response) {
+  if (const auto caller = access_.AdmitClient(*context); !caller.ok()) {
+    return ToGrpcStatus(caller.status());
+  }
   response->set_server_version(version_);
   for (const char* type : kModelTypes) response->add_model_types(type);
   for (int bits : kCandidateBits) response->add_candidate_bits(bits);

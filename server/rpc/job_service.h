@@ -1,4 +1,4 @@
-// The public API on top of the queue and the stores: validate, call, map.
+// The public API on top of the queue and the stores: admit the caller, validate, call, map.
 #ifndef QPRUNER_SERVER_RPC_JOB_SERVICE_H_
 #define QPRUNER_SERVER_RPC_JOB_SERVICE_H_
 
@@ -6,6 +6,7 @@
 
 #include "qpruner/v1/job_service.grpc.pb.h"
 #include "server/artifacts/artifact_store.h"
+#include "server/auth/access_control.h"
 #include "server/queue/job_queue.h"
 #include "server/queue/watch_hub.h"
 #include "server/rpc/stream_executor.h"
@@ -23,9 +24,10 @@ class JobServiceImpl final : public JobServiceBase {
  public:
   JobServiceImpl(JobValidationOptions validation, std::string version, JobQueue& queue,
                  JobStore& store, ArtifactStore& artifacts, WatchHub& watches,
-                 StreamExecutor& executor)
+                 StreamExecutor& executor, AccessControl& access)
       : validation_(std::move(validation)),
         version_(std::move(version)),
+        access_(access),
         queue_(queue),
         store_(store),
         artifacts_(artifacts),
@@ -58,8 +60,21 @@ class JobServiceImpl final : public JobServiceBase {
                                 v1::ListCapabilitiesResponse* response) override;
 
  private:
+  // The caller, if it may see the job whose name `field` of the request holds.
+  struct Admitted {
+    Principal caller;
+    JobName job;
+  };
+  absl::StatusOr<Admitted> Admit(const grpc::ServerContextBase& context, const std::string& field,
+                                 const std::string& name);
+
+  // The same for streams, which themselves refuse a name that is none, together with other fields.
+  absl::Status AdmitStream(const grpc::ServerContextBase& context,
+                           const absl::StatusOr<JobName>& job);
+
   const JobValidationOptions validation_;
   const std::string version_;
+  AccessControl& access_;
   JobQueue& queue_;
   JobStore& store_;
   ArtifactStore& artifacts_;

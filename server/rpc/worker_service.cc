@@ -86,51 +86,85 @@ class AcquireReactor final : public grpc::ServerUnaryReactor {
 
 }  // namespace
 
-grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext*,
+absl::StatusOr<internal::v1::TaskRecord> WorkerServiceImpl::AdmitLease(
+    const Principal& caller, const internal::v1::Lease& lease) {
+  ASSIGN_OR_RETURN(internal::v1::TaskRecord task, queue_.FindLeasedTask(lease));
+  RETURN_IF_ERROR(CheckWorkerAccess(caller, task.worker()));
+  return task;
+}
+
+grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext* context,
                                                const internal::v1::RegisterWorkerRequest* request,
                                                internal::v1::RegisterWorkerResponse* response) {
-  if (absl::Status status = queue_.RegisterWorker(*request); !status.ok()) {
-    return ToGrpcStatus(status);
-  }
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
+  absl::Status status = CheckWorkerAccess(*caller, request->worker());
+  if (status.ok()) status = queue_.RegisterWorker(*request);
+  access_.Audit(*context, *caller, "RegisterWorker", request->worker(), status);
+  if (!status.ok()) return ToGrpcStatus(status);
   SetDuration(*response->mutable_lease_duration(), queue_.options().lease_duration);
   SetDuration(*response->mutable_heartbeat_interval(), queue_.options().heartbeat_interval);
   return grpc::Status::OK;
 }
 
 grpc::ServerUnaryReactor* WorkerServiceImpl::AcquireTask(
-    grpc::CallbackServerContext*, const internal::v1::AcquireTaskRequest* request,
+    grpc::CallbackServerContext* context, const internal::v1::AcquireTaskRequest* request,
     internal::v1::AcquireTaskResponse* response) {
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  absl::Status status = caller.status();
+  if (status.ok()) status = CheckWorkerAccess(*caller, request->worker());
+  if (!status.ok()) {
+    grpc::ServerUnaryReactor* refused = context->DefaultReactor();
+    refused->Finish(ToGrpcStatus(status));
+    return refused;
+  }
   return AcquireReactor::Start(queue_, *request, response);
 }
 
-grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext*,
+grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext* context,
                                           const internal::v1::HeartbeatRequest* request,
                                           internal::v1::HeartbeatResponse* response) {
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
+  // Whose lease it is costs a read, which is spared where anyone may act as any worker.
+  if (caller->role != Role::kAnyone) {
+    const auto task = AdmitLease(*caller, request->lease());
+    if (!task.ok()) return ToGrpcStatus(task.status());
+  }
   absl::StatusOr<internal::v1::HeartbeatResponse> result = queue_.Heartbeat(*request);
   if (!result.ok()) return ToGrpcStatus(result.status());
   *response = *std::move(result);
   return grpc::Status::OK;
 }
 
-grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext*,
+grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext* context,
                                              const internal::v1::CompleteTaskRequest* request,
                                              google::protobuf::Empty*) {
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
+  // A lease that is not current any more is the queue's to judge: a repeated completion is fine.
+  if (caller->role != Role::kAnyone) {
+    const auto task = AdmitLease(*caller, request->lease());
+    if (absl::IsPermissionDenied(task.status())) return ToGrpcStatus(task.status());
+  }
   return ToGrpcStatus(queue_.CompleteTask(*request));
 }
 
 grpc::Status WorkerServiceImpl::UploadArtifact(
-    grpc::ServerContext*, grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
+    grpc::ServerContext* context, grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
     google::protobuf::Empty*) {
-  return ToGrpcStatus(Receive(*reader));
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
+  return ToGrpcStatus(Receive(*caller, *reader));
 }
 
 absl::Status WorkerServiceImpl::Receive(
-    grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader) {
+    const Principal& caller, grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader) {
   internal::v1::UploadArtifactRequest message;
   if (!reader.Read(&message)) {
     return BadRequestError({{"lease", "the first message must carry lease and ref"}});
   }
-  RETURN_IF_ERROR(queue_.FindLeasedTask(message.lease()).status());
+  RETURN_IF_ERROR(AdmitLease(caller, message.lease()).status());
   const internal::v1::ArtifactRef ref = message.ref();
   std::vector<FieldViolation> violations;
   if (!IsArtifactPath(ref.path())) {
@@ -152,15 +186,17 @@ absl::Status WorkerServiceImpl::Receive(
 }
 
 grpc::Status WorkerServiceImpl::FetchArtifact(
-    grpc::ServerContext*, const internal::v1::FetchArtifactRequest* request,
+    grpc::ServerContext* context, const internal::v1::FetchArtifactRequest* request,
     grpc::ServerWriter<internal::v1::FetchArtifactResponse>* writer) {
-  return ToGrpcStatus(Send(*request, *writer));
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
+  return ToGrpcStatus(Send(*caller, *request, *writer));
 }
 
 absl::Status WorkerServiceImpl::Send(
-    const internal::v1::FetchArtifactRequest& request,
+    const Principal& caller, const internal::v1::FetchArtifactRequest& request,
     grpc::ServerWriter<internal::v1::FetchArtifactResponse>& writer) {
-  ASSIGN_OR_RETURN(const internal::v1::TaskRecord task, queue_.FindLeasedTask(request.lease()));
+  ASSIGN_OR_RETURN(const internal::v1::TaskRecord task, AdmitLease(caller, request.lease()));
   const auto& inputs = task.spec().inputs();
   if (std::none_of(inputs.begin(), inputs.end(), [&](const internal::v1::ArtifactRef& input) {
         return input.sha256() == request.sha256();

@@ -4,6 +4,7 @@
 
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "server/artifacts/artifact_store.h"
+#include "server/auth/access_control.h"
 #include "server/queue/job_queue.h"
 
 namespace qpruner::server {
@@ -15,8 +16,8 @@ using WorkerServiceBase = internal::v1::WorkerService::WithCallbackMethod_Acquir
 // Thread-safe. The arguments must outlive it and the gRPC server it is registered with.
 class WorkerServiceImpl final : public WorkerServiceBase {
  public:
-  WorkerServiceImpl(JobQueue& queue, ArtifactStore& artifacts)
-      : queue_(queue), artifacts_(artifacts) {}
+  WorkerServiceImpl(JobQueue& queue, ArtifactStore& artifacts, AccessControl& access)
+      : queue_(queue), artifacts_(artifacts), access_(access) {}
 
   grpc::Status RegisterWorker(grpc::ServerContext* context,
                               const internal::v1::RegisterWorkerRequest* request,
@@ -38,12 +39,17 @@ class WorkerServiceImpl final : public WorkerServiceBase {
       grpc::ServerWriter<internal::v1::FetchArtifactResponse>* writer) override;
 
  private:
-  absl::Status Receive(grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader);
-  absl::Status Send(const internal::v1::FetchArtifactRequest& request,
+  // The task of a current lease, if the caller may act as the worker that holds it. ABORTED: stale.
+  absl::StatusOr<internal::v1::TaskRecord> AdmitLease(const Principal& caller,
+                                                      const internal::v1::Lease& lease);
+  absl::Status Receive(const Principal& caller,
+                       grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader);
+  absl::Status Send(const Principal& caller, const internal::v1::FetchArtifactRequest& request,
                     grpc::ServerWriter<internal::v1::FetchArtifactResponse>& writer);
 
   JobQueue& queue_;
   ArtifactStore& artifacts_;
+  AccessControl& access_;
 };
 
 }  // namespace qpruner::server

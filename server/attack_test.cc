@@ -1,0 +1,534 @@
+// What strangers, and bearers of the wrong token, can do to a server: nothing. The threats are
+// listed in docs/security.md, each with its test here.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <map>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_replace.h"
+#include "absl/synchronization/notification.h"
+#include "base/durable_file.h"
+#include "gmock/gmock.h"
+#include "google/protobuf/dynamic_message.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "gtest/gtest.h"
+#include "proto/channel_security.h"
+#include "proto/grpc_status.h"
+#include "proto/status_codec.h"
+#include "qpruner/internal/v1/worker_service.grpc.pb.h"
+#include "qpruner/v1/job_service.grpc.pb.h"
+#include "server/auth/token_table.h"
+#include "server/server.h"
+#include "server/testing/scripted_job.h"
+#include "server/testing/test_certificates.h"
+
+namespace qpruner::server {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::MethodDescriptor;
+using google::protobuf::ServiceDescriptor;
+using ::testing::HasSubstr;
+
+const ServiceDescriptor* JobServiceMethods() {
+  return v1::CreateJobRequest::descriptor()->file()->FindServiceByName("JobService");
+}
+const ServiceDescriptor* WorkerServiceMethods() {
+  return internal::v1::AcquireTaskRequest::descriptor()->file()->FindServiceByName("WorkerService");
+}
+
+using Headers = std::multimap<std::string, std::string>;
+Headers Bearer(const std::string& token) { return {{"authorization", "Bearer " + token}}; }
+
+// Any method with any message, so that a method that is added tomorrow is attacked, too.
+absl::Status CallAny(const std::shared_ptr<grpc::Channel>& channel, const MethodDescriptor& method,
+                     const Message& request, const Headers& headers) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+  for (const auto& [name, value] : headers) context.AddMetadata(name, value);
+  const std::string bytes = request.SerializeAsString();
+  grpc::Slice slice(bytes);
+  grpc::ByteBuffer out(&slice, 1), in;
+  grpc::GenericStub stub(channel);
+  absl::Notification done;
+  grpc::Status status;
+  stub.UnaryCall(&context, "/" + method.service()->full_name() + "/" + method.name(), {}, &out, &in,
+                 [&](grpc::Status end) {
+                   status = std::move(end);
+                   done.Notify();
+                 });
+  done.WaitForNotification();
+  return FromGrpcStatus(status);
+}
+
+std::unique_ptr<Message> NewRequest(const MethodDescriptor& method) {
+  return std::unique_ptr<Message>(google::protobuf::MessageFactory::generated_factory()
+                                      ->GetPrototype(method.input_type())
+                                      ->New());
+}
+
+// The request of a method about one job; null for the others.
+std::unique_ptr<Message> RequestAbout(const MethodDescriptor& method, const std::string& job) {
+  if (method.name() == "CreateJob" || method.name() == "ListJobs") return nullptr;
+  for (const char* field : {"name", "parent"}) {
+    const FieldDescriptor* found = method.input_type()->FindFieldByName(field);
+    if (found == nullptr) continue;
+    auto request = NewRequest(method);
+    request->GetReflection()->SetString(
+        request.get(), found,
+        method.name() == "DownloadArtifact" ? job + "/artifacts/model/config.json" : job);
+    return request;
+  }
+  return nullptr;
+}
+
+class AttackTest : public testing::Test {
+ protected:
+  void Start(ServerOptions options = {}) {
+    options.listen = "127.0.0.1:0";
+    options.data_dir = folder_.path() + "/data";
+    options.metrics_listen = "off";
+    options.version = "1.2.3";
+    absl::StatusOr<std::unique_ptr<Server>> server =
+        Server::Start(std::move(options), RealClock(), SystemIdGenerator());
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    channel_ = OpenSecureChannel(server_->address(), {}, {}).value();
+    jobs_ = v1::JobService::NewStub(channel_);
+    workers_ = internal::v1::WorkerService::NewStub(channel_);
+  }
+  void StartWithTokens() {
+    const auto add = [&](NewTokenOptions token) {
+      token.file = TokenPath();
+      return AddNewToken(token, SystemIdGenerator()).value();
+    };
+    owner_ = add({.id = "owner", .role = "client", .projects = {"default"}});
+    stranger_ = add({.id = "stranger", .role = "client", .projects = {"other"}});
+    expired_ =
+        add({.id = "expired", .role = "client", .projects = {"default"}, .expires = "2020-01-01"});
+    admin_ = add({.id = "admin", .role = "admin"});
+    worker_ = add({.id = "w1-token", .role = "worker", .workers = {"w1"}});
+    other_worker_ = add({.id = "w2-token", .role = "worker", .workers = {"w2"}});
+    ServerOptions options;
+    options.token_file = TokenPath();
+    Start(std::move(options));
+  }
+  std::string TokenPath() const { return folder_.path() + "/tokens.json"; }
+
+  template <typename Stub, typename Request, typename Response>
+  absl::Status Call(Stub& stub,
+                    grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                    const Request& request, Response* response, const std::string& token = "") {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    if (!token.empty()) context.AddMetadata("authorization", "Bearer " + token);
+    return FromGrpcStatus((stub.*method)(&context, request, response));
+  }
+  std::string Create(const std::string& token = "") {
+    v1::CompressionJob job;
+    const absl::Status status =
+        Call(*jobs_, &v1::JobService::Stub::CreateJob, ScriptedRequest(), &job, token);
+    EXPECT_TRUE(status.ok()) << status;
+    return job.name();
+  }
+  internal::v1::AcquireTaskResponse Lease() {
+    internal::v1::RegisterWorkerRequest registration;
+    registration.set_worker("w1");
+    registration.set_incarnation("a");
+    internal::v1::RegisterWorkerResponse registered;
+    EXPECT_TRUE(Call(*workers_, &internal::v1::WorkerService::Stub::RegisterWorker, registration,
+                     &registered, worker_)
+                    .ok());
+    internal::v1::AcquireTaskRequest request;
+    request.set_worker("w1");
+    request.set_incarnation("a");
+    request.mutable_wait_time()->set_seconds(20);
+    internal::v1::AcquireTaskResponse held;
+    EXPECT_TRUE(
+        Call(*workers_, &internal::v1::WorkerService::Stub::AcquireTask, request, &held, worker_)
+            .ok());
+    EXPECT_TRUE(held.has_lease());
+    return held;
+  }
+  bool Answers() {
+    v1::ListCapabilitiesResponse response;
+    return Call(*jobs_, &v1::JobService::Stub::ListCapabilities, v1::ListCapabilitiesRequest(),
+                &response, owner_)
+        .ok();
+  }
+
+  TempFolder folder_;
+  std::unique_ptr<Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::JobService::Stub> jobs_;
+  std::unique_ptr<internal::v1::WorkerService::Stub> workers_;
+  std::string owner_, stranger_, expired_, admin_, worker_, other_worker_;
+};
+
+TEST_F(AttackTest, NoMethodAnswersWithoutAGoodToken) {
+  StartWithTokens();
+  const std::map<std::string, Headers> attacks = {
+      {"no token", {}},
+      {"a wrong token", Bearer("qpruner_" + std::string(64, '0'))},
+      {"an empty token", Bearer("")},
+      {"an expired token", Bearer(expired_)},
+      {"a token cut short", Bearer(owner_.substr(0, owner_.size() - 1))},
+      {"another scheme", {{"authorization", "Basic " + owner_}}},
+      {"two tokens", {{"authorization", "Bearer " + owner_}, {"authorization", "Bearer x"}}},
+      {"a hash for a token", Bearer(Sha256Hex(owner_))},
+      {"a token of 5 KB", Bearer(std::string(5000, 'a'))},
+  };
+  for (const ServiceDescriptor* service : {JobServiceMethods(), WorkerServiceMethods()}) {
+    ASSERT_NE(service, nullptr);
+    ASSERT_GE(service->method_count(), 6);
+    for (int i = 0; i < service->method_count(); ++i) {
+      const MethodDescriptor& method = *service->method(i);
+      for (const auto& [what, headers] : attacks) {
+        const absl::Status status = CallAny(channel_, method, *NewRequest(method), headers);
+        EXPECT_TRUE(absl::IsUnauthenticated(status))
+            << method.full_name() << " with " << what << ": " << status;
+      }
+    }
+  }
+  EXPECT_TRUE(Answers());
+}
+
+TEST_F(AttackTest, RolesDoNotMix) {
+  StartWithTokens();
+  for (int i = 0; i < JobServiceMethods()->method_count(); ++i) {
+    const MethodDescriptor& method = *JobServiceMethods()->method(i);
+    EXPECT_TRUE(
+        absl::IsPermissionDenied(CallAny(channel_, method, *NewRequest(method), Bearer(worker_))))
+        << method.full_name();
+  }
+  for (int i = 0; i < WorkerServiceMethods()->method_count(); ++i) {
+    const MethodDescriptor& method = *WorkerServiceMethods()->method(i);
+    for (const std::string& token : {owner_, admin_}) {
+      EXPECT_TRUE(
+          absl::IsPermissionDenied(CallAny(channel_, method, *NewRequest(method), Bearer(token))))
+          << method.full_name();
+    }
+  }
+}
+
+TEST_F(AttackTest, AnotherProjectsJobDoesNotExist) {
+  StartWithTokens();
+  const std::string job = Create(owner_);
+  const std::string absent = absl::StrReplaceAll(job, {{"/jobs/", "/jobs/x"}});
+  int attacked = 0;
+  for (int i = 0; i < JobServiceMethods()->method_count(); ++i) {
+    const MethodDescriptor& method = *JobServiceMethods()->method(i);
+    const std::unique_ptr<Message> request = RequestAbout(method, job);
+    if (request == nullptr) continue;
+    ++attacked;
+    const absl::Status foreign = CallAny(channel_, method, *request, Bearer(stranger_));
+    EXPECT_TRUE(absl::IsNotFound(foreign)) << method.full_name() << ": " << foreign;
+    // Not to be told from a job that is not there.
+    const absl::Status missing =
+        CallAny(channel_, method, *RequestAbout(method, absent), Bearer(owner_));
+    EXPECT_EQ(std::string(foreign.message()),
+              absl::StrReplaceAll(std::string(missing.message()), {{absent, job}}))
+        << method.full_name();
+  }
+  EXPECT_EQ(attacked, 8) << "get, watch, cancel, delete, trials, front, artifacts, download";
+  v1::ListJobsRequest list;
+  v1::ListJobsResponse listed;
+  list.set_parent("projects/default");
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Call(*jobs_, &v1::JobService::Stub::ListJobs, list, &listed, stranger_)));
+  list.set_parent("projects/other");
+  ASSERT_TRUE(Call(*jobs_, &v1::JobService::Stub::ListJobs, list, &listed, stranger_).ok());
+  EXPECT_EQ(listed.jobs_size(), 0);
+  v1::CompressionJob created;
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Call(*jobs_, &v1::JobService::Stub::CreateJob, ScriptedRequest(), &created, stranger_)));
+  v1::GetJobRequest get;
+  get.set_name(job);
+  ASSERT_TRUE(Call(*jobs_, &v1::JobService::Stub::GetJob, get, &created, admin_).ok());
+  EXPECT_EQ(created.state(), v1::CompressionJob::PENDING) << "nobody touched it";
+}
+
+TEST_F(AttackTest, AWorkerActsOnlyUnderItsOwnNameAndLease) {
+  StartWithTokens();
+  Create(owner_);
+  const internal::v1::AcquireTaskResponse held = Lease();
+  using Stub = internal::v1::WorkerService::Stub;
+  internal::v1::RegisterWorkerRequest registration;
+  registration.set_worker("w1");
+  registration.set_incarnation("evil");
+  internal::v1::RegisterWorkerResponse registered;
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Call(*workers_, &Stub::RegisterWorker, registration, &registered, other_worker_)));
+  internal::v1::AcquireTaskRequest acquire;
+  acquire.set_worker("w1");
+  acquire.set_incarnation("a");
+  internal::v1::AcquireTaskResponse acquired;
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Call(*workers_, &Stub::AcquireTask, acquire, &acquired, other_worker_)));
+
+  // The lease itself has leaked.
+  internal::v1::HeartbeatRequest heartbeat;
+  *heartbeat.mutable_lease() = held.lease();
+  internal::v1::HeartbeatResponse beat;
+  EXPECT_TRUE(
+      absl::IsPermissionDenied(Call(*workers_, &Stub::Heartbeat, heartbeat, &beat, other_worker_)));
+  internal::v1::CompleteTaskRequest complete;
+  *complete.mutable_lease() = held.lease();
+  complete.mutable_error()->set_code(3);
+  google::protobuf::Empty empty;
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Call(*workers_, &Stub::CompleteTask, complete, &empty, other_worker_)));
+  for (const char* name : {"UploadArtifact", "FetchArtifact"}) {
+    const MethodDescriptor& method = *WorkerServiceMethods()->FindMethodByName(name);
+    const std::unique_ptr<Message> request = NewRequest(method);
+    request->GetReflection()
+        ->MutableMessage(request.get(), method.input_type()->FindFieldByName("lease"))
+        ->CopyFrom(held.lease());
+    EXPECT_TRUE(
+        absl::IsPermissionDenied(CallAny(channel_, method, *request, Bearer(other_worker_))))
+        << name;
+  }
+  EXPECT_TRUE(Call(*workers_, &Stub::Heartbeat, heartbeat, &beat, worker_).ok());
+}
+
+TEST_F(AttackTest, ALeaseThatHasEndedIsWorthNothing) {
+  Start();
+  Create();
+  const internal::v1::AcquireTaskResponse held = Lease();
+  using Stub = internal::v1::WorkerService::Stub;
+  internal::v1::CompleteTaskRequest complete;
+  *complete.mutable_lease() = held.lease();
+  complete.mutable_error()->set_code(13);
+  google::protobuf::Empty empty;
+  ASSERT_TRUE(Call(*workers_, &Stub::CompleteTask, complete, &empty).ok());
+  internal::v1::HeartbeatRequest heartbeat;
+  *heartbeat.mutable_lease() = held.lease();
+  internal::v1::HeartbeatResponse beat;
+  EXPECT_TRUE(absl::IsAborted(Call(*workers_, &Stub::Heartbeat, heartbeat, &beat)));
+  const MethodDescriptor& upload = *WorkerServiceMethods()->FindMethodByName("UploadArtifact");
+  internal::v1::UploadArtifactRequest request;
+  *request.mutable_lease() = held.lease();
+  *request.mutable_ref() = ArtifactOf("model/x", "x");
+  request.set_data("x");
+  EXPECT_TRUE(absl::IsAborted(CallAny(channel_, upload, request, {})));
+}
+
+TEST_F(AttackTest, UploadsStayInTheirJob) {
+  Start();
+  Create();
+  const internal::v1::AcquireTaskResponse held = Lease();
+  const MethodDescriptor& upload = *WorkerServiceMethods()->FindMethodByName("UploadArtifact");
+  for (const char* path : {"../evil", "/etc/evil", "a/../../evil", "a//b", ".", "a\\b", "a b"}) {
+    internal::v1::UploadArtifactRequest request;
+    *request.mutable_lease() = held.lease();
+    *request.mutable_ref() = ArtifactOf(path, "x");
+    request.set_data("x");
+    EXPECT_TRUE(absl::IsInvalidArgument(CallAny(channel_, upload, request, {}))) << path;
+  }
+  // Content that is not what its hash says is not kept.
+  internal::v1::UploadArtifactRequest request;
+  *request.mutable_lease() = held.lease();
+  *request.mutable_ref() = ArtifactOf("model/x", "good");
+  request.set_data("evil");
+  EXPECT_FALSE(CallAny(channel_, upload, request, {}).ok());
+}
+
+TEST_F(AttackTest, MetacharactersAreOnlyText) {
+  Start();
+  const std::string evil = "'; DROP TABLE jobs; -- $(reboot) `id` %s \" \\ {{x}} <script>";
+  v1::CreateJobRequest request = ScriptedRequest();
+  request.mutable_job()->set_display_name(evil);
+  (*request.mutable_job()->mutable_labels())["team"] = "';--$(id)";
+  request.set_request_id(evil.substr(0, 40));
+  v1::CompressionJob job;
+  ASSERT_TRUE(Call(*jobs_, &v1::JobService::Stub::CreateJob, request, &job).ok());
+  v1::GetJobRequest get;
+  get.set_name(job.name());
+  v1::CompressionJob found;
+  ASSERT_TRUE(Call(*jobs_, &v1::JobService::Stub::GetJob, get, &found).ok());
+  EXPECT_EQ(found.display_name(), evil);
+  EXPECT_EQ(found.labels().at("team"), "';--$(id)");
+
+  v1::ListJobsRequest list;
+  (*list.mutable_labels())["team' OR '1'='1"] = "x' OR 'x'='x";
+  v1::ListJobsResponse listed;
+  const absl::Status status = Call(*jobs_, &v1::JobService::Stub::ListJobs, list, &listed);
+  EXPECT_EQ(listed.jobs_size(), 0) << status;
+  list.Clear();
+  list.set_page_token(evil);
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(Call(*jobs_, &v1::JobService::Stub::ListJobs, list, &listed)));
+  for (const std::string& name :
+       {"projects/default/jobs/a'; DROP TABLE jobs; --", "projects/../jobs/a",
+        "projects/default/jobs/$(id)", "projects/default/jobs/a\n{\"audit\":\"DeleteJob\"}"}) {
+    get.set_name(name);
+    EXPECT_TRUE(absl::IsInvalidArgument(Call(*jobs_, &v1::JobService::Stub::GetJob, get, &found)))
+        << name;
+  }
+  for (const char* uri : {"file:///models/../../etc/passwd", "file://evil.org/x", "/etc/passwd",
+                          "builtin://../../etc", "file:///a\n/b", "http://evil.org/model"}) {
+    request = ScriptedRequest();
+    request.mutable_job()->mutable_spec()->mutable_model()->set_uri(uri);
+    EXPECT_TRUE(
+        absl::IsInvalidArgument(Call(*jobs_, &v1::JobService::Stub::CreateJob, request, &job)))
+        << uri;
+  }
+}
+
+TEST_F(AttackTest, OversizedMessagesAndHeadersAreRefused) {
+  Start();
+  v1::CreateJobRequest request = ScriptedRequest();
+  request.mutable_job()->set_display_name(std::string(100 << 20, 'x'));
+  v1::CompressionJob job;
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(Call(*jobs_, &v1::JobService::Stub::CreateJob, request, &job)));
+  const MethodDescriptor& method = *JobServiceMethods()->FindMethodByName("ListCapabilities");
+  Headers flood;
+  for (int i = 0; i < 1000; ++i) flood.emplace("x-flood", std::string(100, 'x'));
+  EXPECT_FALSE(CallAny(channel_, method, *NewRequest(method), flood).ok());
+  EXPECT_TRUE(Answers());
+}
+
+TEST_F(AttackTest, SilentConnectionsDoNotStopTheServer) {
+  Start();
+  const std::string address = server_->address();
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::vector<int> sockets;
+  for (int i = 0; i < 300; ++i) {
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ASSERT_GE(fd, 0);
+    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+    // Some begin a handshake that never goes on, or speak another language.
+    if (i % 3 == 1) EXPECT_EQ(write(fd, "PRI * HTTP/2", 12), 12);
+    if (i % 3 == 2) EXPECT_EQ(write(fd, "\x16\x03\x01\x02garbage", 11), 11);
+    sockets.push_back(fd);
+  }
+  EXPECT_TRUE(Answers());
+  EXPECT_FALSE(Create().empty());
+  for (const int fd : sockets) close(fd);
+}
+
+class TlsTest : public AttackTest {
+ protected:
+  std::string Write(const std::string& name, const std::string& content) {
+    const std::string path = folder_.path() + "/" + name;
+    EXPECT_TRUE(WriteFileDurably(path, content, 0600).ok());
+    return path;
+  }
+  ServerOptions TlsOptions(const PemPair& certificate) {
+    ServerOptions options;
+    options.tls.certificate = Write("server.pem", certificate.certificate);
+    options.tls.key = Write("server.key", certificate.key);
+    return options;
+  }
+  // A call over a connection of its own.
+  absl::Status Try(const ChannelSecurity& security) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    const auto channel = OpenSecureChannel(server_->address(), security, arguments);
+    if (!channel.ok()) return channel.status();
+    const auto stub = v1::JobService::NewStub(*channel);
+    v1::ListCapabilitiesResponse response;
+    return Call(*stub, &v1::JobService::Stub::ListCapabilities, v1::ListCapabilitiesRequest(),
+                &response);
+  }
+
+  const PemPair authority_ = MakeTestAuthority("test authority");
+  const PemPair foreign_ = MakeTestAuthority("foreign authority");
+};
+
+TEST_F(TlsTest, OnlyItsAuthorityOpensTheDoor) {
+  Start(TlsOptions(MakeTestCertificate("server", authority_)));
+  const std::string ca = Write("ca.pem", authority_.certificate);
+  EXPECT_TRUE(Try({.ca = ca}).ok());
+  EXPECT_TRUE(absl::IsUnavailable(Try({}))) << "plain text";
+  EXPECT_TRUE(absl::IsUnavailable(Try({.ca = Write("foreign.pem", foreign_.certificate)})));
+}
+
+TEST_F(TlsTest, MutualTlsAsksForACertificateOfTheClientAuthority) {
+  ServerOptions options = TlsOptions(MakeTestCertificate("server", authority_));
+  options.tls.client_ca = Write("client-ca.pem", authority_.certificate);
+  Start(std::move(options));
+  const std::string ca = Write("ca.pem", authority_.certificate);
+  const PemPair good = MakeTestCertificate("client", authority_);
+  const PemPair bad = MakeTestCertificate("client", foreign_);
+  EXPECT_TRUE(Try({.ca = ca,
+                   .certificate = Write("good.pem", good.certificate),
+                   .key = Write("good.key", good.key)})
+                  .ok());
+  EXPECT_FALSE(Try({.ca = ca}).ok());
+  EXPECT_FALSE(Try({.ca = ca,
+                    .certificate = Write("bad.pem", bad.certificate),
+                    .key = Write("bad.key", bad.key)})
+                   .ok());
+}
+
+TEST_F(TlsTest, ARenewedCertificateIsTakenUp) {
+  Start(TlsOptions(MakeTestCertificate("server", authority_)));
+  const ChannelSecurity renewed{.ca = Write("renewed-ca.pem", foreign_.certificate)};
+  ASSERT_FALSE(Try(renewed).ok());
+  const PemPair next = MakeTestCertificate("server", foreign_);
+  Write("server.key", next.key);
+  Write("server.pem", next.certificate);
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (!Try(renewed).ok()) ASSERT_LT(absl::Now(), deadline) << "it was not read again";
+}
+
+TEST_F(TlsTest, BadFilesAreNamedAtTheStart) {
+  const auto refusal = [&](const ServerOptions& options) {
+    ServerOptions full = options;
+    full.listen = "127.0.0.1:0";
+    full.data_dir = folder_.path() + "/data";
+    full.metrics_listen = "off";
+    return std::string(
+        Server::Start(std::move(full), RealClock(), SystemIdGenerator()).status().message());
+  };
+  ServerOptions options = TlsOptions(MakeTestCertificate("server", authority_));
+  options.tls.key = Write("other.key", MakeTestCertificate("x", authority_).key);
+  EXPECT_THAT(refusal(options), HasSubstr("--tls-key"));
+  options.tls.key = "";
+  EXPECT_THAT(refusal(options), HasSubstr("--tls-cert and --tls-key go together"));
+  options = TlsOptions(MakeTestCertificate("server", authority_));
+  options.tls.client_ca = Write("empty.pem", "");
+  EXPECT_THAT(refusal(options), HasSubstr("--tls-client-ca"));
+  options = {};
+  options.token_file = folder_.path() + "/absent.json";
+  EXPECT_THAT(refusal(options), HasSubstr("absent.json"));
+  options.token_file = Write("tokens.json", "{}");
+  ASSERT_EQ(chmod(options.token_file.c_str(), 0666), 0);
+  EXPECT_THAT(refusal(options), HasSubstr("others than its owner may write it"));
+}
+
+TEST_F(AttackTest, ATokenTakenOutOfTheFileIsRefusedWithinSeconds) {
+  StartWithTokens();
+  ASSERT_TRUE(Answers());
+  ASSERT_TRUE(WriteFileDurably(TokenPath(), "{}", 0600).ok());
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (Answers()) ASSERT_LT(absl::Now(), deadline) << "the file was not read again";
+  // A broken file changes nothing.
+  ASSERT_TRUE(WriteFileDurably(TokenPath(), "{", 0600).ok());
+  EXPECT_FALSE(Answers());
+}
+
+TEST_F(AttackTest, AClientDoesNotSendItsTokenInTheClear) {
+  const std::string token = folder_.path() + "/token";
+  ASSERT_TRUE(WriteFileDurably(token, "qpruner_x\n", 0600).ok());
+  const ChannelSecurity security{.token_file = token};
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(OpenSecureChannel("server.example.org:7421", security, {}).status()));
+  EXPECT_TRUE(OpenSecureChannel("127.0.0.1:7421", security, {}).ok());
+  EXPECT_TRUE(OpenSecureChannel("unix:/tmp/x", security, {}).ok());
+  EXPECT_TRUE(OpenSecureChannel("server:7421", {.token_file = token, .insecure = true}, {}).ok());
+}
+
+}  // namespace
+}  // namespace qpruner::server
