@@ -17,6 +17,7 @@ namespace {
 
 // kMaxMessageBytes fits four bytes of seven bits.
 constexpr int kMaxLengthBytes = 4;
+constexpr size_t kReadBytes = 256 << 10;
 
 // Reads exactly `size` bytes. The bytes read before the end or an error are told by `got`.
 absl::Status ReadExactly(int fd, char* data, size_t size, size_t& got) {
@@ -100,12 +101,18 @@ absl::Status MessageStream::Read(google::protobuf::MessageLite& message, absl::D
     return absl::DataLossError(
         absl::StrCat("Message too large: ", size, " bytes, at most ", kMaxMessageBytes));
   }
-  std::string bytes(size, '\0');
-  size_t got;
-  if (absl::Status status = ReadExactly(fd_, bytes.data(), size, got); !status.ok()) {
-    if (!absl::IsOutOfRange(status)) return status;
-    return absl::DataLossError(
-        absl::StrCat("The stream ended inside a message: ", got, " of ", size, " bytes came"));
+  // Memory grows with what really comes: a length alone must not cost any.
+  std::string bytes;
+  while (bytes.size() < size) {
+    const size_t before = bytes.size();
+    bytes.resize(std::min<uint64_t>(size, before + kReadBytes));
+    size_t got;
+    if (absl::Status status = ReadExactly(fd_, &bytes[before], bytes.size() - before, got);
+        !status.ok()) {
+      if (!absl::IsOutOfRange(status)) return status;
+      return absl::DataLossError(absl::StrCat("The stream ended inside a message: ", before + got,
+                                              " of ", size, " bytes came"));
+    }
   }
   if (!message.ParseFromString(bytes)) {
     return absl::DataLossError(absl::StrCat("Not a ", message.GetTypeName(), " message: ", size,
