@@ -207,7 +207,7 @@ TEST_F(CheckpointTest, SaysWhichFileIsMissing) {
   EXPECT_THAT(Refusal(absl::StatusCode::kNotFound), HasSubstr("no config.json"));
   Write("plain", "");
   EXPECT_THAT(std::string(Checkpoint::Open(folder_ / "plain").status().message()),
-              HasSubstr("Not a folder"));
+              HasSubstr("give a .gguf file, or the folder"));
   EXPECT_EQ(Checkpoint::Open(folder_ / "absent").status().code(), absl::StatusCode::kNotFound);
 }
 

@@ -1,6 +1,7 @@
 #include "worker/engine/model/checkpoint_source.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <cstring>
 #include <string>
@@ -10,6 +11,9 @@
 
 namespace qpruner::engine {
 namespace {
+
+// Fewer rows are not worth another thread.
+constexpr int64_t kRowsPerThread = 64;
 
 class CheckpointSource : public WeightSource {
  public:
@@ -46,7 +50,15 @@ class CheckpointSource : public WeightSource {
 
  private:
   at::Tensor Load(const std::string& name) const {
-    return TensorFromView(checkpoint_->tensor(name), checkpoint_).to(device_, dtype_);
+    const CheckpointTensor& tensor = checkpoint_->tensor(name);
+    if (tensor.in_place) return TensorFromView(tensor.view(), checkpoint_).to(device_, dtype_);
+    at::Tensor read = at::empty(tensor.shape, ScalarTypeOf(tensor.dtype));
+    const int64_t row_bytes = static_cast<int64_t>(read.nbytes()) / tensor.shape[0];
+    auto* const out = static_cast<char*>(read.mutable_data_ptr());
+    at::parallel_for(0, tensor.shape[0], kRowsPerThread, [&](int64_t begin, int64_t end) {
+      checkpoint_->ReadRows(name, begin, end - begin, out + begin * row_bytes);
+    });
+    return read.to(device_, dtype_);
   }
 
   const std::shared_ptr<const Checkpoint> checkpoint_;
