@@ -7,7 +7,8 @@ types.gguf, written by gguf.GGUFWriter, holds a value of every metadata type and
 NAME, a tensor "NAME" of random blocks (random bytes, finite scales). types.safetensors holds
   NAME.values   float32: gguf.dequantize of that tensor
   weights       float32 [rows, 512]: awkward inputs (zeros, ties, constants, outliers, subnormals)
-  NAME.encoded  uint8: gguf.quantize(weights), for the types that the package can quantize
+  NAME.encoded  uint8: gguf.quantize(weights), for the types that the package can quantize (no block is
+                all -0.0: there the package gives Q4_0 and Q5_0 a scale of 0.0, llama.cpp one of -0.0)
 """
 
 import os
@@ -49,7 +50,7 @@ def awkward_weights(rng: np.random.Generator) -> np.ndarray:
     outlier[::37] *= 1000
     grid = rng.integers(-8, 8, 512).astype(np.float32) / 8  # Ties in every 4-bit rounding.
     halves = (np.arange(512) % 31 - 15).astype(np.float32) / 2
-    constant = np.repeat(np.float32([0.25, -0.25, 0.0, -0.0]), 128)
+    constant = np.repeat(np.float32([0.25, -0.25, 0.0, 1e-30]), 128)
     tiny = rng.standard_normal(512).astype(np.float32) * 1e-8  # The scale is a subnormal float16.
     ramp = np.linspace(-1, 1, 512, dtype=np.float32)
     positive = np.abs(normal[1]) + np.float32(0.5)

@@ -139,7 +139,7 @@ TEST_F(ExportTest, HfModelIsReadBackAsWritten) {
   for (const auto dtype : {at::kBFloat16, at::kFloat}) {
     const std::string folder = folder_ + "/" + c10::toString(dtype);
     const auto written =
-        WriteHfModel(folder, *quantized_, {.dtype = dtype, .tokenizer_folder = kModel});
+        WriteHfModel(folder, *quantized_, {.dtype = dtype, .tokenizer_from = kModel});
     ASSERT_TRUE(written.ok()) << written.status();
     EXPECT_THAT(*written, ElementsAre("config.json", "model.safetensors", "tokenizer.json",
                                       "tokenizer_config.json"));
@@ -374,7 +374,7 @@ TEST_F(ExportTest, ModelCardSaysWhatWasDone) {
 TEST_F(ExportTest, TheMergedModelIsThePackedBaseWithTheAdapter) {
   const PeftAdapter adapter = RandomAdapter(base_->config());
   MemoryWeightSource merged = Merge(*quantized_, adapter);
-  ASSERT_TRUE(WriteHfModel(folder_ + "/model", merged, {.tokenizer_folder = kModel}).ok());
+  ASSERT_TRUE(WriteHfModel(folder_ + "/model", merged, {.tokenizer_from = kModel}).ok());
   ASSERT_TRUE(WritePackedModel(folder_ + "/quantized", *quantized_).ok());
   ASSERT_TRUE(WritePeftAdapter(folder_ + "/adapter", adapter).ok());
 

@@ -3,8 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <array>
-#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,20 +10,10 @@
 #include "base/status_macros.h"
 #include "worker/engine/export/checkpoint_tensors.h"
 #include "worker/engine/formats/safetensors_writer.h"
+#include "worker/engine/formats/tokenizer_files.h"
 #include "worker/engine/model/checkpoint_source.h"
 
 namespace qpruner::engine {
-namespace {
-
-// What a tokenizer may consist of, and how to generate with it. Nothing else is copied: a model
-// folder can hold anything.
-constexpr std::array<const char*, 9> kTokenizerFiles = {
-    "added_tokens.json", "chat_template.jinja",     "generation_config.json",
-    "merges.txt",        "special_tokens_map.json", "tokenizer.json",
-    "tokenizer.model",   "tokenizer_config.json",   "vocab.json"};
-constexpr int64_t kMaxTokenizerFileBytes = int64_t{256} << 20;
-
-}  // namespace
 
 absl::StatusOr<std::vector<std::string>> WriteHfModel(const std::string& folder,
                                                       WeightSource& source,
@@ -59,14 +47,12 @@ absl::StatusOr<std::vector<std::string>> WriteHfModel(const std::string& folder,
                        absl::StrCat(ModelConfigToJson(config, dtype_name).dump(2), "\n")));
   written.push_back("config.json");
 
-  for (const char* name : kTokenizerFiles) {
-    if (options.tokenizer_folder.empty()) break;
-    const auto content =
-        ReadFile(absl::StrCat(options.tokenizer_folder, "/", name), kMaxTokenizerFileBytes);
-    if (absl::IsNotFound(content.status())) continue;
-    RETURN_IF_ERROR(content.status());
-    RETURN_IF_ERROR(WriteFileDurably(absl::StrCat(folder, "/", name), *content));
-    written.push_back(name);
+  if (!options.tokenizer_from.empty()) {
+    ASSIGN_OR_RETURN(const TokenizerFiles files, ReadTokenizerFiles(options.tokenizer_from));
+    for (const auto& [name, content] : files) {
+      RETURN_IF_ERROR(WriteFileDurably(absl::StrCat(folder, "/", name), content));
+      written.push_back(name);
+    }
   }
   std::sort(written.begin(), written.end());
   return written;

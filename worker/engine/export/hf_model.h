@@ -15,8 +15,8 @@ namespace qpruner::engine {
 struct HfModelOptions {
   // at::kBFloat16 or at::kFloat: what the weights are rounded to, once.
   at::ScalarType dtype = at::kBFloat16;
-  // Folder whose tokenizer files are copied; empty: none.
-  std::string tokenizer_folder;
+  // Model folder or .gguf file whose tokenizer is written too; empty: none.
+  std::string tokenizer_from;
 };
 
 // Writes config.json, model.safetensors and the tokenizer's files into `folder`, which is made if

@@ -10,7 +10,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "worker/engine/formats/ggml_dequantize.h"
+#include "worker/engine/formats/ggml_quantize.h"
 #include "worker/engine/formats/gguf_reader.h"
+#include "worker/engine/formats/half_float.h"
 #include "worker/engine/formats/safetensors_reader.h"
 
 namespace qpruner::engine {
@@ -117,6 +119,50 @@ TEST_F(GgufTest, DequantizesBitForBitAsTheReference) {
     DequantizeGgml(tensor.type, tensor.bytes.data(), tensor.element_count(), values.data());
     EXPECT_EQ(std::memcmp(values.data(), expected.bytes.data(), expected.bytes.size()), 0) << name;
   }
+}
+
+TEST_F(GgufTest, QuantizesBitForBitAsTheReference) {
+  int compared = 0;
+  for (const char* path : {kTypeValues, "tests/golden/gguf/k_quants.safetensors"}) {
+    auto golden = SafetensorsReader::Open(path);
+    ASSERT_TRUE(golden.ok()) << golden.status();
+    const TensorView& weights = (*golden)->tensors().at("weights");
+    std::vector<float> values(static_cast<size_t>(weights.element_count()));
+    std::memcpy(values.data(), weights.bytes.data(), weights.bytes.size());
+    for (GgmlType type :
+         {GgmlType::kF16, GgmlType::kBF16, GgmlType::kQ8_0, GgmlType::kQ4_0, GgmlType::kQ4_1,
+          GgmlType::kQ5_0, GgmlType::kQ5_1, GgmlType::kQ4_K, GgmlType::kQ6_K}) {
+      const auto expected = (*golden)->tensors().find(absl::StrCat(InfoOf(type).name, ".encoded"));
+      if (expected == (*golden)->tensors().end()) continue;
+      EXPECT_TRUE(CanQuantizeGgml(type));
+      std::string encoded(expected->second.bytes.size(), '\0');
+      QuantizeGgml(type, values.data(), weights.element_count(), encoded.data());
+      int different = 0;
+      for (size_t i = 0; i < encoded.size(); ++i) {
+        different += encoded[i] != expected->second.bytes[i] ? 1 : 0;
+      }
+      EXPECT_EQ(different, 0) << InfoOf(type).name << " of " << encoded.size() << " bytes";
+      ++compared;
+    }
+  }
+  EXPECT_EQ(compared, 9);
+}
+
+// Every float16, and what lies half-way between two of them.
+TEST_F(GgufTest, RoundsToHalfPrecisionEvenly) {
+  for (uint32_t bits = 0; bits < 0x7C00; ++bits) {
+    const float value = FloatFromF16(static_cast<uint16_t>(bits));
+    EXPECT_EQ(F16FromFloat(value), bits);
+    EXPECT_EQ(F16FromFloat(-value), bits | 0x8000u);
+    // The value after the largest would be 65536.
+    const float next = bits == 0x7BFF ? 65536.0f : FloatFromF16(static_cast<uint16_t>(bits + 1));
+    const float middle = (value + next) / 2;
+    EXPECT_EQ(F16FromFloat(middle), bits + (bits & 1)) << bits;
+    EXPECT_EQ(F16FromFloat(std::nextafter(middle, 0.0f)), bits) << bits;
+    EXPECT_EQ(F16FromFloat(std::nextafter(middle, 1e9f)), bits + 1) << bits;
+  }
+  EXPECT_TRUE(std::isnan(FloatFromF16(F16FromFloat(std::nanf("")))));
+  EXPECT_EQ(F16FromFloat(std::numeric_limits<float>::infinity()), 0x7C00);
 }
 
 TEST_F(GgufTest, KeepsInfiniteAndNanScales) {

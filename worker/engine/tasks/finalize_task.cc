@@ -83,7 +83,7 @@ absl::Status ExportModel(const v1::CompressionSpec& spec, QuantizedSource& base,
   const std::string model_folder = absl::StrCat(folders.output, "/model");
   RETURN_IF_ERROR(
       WriteHfModel(model_folder, exported,
-                   {.dtype = ExportDTypeOf(spec.export_()), .tokenizer_folder = folders.prepared})
+                   {.dtype = ExportDTypeOf(spec.export_()), .tokenizer_from = folders.prepared})
           .status());
   RETURN_IF_ERROR(WritePackedModel(absl::StrCat(folders.output, "/quantized"), base).status());
   ModelCard card;

@@ -178,7 +178,7 @@ absl::Status Preparation::WritePrepared() {
   std::unique_ptr<WeightSource> pruned;
   if (pruning_.ratio > 0) pruned = std::make_unique<PrunedSource>(*original_, plan_);
   RETURN_IF_ERROR(WriteHfModel(prepared_dir_, pruned ? *pruned : *original_,
-                               {.dtype = stored_, .tokenizer_folder = folder_})
+                               {.dtype = stored_, .tokenizer_from = folder_})
                       .status());
   return WriteReference(reference_path_, reference_);
 }

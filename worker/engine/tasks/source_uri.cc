@@ -43,13 +43,14 @@ absl::StatusOr<std::string> Locate(absl::string_view field, absl::string_view ur
 }  // namespace
 
 absl::StatusOr<std::string> ResolveModel(const std::string& uri, const std::string& builtin_dir) {
-  auto folder = Locate("model.uri", uri, absl::StrCat(builtin_dir, "/models/"), "");
+  auto path = Locate("model.uri", uri, absl::StrCat(builtin_dir, "/models/"), "");
   std::error_code ignored;
-  if (folder.ok() && !fs::is_directory(*folder, ignored)) {
-    return absl::NotFoundError(
-        absl::StrCat("model.uri: no such folder on this worker: ", *folder, " (", uri, ")"));
+  if (path.ok() && !fs::is_directory(*path, ignored) &&
+      !(absl::EndsWithIgnoreCase(*path, ".gguf") && fs::is_regular_file(*path, ignored))) {
+    return absl::NotFoundError(absl::StrCat(
+        "model.uri: no such folder or .gguf file on this worker: ", *path, " (", uri, ")"));
   }
-  return folder;
+  return path;
 }
 
 absl::StatusOr<std::string> ResolveText(const std::string& uri, const std::string& builtin_dir) {

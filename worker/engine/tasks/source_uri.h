@@ -8,8 +8,9 @@
 
 namespace qpruner::engine {
 
-// Folder of `file:///absolute/folder` or `builtin://NAME` (`builtin_dir`/models/NAME).
-// INVALID_ARGUMENT: not such a URI. NOT_FOUND: no such folder on this worker.
+// Path of `file:///absolute/folder`, `file:///absolute/model.gguf` or `builtin://NAME`
+// (`builtin_dir`/models/NAME). INVALID_ARGUMENT: not such a URI. NOT_FOUND: no such folder or file
+// on this worker.
 absl::StatusOr<std::string> ResolveModel(const std::string& uri, const std::string& builtin_dir);
 
 // Path of `file:///absolute/path`, `builtin://NAME` (`builtin_dir`/corpus/NAME.txt), or of the

@@ -30,6 +30,9 @@ class SourceUriTest : public ::testing::Test {
 TEST_F(SourceUriTest, FindsBuiltinAndFileModels) {
   EXPECT_EQ(*ResolveModel("builtin://tiny", folder_), folder_ + "/models/tiny");
   EXPECT_EQ(*ResolveModel("file://" + folder_ + "/models", "/nowhere"), folder_ + "/models");
+  std::ofstream(folder_ + "/model.Q4_0.gguf") << "GGUF";
+  EXPECT_EQ(*ResolveModel("file://" + folder_ + "/model.Q4_0.gguf", ""),
+            folder_ + "/model.Q4_0.gguf");
 }
 
 TEST_F(SourceUriTest, AnEmptyTextIsTheShippedOne) {
@@ -49,7 +52,7 @@ TEST_F(SourceUriTest, RefusesWhatIsNoSuchUriAndSaysWhatWouldBe) {
 
 TEST_F(SourceUriTest, NamesWhatIsNotThere) {
   EXPECT_EQ(ResolveModel("builtin://other", folder_).status().code(), absl::StatusCode::kNotFound);
-  // A file is no model folder, and a folder no text.
+  // Only a .gguf file is a model by itself, and a folder is no text.
   EXPECT_EQ(ResolveModel("file://" + folder_ + "/corpus/tinystories.txt", "").status().code(),
             absl::StatusCode::kNotFound);
   EXPECT_EQ(ResolveText("file://" + folder_, "").status().code(), absl::StatusCode::kNotFound);

@@ -1,22 +1,16 @@
 #include "worker/engine/tokenizer/tokenizer.h"
 
-#include <filesystem>
-#include <limits>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "worker/engine/formats/strict_json.h"
+#include "worker/engine/formats/tokenizer_files.h"
 #include "worker/engine/tokenizer/tokenizers_c.h"
 
 namespace qpruner::engine {
 namespace {
-
-// Real ones take up to about 35 MB.
-constexpr int64_t kMaxTokenizerBytes = 256 << 20;
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 absl::Status TakeError(qpruner_tokenizers_bytes error) {
   std::string message(reinterpret_cast<const char*>(error.data), error.size);
@@ -37,7 +31,7 @@ class HuggingFaceTokenizer : public Tokenizer {
   HuggingFaceTokenizer(const HuggingFaceTokenizer&) = delete;
   HuggingFaceTokenizer& operator=(const HuggingFaceTokenizer&) = delete;
 
-  absl::Status Initialize(const std::string& folder, int64_t vocab_size) {
+  absl::Status Initialize(const TokenizerFiles& files, int64_t vocab_size) {
     int64_t max_id = -1;
     qpruner_tokenizers_bytes error{};
     if (!qpruner_tokenizers_max_id(handle_, &max_id, &error)) return TakeError(error);
@@ -48,7 +42,7 @@ class HuggingFaceTokenizer : public Tokenizer {
                                                      vocab_size, ", so ids must be below that"));
     }
     vocab_size_ = max_id + 1;
-    return FindBos(folder);
+    return FindBos(files);
   }
 
   absl::StatusOr<TokenIds> Encode(absl::string_view text) const override {
@@ -93,18 +87,16 @@ class HuggingFaceTokenizer : public Tokenizer {
     return TakeIds(ids);
   }
 
-  absl::Status FindBos(const std::string& folder) {
+  absl::Status FindBos(const TokenizerFiles& files) {
     ASSIGN_OR_RETURN(const TokenIds plain, Encode("a", false));
     ASSIGN_OR_RETURN(const TokenIds special, Encode("a", true));
     if (special.size() > plain.size() && (plain.empty() || special.front() != plain.front())) {
       bos_ = special.front();
       return absl::OkStatus();
     }
-    const std::string path = std::filesystem::path(folder) / "tokenizer_config.json";
-    auto text = ReadFile(path, kMaxConfigBytes);
-    if (absl::IsNotFound(text.status())) return absl::OkStatus();
-    if (!text.ok()) return text.status();
-    auto config = ParseStrictJsonObject(*text);
+    const auto text = files.find("tokenizer_config.json");
+    if (text == files.end()) return absl::OkStatus();
+    auto config = ParseStrictJsonObject(text->second);
     if (!config.ok()) {
       return absl::InvalidArgumentError(
           absl::StrCat("its tokenizer_config.json: ", config.status().message()));
@@ -136,27 +128,21 @@ class HuggingFaceTokenizer : public Tokenizer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Open(const std::string& folder,
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Open(const std::string& model_path,
                                                            int64_t vocab_size) {
-  const std::string path = std::filesystem::path(folder) / "tokenizer.json";
-  auto json = ReadFile(path, kMaxTokenizerBytes);
-  if (absl::IsNotFound(json.status())) {
-    return absl::NotFoundError(absl::StrCat("The model folder has no tokenizer.json: ", folder));
-  }
-  if (absl::IsResourceExhausted(json.status())) {
-    return absl::InvalidArgumentError(json.status().message());
-  }
-  if (!json.ok()) return json.status();
+  ASSIGN_OR_RETURN(const TokenizerFiles files, ReadTokenizerFiles(model_path));
+  const std::string& json = files.at("tokenizer.json");
   const auto invalid = [&](absl::string_view rule) {
-    return absl::InvalidArgumentError(absl::StrCat("Not a usable tokenizer: ", path, ": ", rule));
+    return absl::InvalidArgumentError(
+        absl::StrCat("Not a usable tokenizer: that of ", model_path, ": ", rule));
   };
   qpruner_tokenizers* handle = nullptr;
   qpruner_tokenizers_bytes error{};
-  if (!qpruner_tokenizers_open(json->data(), json->size(), &handle, &error)) {
+  if (!qpruner_tokenizers_open(json.data(), json.size(), &handle, &error)) {
     return invalid(TakeError(error).message());
   }
   auto tokenizer = std::make_unique<HuggingFaceTokenizer>(handle);
-  if (absl::Status status = tokenizer->Initialize(folder, vocab_size); !status.ok()) {
+  if (absl::Status status = tokenizer->Initialize(files, vocab_size); !status.ok()) {
     return invalid(status.message());
   }
   return tokenizer;

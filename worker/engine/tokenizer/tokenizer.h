@@ -16,15 +16,16 @@ namespace qpruner::engine {
 // Ids of a text. int32: no vocabulary comes near its end, and texts are long.
 using TokenIds = std::vector<int32_t>;
 
-// One tokenizer.json. Immutable and thread-safe.
+// The tokenizer of a model. Immutable and thread-safe.
 class Tokenizer {
  public:
-  // Opens `folder`/tokenizer.json. Its begin-of-sequence token is what the file itself puts before
-  // a text; if that is nothing, the "bos_token" of tokenizer_config.json where "add_bos_token" is
-  // true, or is left out for a Llama tokenizer (whose default it is). `vocab_size` is the model's:
-  // INVALID_ARGUMENT if the tokenizer can give an id beyond it, and if the file is not a tokenizer.
-  // NOT_FOUND: no tokenizer.json.
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> Open(const std::string& folder,
+  // Opens that of a model folder (its tokenizer.json) or of a .gguf file (rebuilt from its
+  // metadata: formats/gguf_tokenizer.h). Its begin-of-sequence token is what the tokenizer itself
+  // puts before a text; if that is nothing, the "bos_token" of tokenizer_config.json where
+  // "add_bos_token" is true, or is left out for a Llama tokenizer (whose default it is).
+  // `vocab_size` is the model's: INVALID_ARGUMENT if the tokenizer can give an id beyond it, and if
+  // the file is not a tokenizer. NOT_FOUND: no tokenizer.json.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Open(const std::string& model_path,
                                                          int64_t vocab_size);
   virtual ~Tokenizer() = default;
 
