@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
 #include <fstream>
 
 #include "nlohmann/json.hpp"
@@ -98,12 +99,12 @@ class GgufTokenizerErrorTest : public ::testing::Test {
  private:
   template <typename T>
   void SetNumbers(const std::string& key, GgufValueType type, const std::vector<T>& numbers) {
-    std::string& bytes = bytes_[key];
-    bytes.assign(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T));
+    bytes_.emplace_back(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T));
     values_[key] = {GgufValueType::kArray,
-                    GgufArray{type, static_cast<int64_t>(numbers.size()), bytes, {}}};
+                    GgufArray{type, static_cast<int64_t>(numbers.size()), bytes_.back(), {}}};
   }
-  std::map<std::string, std::string> bytes_;
+  // What the values view; never moved.
+  std::deque<std::string> bytes_;
 };
 
 TEST_F(GgufTokenizerErrorTest, NamesTheKeyAndTheRule) {
