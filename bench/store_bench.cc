@@ -1,6 +1,9 @@
 // Rates and latencies of the job store on this machine's disk.
 //
-//   qpruner_store_bench [--folder DIR] [--callers 64] [--seconds 5]
+//   qpruner_store_bench [--folder DIR] [--callers 64] [--seconds 5] [--postgres-url URL]
+//
+// With a URL (an empty database that syncs, on the same disk for a fair look), PostgreSQL is
+// measured right after SQLite. bench/postgres_bench starts one for it.
 //
 // Every transaction is durable when it counts. "disk syncs" is what the disk does alone, one 4 KiB
 // append and fdatasync after the other: the rate that a store without group commit cannot exceed.
@@ -13,6 +16,7 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,6 +25,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
+#include "server/store/postgres_job_store.h"
 #include "server/store/sqlite_job_store.h"
 
 namespace qpruner::server {
@@ -94,40 +99,7 @@ void Measure(const char* what, int callers, absl::Duration duration,
   fflush(stdout);
 }
 
-int Main(int argc, char** argv) {
-  CLI::App app("Measures the job store");
-  std::string folder = std::filesystem::temp_directory_path().string();
-  int callers = 64;
-  double seconds = 5;
-  app.add_option("--folder", folder, "Where to put the store: on the disk to be measured");
-  app.add_option("--callers", callers, "Threads that call at once")->check(CLI::Range(1, 1000));
-  app.add_option("--seconds", seconds, "Duration of each measurement");
-  CLI11_PARSE(app, argc, argv);
-  const absl::Duration duration = absl::Seconds(seconds);
-
-  std::string root = absl::StrCat(folder, "/qpruner_store_bench.XXXXXX");
-  if (mkdtemp(root.data()) == nullptr) {
-    perror(root.c_str());
-    return 1;
-  }
-  {
-    const int fd = open(absl::StrCat(root, "/probe").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
-    const std::string page(4096, 'x');
-    Measure("disk syncs", 1, duration, [&](int, int) {
-      return write(fd, page.data(), page.size()) == 4096 && fdatasync(fd) == 0
-                 ? absl::OkStatus()
-                 : absl::UnavailableError("cannot write");
-    });
-    close(fd);
-  }
-  SqliteJobStoreOptions options;
-  options.folder = absl::StrCat(root, "/store");
-  auto opened = OpenSqliteJobStore(options);
-  if (!opened.ok()) {
-    fprintf(stderr, "%s\n", opened.status().ToString().c_str());
-    return 1;
-  }
-  JobStore& store = **opened;
+void MeasureStore(JobStore& store, int callers, absl::Duration duration) {
   const auto name = [](int caller, int round) {
     return JobName{"bench", absl::StrCat("j-", caller, "-", round)};
   };
@@ -158,9 +130,55 @@ int Main(int argc, char** argv) {
       return reader.ListJobs({"bench", {}, {}}, 50, "").status();
     });
   });
-  opened->reset();
-  std::filesystem::remove_all(root);
+}
+
+// The program's exit status.
+int Open(const char* what, absl::StatusOr<std::unique_ptr<JobStore>> store, int callers,
+         absl::Duration duration) {
+  if (!store.ok()) {
+    fprintf(stderr, "%s: %s\n", what, store.status().ToString().c_str());
+    return 1;
+  }
+  printf("%s\n", what);
+  MeasureStore(**store, callers, duration);
   return 0;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Measures the job store");
+  std::string folder = std::filesystem::temp_directory_path().string();
+  int callers = 64;
+  double seconds = 5;
+  app.add_option("--folder", folder, "Where to put the store: on the disk to be measured");
+  app.add_option("--callers", callers, "Threads that call at once")->check(CLI::Range(1, 1000));
+  app.add_option("--seconds", seconds, "Duration of each measurement");
+  PostgresOptions postgres;
+  app.add_option("--postgres-url", postgres.url, "Also measure a PostgreSQL store there");
+  app.add_option("--postgres-connections", postgres.connection_count, "As of qpruner-server");
+  CLI11_PARSE(app, argc, argv);
+  const absl::Duration duration = absl::Seconds(seconds);
+
+  std::string root = absl::StrCat(folder, "/qpruner_store_bench.XXXXXX");
+  if (mkdtemp(root.data()) == nullptr) {
+    perror(root.c_str());
+    return 1;
+  }
+  {
+    const int fd = open(absl::StrCat(root, "/probe").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+    const std::string page(4096, 'x');
+    Measure("disk syncs", 1, duration, [&](int, int) {
+      return write(fd, page.data(), page.size()) == 4096 && fdatasync(fd) == 0
+                 ? absl::OkStatus()
+                 : absl::UnavailableError("cannot write");
+    });
+    close(fd);
+  }
+  SqliteJobStoreOptions options;
+  options.folder = absl::StrCat(root, "/store");
+  const int failed = Open("SQLite", OpenSqliteJobStore(options), callers, duration);
+  std::filesystem::remove_all(root);
+  if (failed != 0 || postgres.url.empty()) return failed;
+  return Open("PostgreSQL", OpenPostgresJobStore(postgres), callers, duration);
 }
 
 }  // namespace

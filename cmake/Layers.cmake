@@ -20,12 +20,12 @@ set(QPRUNER_LAYERS_testing base proto testing)
 set(QPRUNER_LAYERS_tests   base proto client testing)
 
 # Which outside libraries a layer must never link (regular expressions over target names).
-set(QPRUNER_FORBIDDEN_base    "LibTorch|gRPC|SQLite|Eigen")
-set(QPRUNER_FORBIDDEN_search  "LibTorch|gRPC|protobuf|SQLite")
+set(QPRUNER_FORBIDDEN_base    "LibTorch|gRPC|SQLite|PostgreSQL|Eigen")
+set(QPRUNER_FORBIDDEN_search  "LibTorch|gRPC|protobuf|SQLite|PostgreSQL")
 set(QPRUNER_FORBIDDEN_server  "LibTorch")
-set(QPRUNER_FORBIDDEN_worker  "LibTorch|SQLite")
-set(QPRUNER_FORBIDDEN_engine  "gRPC|SQLite")
-set(QPRUNER_FORBIDDEN_client  "LibTorch|SQLite")
+set(QPRUNER_FORBIDDEN_worker  "LibTorch|SQLite|PostgreSQL")
+set(QPRUNER_FORBIDDEN_engine  "gRPC|SQLite|PostgreSQL")
+set(QPRUNER_FORBIDDEN_client  "LibTorch|SQLite|PostgreSQL")
 
 function(_qpruner_check_layer name layer)
   if(NOT DEFINED QPRUNER_LAYERS_${layer})

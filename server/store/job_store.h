@@ -72,6 +72,9 @@ class StoreReader {
   virtual absl::StatusOr<std::optional<absl::Time>> NextNotBefore(absl::Time now) = 0;
   // All LEASED tasks, by lease_expire_time.
   virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasks() = 0;
+  // Those of one worker.
+  virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasksOf(
+      const std::string& worker) = 0;
 
   // By index, those after `after_index`; limit 0: all.
   virtual absl::StatusOr<std::vector<v1::Trial>> ListTrials(const JobName& job, int after_index,
@@ -84,12 +87,19 @@ class StoreReader {
   virtual absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) = 0;
   // Jobs in PENDING, RUNNING or CANCELLING: what a restarting server must look at.
   virtual absl::StatusOr<std::vector<JobName>> UnfinishedJobs() = 0;
+  // Jobs in RUNNING without a QUEUED or LEASED task: what they need next is being planned, or
+  // whoever should have planned it is gone. By creation.
+  virtual absl::StatusOr<std::vector<JobName>> StalledJobs() = 0;
   // True if any job lists an artifact of this content.
   virtual absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) = 0;
   virtual absl::StatusOr<StoreCounts> Counts() = 0;
 };
 
 // A change in the making. Reads see what was written before in the same transaction.
+//
+// A job that a transaction has read or written stays as it is until the transaction ends: other
+// transactions that touch it wait. QueuedTasks() takes the jobs of the tasks it returns, and passes
+// over those that another process has taken.
 class StoreTransaction : public StoreReader {
  public:
   // ALREADY_EXISTS: a job of this name is there.
@@ -108,6 +118,25 @@ class StoreTransaction : public StoreReader {
   // event.sequence() must be the job's last sequence + 1. Both errors are bugs in the caller.
   // ALREADY_EXISTS: there is such an event. FAILED_PRECONDITION: it would leave a gap.
   virtual absl::Status AppendEvent(const JobName& job, const v1::JobEvent& event) = 0;
+
+  // Keeps files and what jobs list in step when several processes share both: until this
+  // transaction ends, nobody else holds kRemove, and with kRemove nobody else holds either. Take
+  // kAdd before looking whether a file that is to be listed is there, kRemove before looking
+  // whether a file that is to be removed is listed. Processes only: threads of one use a lock of
+  // their own.
+  enum class ArtifactLock { kAdd, kRemove };
+  virtual absl::Status LockArtifacts(ArtifactLock lock) = 0;
+};
+
+// Hears of what other processes commit to a shared store. Called from a thread of the store's: it
+// must be quick, must not block and must not call the store.
+class StoreListener {
+ public:
+  virtual ~StoreListener() = default;
+  // Soon after another process committed a change to the job.
+  virtual void OnJobChanged(const std::string& job) = 0;
+  // Something may have been missed: at the beginning, and when a lost connection is back.
+  virtual void OnChangesMissed() = 0;
 };
 
 // Thread-safe.
@@ -121,12 +150,19 @@ class JobStore {
   // write through its argument and set results that a later run overwrites. A body that goes on
   // after ALREADY_EXISTS or NOT_FOUND and returns OK is committed. Blocks. UNAVAILABLE: the store
   // cannot be reached or its disk is full; try again. If the machine loses power right after an
-  // UNAVAILABLE, the change may turn out to be there after all: retry so that it does no harm
-  // (request ids, leases).
+  // UNAVAILABLE, or the connection to the store broke in the middle of the commit, the change may
+  // turn out to be there after all: retry so that it does no harm (request ids, leases).
   virtual absl::Status Transact(absl::FunctionRef<absl::Status(StoreTransaction&)> body) = 0;
 
-  // Runs `body` on a snapshot. Blocks.
+  // Runs `body` on a snapshot. It may run more than once, as for Transact. Blocks.
   virtual absl::Status Read(absl::FunctionRef<absl::Status(StoreReader&)> body) = 0;
+
+  // True if other processes may have the store open at the same time.
+  virtual bool shared() const { return false; }
+  // From now on `listener` hears of other processes' changes, best effort: a process that dies
+  // right after a commit may leave it untold. When it returns, the listener before is not called
+  // any more. nullptr: none. Does nothing where the store is not shared.
+  virtual void SetListener(StoreListener* listener) {}
 };
 
 }  // namespace qpruner::server

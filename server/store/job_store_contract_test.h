@@ -508,6 +508,25 @@ TEST_P(JobStoreContract, LeasedTasksAreByExpiry) {
   EXPECT_THAT(leased(), ElementsAre("t30", "t10"));
 }
 
+TEST_P(JobStoreContract, LeasedTasksOfAWorkerAreItsOwn) {
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name("a"))));
+    for (const char* worker : {"w1", "w2"}) {
+      for (const auto state : {Task::LEASED, Task::QUEUED}) {
+        Task task = MakeTask(Name("a"), absl::StrCat(worker, "-", state), state);
+        task.set_worker(worker);
+        RETURN_IF_ERROR(transaction.PutTask(task));
+      }
+    }
+    return absl::OkStatus();
+  });
+  const auto leased = [&](const std::string& worker) {
+    return Ids(Value([&](StoreReader& reader) { return reader.LeasedTasksOf(worker); }));
+  };
+  EXPECT_THAT(leased("w1"), ElementsAre(absl::StrCat("w1-", Task::LEASED)));
+  EXPECT_THAT(leased("nobody"), IsEmpty());
+}
+
 TEST_P(JobStoreContract, TrialsAreByIndexAndReplaced) {
   Write([&](StoreTransaction& transaction) -> absl::Status {
     RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name("a"))));
@@ -732,6 +751,27 @@ TEST_P(JobStoreContract, UnfinishedJobsAreThoseThatNeedWork) {
     return transaction.UpdateJob(MakeJob(Name("s2"), Job::SUCCEEDED));
   });
   EXPECT_THAT(unfinished(), UnorderedElementsAre("s1", "s3"));
+}
+
+TEST_P(JobStoreContract, StalledJobsRunWithoutAnOpenTask) {
+  using Job = JobStoreContract::Job;
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    const std::vector<std::pair<std::string, Task::State>> jobs = {
+        {"queued", Task::QUEUED}, {"leased", Task::LEASED}, {"done", Task::SUCCEEDED}};
+    for (const auto& [id, state] : jobs) {
+      RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name(id), Job::RUNNING)));
+      RETURN_IF_ERROR(transaction.PutTask(MakeTask(Name(id), "old", Task::SUCCEEDED)));
+      RETURN_IF_ERROR(transaction.PutTask(MakeTask(Name(id), "new", state)));
+    }
+    RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name("empty"), Job::RUNNING)));
+    RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name("pending"), Job::PENDING)));
+    return transaction.InsertJob(MakeJob(Name("over"), Job::FAILED));
+  });
+  std::vector<std::string> ids;
+  for (const JobName& name : Value([](StoreReader& reader) { return reader.StalledJobs(); })) {
+    ids.push_back(name.job);
+  }
+  EXPECT_THAT(ids, ElementsAre("done", "empty"));
 }
 
 TEST_P(JobStoreContract, CountsFollowEveryChange) {

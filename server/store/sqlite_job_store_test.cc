@@ -75,6 +75,25 @@ absl::Status FindJob(JobStore& store, int64_t number) {
   });
 }
 
+// As `sqlite3 jobs.sqlite ".backup copy"` does (docs/operations.md), while the store is in use.
+TEST(SqliteJobStore, ABackupOfARunningStoreOpens) {
+  TemporaryFolder folder, restored;
+  const auto store = OpenSqliteJobStore({.folder = folder.path()}).value();
+  ASSERT_TRUE(InsertJob(*store, 1).ok());
+  sqlite3 *from = nullptr, *to = nullptr;
+  ASSERT_EQ(sqlite3_open((folder.path() + "/jobs.sqlite").c_str(), &from), SQLITE_OK);
+  ASSERT_EQ(sqlite3_open((restored.path() + "/jobs.sqlite").c_str(), &to), SQLITE_OK);
+  sqlite3_backup* backup = sqlite3_backup_init(to, "main", from, "main");
+  ASSERT_EQ(sqlite3_backup_step(backup, -1), SQLITE_DONE);
+  ASSERT_EQ(sqlite3_backup_finish(backup), SQLITE_OK);
+  sqlite3_close(from);
+  sqlite3_close(to);
+  ASSERT_TRUE(InsertJob(*store, 2).ok());
+  const auto copy = OpenSqliteJobStore({.folder = restored.path()}).value();
+  EXPECT_TRUE(FindJob(*copy, 1).ok());
+  EXPECT_TRUE(absl::IsNotFound(FindJob(*copy, 2)));
+}
+
 // Runs statements on the file itself, behind the store's back.
 void Tamper(const std::string& folder, const char* sql) {
   sqlite3* database = nullptr;

@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
-#include "google/protobuf/timestamp.pb.h"
 #include "server/store/page_token.h"
+#include "server/store/stored_record.h"
 
 namespace qpruner::server {
 namespace {
@@ -16,41 +16,8 @@ namespace {
 using internal::v1::JobRecord;
 using internal::v1::TaskRecord;
 
-// More labels than a job can have match nothing; the bound keeps the SQL text short.
-constexpr size_t kMaxFilterLabels = 32;
-
-// Nanoseconds since 1970; an unset timestamp is 0, times beyond the range (1677 to 2262) are its
-// ends.
-int64_t ToNanoseconds(const google::protobuf::Timestamp& time) {
-  constexpr int64_t kPerSecond = 1'000'000'000;
-  constexpr int64_t kMaxSeconds = std::numeric_limits<int64_t>::max() / kPerSecond - 1;
-  if (time.seconds() > kMaxSeconds) return std::numeric_limits<int64_t>::max();
-  if (time.seconds() < -kMaxSeconds) return std::numeric_limits<int64_t>::min();
-  return time.seconds() * kPerSecond + time.nanos();
-}
-
-int64_t ToNanoseconds(absl::Time time) {
-  if (time >= absl::FromUnixNanos(std::numeric_limits<int64_t>::max())) {
-    return std::numeric_limits<int64_t>::max();
-  }
-  if (time <= absl::FromUnixNanos(std::numeric_limits<int64_t>::min())) {
-    return std::numeric_limits<int64_t>::min();
-  }
-  return absl::ToUnixNanos(time);
-}
-
 // LIMIT of SQL for "0: all".
 int64_t SqlLimit(int limit) { return limit <= 0 ? -1 : limit; }
-
-template <typename Message>
-absl::Status Parse(absl::string_view bytes, Message& message) {
-  if (message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    return absl::OkStatus();
-  }
-  return absl::DataLossError(absl::StrCat("Job store is damaged: a stored ",
-                                          std::string(Message::descriptor()->full_name()),
-                                          " cannot be read. Restore it from a backup"));
-}
 
 // All rows; the record is column 0.
 template <typename Message>
@@ -60,12 +27,19 @@ absl::StatusOr<std::vector<Message>> ParseRows(absl::StatusOr<SqliteStatement> s
   for (;;) {
     ASSIGN_OR_RETURN(const bool row, statement->Step());
     if (!row) return messages;
-    RETURN_IF_ERROR(Parse(statement->Bytes(0), messages.emplace_back()));
+    RETURN_IF_ERROR(ParseRecord(statement->Bytes(0), messages.emplace_back()));
   }
 }
 
-absl::Status JobNotFound(const JobName& name) {
-  return absl::NotFoundError(absl::StrCat("Job not found: ", name.ToString()));
+// All rows of (project, job).
+absl::StatusOr<std::vector<JobName>> ReadNames(absl::StatusOr<SqliteStatement> statement) {
+  if (!statement.ok()) return std::move(statement).status();
+  std::vector<JobName> names;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, statement->Step());
+    if (!row) return names;
+    names.push_back({std::string(statement->Bytes(0)), std::string(statement->Bytes(1))});
+  }
 }
 
 }  // namespace
@@ -78,7 +52,7 @@ absl::StatusOr<int64_t> SqliteTransaction::FindJobId(const JobName& name) {
                    connection_.Prepare("SELECT id FROM jobs WHERE project = ?1 AND job = ?2",
                                        name.project, name.job));
   ASSIGN_OR_RETURN(const bool row, statement.Step());
-  if (!row) return JobNotFound(name);
+  if (!row) return JobNotStored(name);
   known_job_ = name;
   known_job_id_ = statement.Int(0);
   return known_job_id_;
@@ -89,9 +63,9 @@ absl::StatusOr<JobRecord> SqliteTransaction::GetJob(const JobName& name) {
                    connection_.Prepare("SELECT record FROM jobs WHERE project = ?1 AND job = ?2",
                                        name.project, name.job));
   ASSIGN_OR_RETURN(const bool row, statement.Step());
-  if (!row) return JobNotFound(name);
+  if (!row) return JobNotStored(name);
   JobRecord record;
-  RETURN_IF_ERROR(Parse(statement.Bytes(0), record));
+  RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), record));
   return record;
 }
 
@@ -153,7 +127,7 @@ absl::StatusOr<StoreReader::JobPage> SqliteTransaction::ListJobs(const JobFilter
       return page;
     }
     last_id = statement.Int(1);
-    RETURN_IF_ERROR(Parse(statement.Bytes(0), page.jobs.emplace_back()));
+    RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), page.jobs.emplace_back()));
   }
 }
 
@@ -183,7 +157,7 @@ absl::StatusOr<TaskRecord> SqliteTransaction::GetTask(const JobName& job,
         absl::StrCat("Task not found: \"", task_id, "\" of ", job.ToString()));
   }
   TaskRecord task;
-  RETURN_IF_ERROR(Parse(statement.Bytes(0), task));
+  RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), task));
   return task;
 }
 
@@ -218,6 +192,14 @@ absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::LeasedTasks() {
                           "BY lease_expire_time, id"));
 }
 
+// Leases are few, and a queue that owns the store knows them by heart: no index for this.
+absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::LeasedTasksOf(
+    const std::string& worker) {
+  ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks, LeasedTasks());
+  std::erase_if(tasks, [&](const TaskRecord& task) { return task.worker() != worker; });
+  return tasks;
+}
+
 absl::StatusOr<std::vector<v1::Trial>> SqliteTransaction::ListTrials(const JobName& job,
                                                                      int after_index, int limit) {
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
@@ -244,15 +226,16 @@ absl::StatusOr<std::vector<v1::Artifact>> SqliteTransaction::ListArtifacts(const
 }
 
 absl::StatusOr<std::vector<JobName>> SqliteTransaction::UnfinishedJobs() {
-  ASSIGN_OR_RETURN(SqliteStatement statement,
-                   connection_.Prepare("SELECT project, job FROM jobs INDEXED BY jobs_unfinished "
-                                       "WHERE state IN (1, 2, 3) ORDER BY id"));
-  std::vector<JobName> names;
-  for (;;) {
-    ASSIGN_OR_RETURN(const bool row, statement.Step());
-    if (!row) return names;
-    names.push_back({std::string(statement.Bytes(0)), std::string(statement.Bytes(1))});
-  }
+  return ReadNames(
+      connection_.Prepare("SELECT project, job FROM jobs INDEXED BY jobs_unfinished "
+                          "WHERE state IN (1, 2, 3) ORDER BY id"));
+}
+
+absl::StatusOr<std::vector<JobName>> SqliteTransaction::StalledJobs() {
+  return ReadNames(connection_.Prepare(
+      "SELECT project, job FROM jobs INDEXED BY jobs_unfinished WHERE state IN (1, 2, 3) AND "
+      "state = 2 AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.job_id = jobs.id AND "
+      "tasks.state IN (1, 2)) ORDER BY id"));
 }
 
 absl::StatusOr<bool> SqliteTransaction::IsArtifactReferenced(const std::string& sha256) {
@@ -336,7 +319,7 @@ absl::Status SqliteTransaction::DeleteJob(const JobName& name) {
   // What belongs to it goes with it: ON DELETE CASCADE.
   RETURN_IF_ERROR(
       connection_.Run("DELETE FROM jobs WHERE project = ?1 AND job = ?2", name.project, name.job));
-  if (connection_.changed_row_count() == 0) return JobNotFound(name);
+  if (connection_.changed_row_count() == 0) return JobNotStored(name);
   known_job_id_ = 0;
   return absl::OkStatus();
 }
@@ -410,12 +393,7 @@ absl::Status SqliteTransaction::AppendEvent(const JobName& job, const v1::JobEve
     RETURN_IF_ERROR(statement.Step().status());
     last = statement.Int(0);  // NULL reads as 0.
   }
-  if (event.sequence() != last + 1) {
-    const std::string message = absl::StrCat("Next event of ", job.ToString(), " must be ",
-                                             last + 1, ", is ", event.sequence());
-    return event.sequence() <= last ? absl::AlreadyExistsError(message)
-                                    : absl::FailedPreconditionError(message);
-  }
+  RETURN_IF_ERROR(CheckEventSequence(job, last, event.sequence()));
   return connection_.Run("INSERT INTO events (job_id, sequence, record) VALUES (?1, ?2, ?3)",
                          job_id, event.sequence(), SqliteBlob{event.SerializeAsString()});
 }

@@ -29,12 +29,15 @@ class SqliteTransaction final : public StoreTransaction {
                                                                     int limit) override;
   absl::StatusOr<std::optional<absl::Time>> NextNotBefore(absl::Time now) override;
   absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasks() override;
+  absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasksOf(
+      const std::string& worker) override;
   absl::StatusOr<std::vector<v1::Trial>> ListTrials(const JobName& job, int after_index,
                                                     int limit) override;
   absl::StatusOr<std::vector<v1::JobEvent>> ListEvents(const JobName& job, int64_t after_sequence,
                                                        int limit) override;
   absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) override;
   absl::StatusOr<std::vector<JobName>> UnfinishedJobs() override;
+  absl::StatusOr<std::vector<JobName>> StalledJobs() override;
   absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) override;
   absl::StatusOr<StoreCounts> Counts() override;
 
@@ -47,6 +50,8 @@ class SqliteTransaction final : public StoreTransaction {
   absl::Status PutTrial(const JobName& job, const v1::Trial& trial) override;
   absl::Status PutArtifact(const JobName& job, const v1::Artifact& artifact) override;
   absl::Status AppendEvent(const JobName& job, const v1::JobEvent& event) override;
+  // No other process writes.
+  absl::Status LockArtifacts(ArtifactLock) override { return absl::OkStatus(); }
 
  private:
   // NOT_FOUND: no such job.

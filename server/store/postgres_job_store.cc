@@ -1,0 +1,149 @@
+#include "server/store/postgres_job_store.h"
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/status_macros.h"
+#include "server/store/postgres_connection.h"
+#include "server/store/postgres_feed.h"
+#include "server/store/postgres_pool.h"
+#include "server/store/postgres_schema.h"
+#include "server/store/postgres_transaction.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+namespace {
+
+using Failure = PostgresConnection::Failure;
+using Mode = PostgresTransaction::Mode;
+
+constexpr PostgresStatement kBegin = {"begin", "BEGIN"};
+constexpr PostgresStatement kBeginSnapshot = {"begin_snapshot",
+                                              "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"};
+constexpr PostgresStatement kCommit = {"commit", "COMMIT"};
+constexpr PostgresStatement kRollback = {"rollback", "ROLLBACK"};
+
+// A transaction that collides with others so often is given up.
+constexpr int kMaxConflicts = 10;
+
+class PostgresJobStore final : public JobStore {
+ public:
+  explicit PostgresJobStore(PostgresOptions options)
+      : options_(options), pool_(options), feed_(options) {}
+
+  absl::Status Transact(absl::FunctionRef<absl::Status(StoreTransaction&)> body) override {
+    std::set<std::string> changed;
+    const absl::Status status = RunAgainAfterFailure([&](PostgresConnection& connection) {
+      changed.clear();
+      absl::Status status = connection.Send(kBegin, {});
+      {
+        PostgresTransaction transaction(connection, Mode::kWrite);
+        if (status.ok()) status = body(transaction);
+        changed = transaction.changed_jobs();
+      }
+      // A body may go on after a refusal, but not hide that the database failed.
+      if (status.ok()) status = connection.failure_status();
+      if (!status.ok()) {
+        const Failure failure = connection.failure();
+        Rollback(connection);
+        return Outcome{status, failure};
+      }
+      const absl::StatusOr<PostgresResult> committed = connection.Run(kCommit, {});
+      if (committed.ok() && committed->command() == "COMMIT") {
+        return Outcome{absl::OkStatus(), Failure::kNone};
+      }
+      if (connection.failure() == Failure::kLost) {
+        // Nobody knows whether the commit has arrived: not to be run again.
+        return Outcome{connection.failure_status(), Failure::kOther};
+      }
+      const Failure failure = connection.failure();
+      Rollback(connection);
+      return Outcome{committed.ok() ? absl::UnavailableError("PostgreSQL rolled back a commit")
+                                    : committed.status(),
+                     failure};
+    });
+    if (status.ok() && !changed.empty()) feed_.Announce(changed);
+    return status;
+  }
+
+  absl::Status Read(absl::FunctionRef<absl::Status(StoreReader&)> body) override {
+    return RunAgainAfterFailure([&](PostgresConnection& connection) {
+      absl::Status status = connection.Send(kBeginSnapshot, {});
+      {
+        PostgresTransaction reader(connection, Mode::kRead);
+        if (status.ok()) status = body(reader);
+      }
+      if (status.ok()) status = connection.failure_status();
+      const Failure failure = connection.failure();
+      Rollback(connection);  // Ends the snapshot; there is nothing to commit.
+      return Outcome{status, failure};
+    });
+  }
+
+  bool shared() const override { return true; }
+  void SetListener(StoreListener* listener) override { feed_.SetListener(listener); }
+
+ private:
+  struct Outcome {
+    absl::Status status;
+    // kConflict, kLost: run it again. Others: `status` is the answer.
+    Failure failure;
+  };
+
+  // Twice if a statement that was still queued fails: what follows it in the pipeline is skipped.
+  static void Rollback(PostgresConnection& connection) {
+    for (int i = 0; i < 2 && connection.failure() != Failure::kLost; ++i) {
+      if (connection.Run(kRollback, {}).ok()) return;
+    }
+    connection.Abandon();
+  }
+
+  template <typename Attempt>
+  absl::Status RunAgainAfterFailure(Attempt attempt) {
+    const absl::Time deadline = absl::Now() + options_.patience;
+    for (int conflicts = 0;;) {
+      ASSIGN_OR_RETURN(std::unique_ptr<PostgresConnection> connection, pool_.Take(deadline));
+      const Outcome outcome = attempt(*connection);
+      pool_.Return(std::move(connection));
+      switch (outcome.failure) {
+        case Failure::kConflict:
+          if (++conflicts >= kMaxConflicts) return outcome.status;
+          // The other transaction holds its locks for milliseconds; each further time a little
+          // longer, so that many do not meet again and again.
+          absl::SleepFor(absl::Milliseconds(1 << std::min(conflicts, 6)));
+          break;
+        case Failure::kLost:
+          if (absl::Now() >= deadline) return outcome.status;
+          break;
+        default:
+          return outcome.status;
+      }
+    }
+  }
+
+  const PostgresOptions options_;
+  PostgresPool pool_;
+  PostgresFeed feed_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<JobStore>> OpenPostgresJobStore(PostgresOptions options) {
+  if (options.connection_count < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("connection_count must be at least 1, is ", options.connection_count));
+  }
+  {
+    PostgresPool first(options);
+    ASSIGN_OR_RETURN(std::unique_ptr<PostgresConnection> connection,
+                     first.Take(absl::Now() + options.patience));
+    RETURN_IF_ERROR(MigratePostgresSchema(*connection));
+  }
+  return std::make_unique<PostgresJobStore>(std::move(options));
+}
+
+}  // namespace qpruner::server

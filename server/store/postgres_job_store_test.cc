@@ -1,0 +1,389 @@
+#include "server/store/postgres_job_store.h"
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+
+#include "server/store/job_store_contract_test.h"
+#include "server/store/postgres_schema.h"
+#include "server/testing/postgres_cluster.h"
+
+namespace qpruner::server {
+namespace {
+
+using internal::v1::JobRecord;
+using testing::HasSubstr;
+
+// One server for all tests of the program, a database for each. Null, with the reason printed,
+// where PostgreSQL cannot be run.
+PostgresCluster* Cluster() {
+  static std::unique_ptr<PostgresCluster> cluster = []() -> std::unique_ptr<PostgresCluster> {
+    auto started = PostgresCluster::Start();
+    if (started.ok()) return *std::move(started);
+    printf("SKIPPED: %s\n", std::string(started.status().message()).c_str());
+    return nullptr;
+  }();
+  return cluster.get();
+}
+
+class PostgresUnderTest final : public JobStoreUnderTest {
+ public:
+  absl::StatusOr<std::unique_ptr<JobStore>> Open() override {
+    return OpenPostgresJobStore({.url = url_});
+  }
+
+ private:
+  const std::string url_ = Cluster()->NewDatabase();
+};
+
+std::unique_ptr<JobStoreUnderTest> MakePostgresUnderTest() {
+  return std::make_unique<PostgresUnderTest>();
+}
+
+std::vector<MakeJobStoreUnderTest> WherePostgresRuns() {
+  if (Cluster() == nullptr) return {};
+  return {&MakePostgresUnderTest};
+}
+
+INSTANTIATE_TEST_SUITE_P(Postgres, JobStoreContract, testing::ValuesIn(WherePostgresRuns()));
+
+class PostgresJobStoreTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (Cluster() == nullptr) GTEST_SKIP() << "PostgreSQL cannot be run here";
+    url_ = Cluster()->NewDatabase();
+  }
+  std::unique_ptr<JobStore> Open() {
+    auto store = OpenPostgresJobStore({.url = url_});
+    EXPECT_TRUE(store.ok()) << store.status();
+    return store.ok() ? *std::move(store) : nullptr;
+  }
+  static JobName Name(int number) { return {"default", absl::StrCat("j", number)}; }
+  static absl::Status InsertJob(StoreTransaction& transaction, const JobName& name) {
+    JobRecord record;
+    record.mutable_job()->set_name(name.ToString());
+    record.mutable_job()->set_state(v1::CompressionJob::PENDING);
+    return transaction.InsertJob(record);
+  }
+  static absl::Status PutTask(StoreTransaction& transaction, const JobName& name) {
+    internal::v1::TaskRecord task;
+    task.set_job(name.ToString());
+    task.set_task_id("prepare");
+    task.set_state(internal::v1::TaskRecord::QUEUED);
+    return transaction.PutTask(task);
+  }
+  static size_t CountJobs(JobStore& store) {
+    size_t count = 0;
+    const absl::Status status = store.Read([&](StoreReader& reader) -> absl::Status {
+      ASSIGN_OR_RETURN(const auto names, reader.UnfinishedJobs());
+      count = names.size();
+      return absl::OkStatus();
+    });
+    EXPECT_TRUE(status.ok()) << status;
+    return count;
+  }
+
+  std::string url_;
+};
+
+TEST_F(PostgresJobStoreTest, ServersThatStartTogetherMigrateOnce) {
+  constexpr int kServers = 6;
+  std::vector<absl::Status> statuses(kServers);
+  std::vector<std::thread> servers;
+  for (int i = 0; i < kServers; ++i) {
+    servers.emplace_back([&, i] { statuses[i] = OpenPostgresJobStore({.url = url_}).status(); });
+  }
+  for (std::thread& server : servers) server.join();
+  for (const absl::Status& status : statuses) EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST_F(PostgresJobStoreTest, RefusesWhatANewerVersionMigrated) {
+  Open();
+  ASSERT_TRUE(Cluster()
+                  ->Execute(url_, absl::StrCat("UPDATE qpruner.schema_version SET version = ",
+                                               kPostgresSchemaVersion + 1))
+                  .ok());
+  const absl::Status status = OpenPostgresJobStore({.url = url_}).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a newer QPruner"));
+}
+
+TEST_F(PostgresJobStoreTest, RefusesAnotherProgramsTables) {
+  ASSERT_TRUE(
+      Cluster()->Execute(url_, "CREATE SCHEMA qpruner; CREATE TABLE qpruner.jobs (a int);").ok());
+  const absl::Status status = OpenPostgresJobStore({.url = url_}).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("another program"));
+}
+
+TEST_F(PostgresJobStoreTest, SaysWhatIsWrongWithTheConnection) {
+  const auto open = [](const std::string& url) {
+    return OpenPostgresJobStore({.url = url, .patience = absl::Milliseconds(1)}).status();
+  };
+  EXPECT_TRUE(absl::IsInvalidArgument(open("not a url")));
+  const absl::Status password = open("postgresql://me:sesame@localhost/db");
+  EXPECT_TRUE(absl::IsInvalidArgument(password));
+  EXPECT_EQ(std::string(password.message()).find("sesame"), std::string::npos);
+  EXPECT_TRUE(absl::IsUnavailable(open("postgresql:///db?host=/nonexistent")));
+  std::string missing = url_;
+  missing.replace(missing.find("///test"), 7, "///none");
+  EXPECT_TRUE(absl::IsFailedPrecondition(open(missing))) << open(missing);
+}
+
+TEST_F(PostgresJobStoreTest, ARestartOfTheDatabaseLosesNothing) {
+  const auto store = Open();
+  ASSERT_TRUE(store->Transact([](StoreTransaction& t) { return InsertJob(t, Name(0)); }).ok());
+  ASSERT_TRUE(Cluster()->Restart().ok());
+  // Every pooled connection is broken: none of the callers notices.
+  EXPECT_EQ(CountJobs(*store), 1u);
+  ASSERT_TRUE(store->Transact([](StoreTransaction& t) { return InsertJob(t, Name(1)); }).ok());
+
+  // In mid-load: whatever was acknowledged is there.
+  std::atomic<bool> stop = false;
+  std::atomic<int> calls = 0;
+  std::vector<std::vector<int>> accepted(4);
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&, i] {
+      for (int round = 0; !stop; ++round) {
+        const int number = 100'000 * (i + 1) + round;
+        const absl::Status status =
+            store->Transact([&](StoreTransaction& t) { return InsertJob(t, Name(number)); });
+        if (status.ok()) {
+          accepted[i].push_back(number);
+        } else {
+          // A commit whose fate is unknown may have been made.
+          EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+        }
+        ++calls;
+        calls.notify_one();
+      }
+    });
+  }
+  const auto await_calls = [&](int more) {
+    const int target = calls + more;
+    for (int now = calls; now < target; now = calls) calls.wait(now);
+  };
+  await_calls(40);
+  ASSERT_TRUE(Cluster()->Restart().ok());
+  await_calls(40);
+  stop = true;
+  for (std::thread& caller : callers) caller.join();
+  const absl::Status status = store->Read([&](StoreReader& reader) -> absl::Status {
+    for (const auto& numbers : accepted) {
+      for (const int number : numbers) EXPECT_TRUE(reader.GetJob(Name(number)).ok()) << number;
+    }
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST_F(PostgresJobStoreTest, IsUnavailableWhileTheDatabaseIsAway) {
+  auto opened = OpenPostgresJobStore({.url = url_, .patience = absl::Milliseconds(100)});
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  Cluster()->Kill();
+  const absl::Status status =
+      (*opened)->Transact([](StoreTransaction& t) { return InsertJob(t, Name(1)); });
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  ASSERT_TRUE(Cluster()->StartServer().ok());
+  // The back-off since is longer than this store's patience.
+  absl::Status again;
+  do {
+    again = (*opened)->Transact([](StoreTransaction& t) { return InsertJob(t, Name(1)); });
+  } while (absl::IsUnavailable(again));
+  EXPECT_TRUE(again.ok()) << again;
+}
+
+TEST_F(PostgresJobStoreTest, TasksThatOneServerTakesAreSkippedByAnother) {
+  const auto a = Open(), b = Open();
+  ASSERT_TRUE(a->Transact([](StoreTransaction& t) -> absl::Status {
+                 for (int i = 0; i < 2; ++i) {
+                   RETURN_IF_ERROR(InsertJob(t, Name(i)));
+                   RETURN_IF_ERROR(PutTask(t, Name(i)));
+                 }
+                 return absl::OkStatus();
+               }).ok());
+  const auto take = [](StoreTransaction& t) {
+    std::vector<std::string> jobs;
+    auto tasks = t.QueuedTasks(absl::InfiniteFuture(), 1);
+    EXPECT_TRUE(tasks.ok()) << tasks.status();
+    for (const auto& task : *tasks) jobs.push_back(task.job());
+    return jobs;
+  };
+  EXPECT_TRUE(a->Transact([&](StoreTransaction& mine) {
+                 EXPECT_THAT(take(mine), testing::ElementsAre(Name(0).ToString()));
+                 // Without waiting for this one.
+                 return b->Transact([&](StoreTransaction& theirs) {
+                   EXPECT_THAT(take(theirs), testing::ElementsAre(Name(1).ToString()));
+                   return absl::OkStatus();
+                 });
+               }).ok());
+}
+
+// Two transactions that lock two jobs in opposite orders: PostgreSQL ends one, which is run again.
+TEST_F(PostgresJobStoreTest, DeadlocksAreRunAgain) {
+  const auto store = Open();
+  ASSERT_TRUE(store
+                  ->Transact([](StoreTransaction& t) -> absl::Status {
+                    RETURN_IF_ERROR(InsertJob(t, Name(0)));
+                    return InsertJob(t, Name(1));
+                  })
+                  .ok());
+  std::atomic<int> holding = 0, runs = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 2; ++i) {
+    threads.emplace_back([&, i] {
+      const absl::Status status = store->Transact([&](StoreTransaction& t) -> absl::Status {
+        ++runs;
+        RETURN_IF_ERROR(t.GetJob(Name(i)).status());
+        ++holding;
+        holding.notify_all();
+        for (int now = holding; now < 2; now = holding) holding.wait(now);
+        return t.GetJob(Name(1 - i)).status();
+      });
+      EXPECT_TRUE(status.ok()) << status;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GE(runs, 3);
+}
+
+// What a listener has heard.
+class Hearing final : public StoreListener {
+ public:
+  void OnJobChanged(const std::string& job) override {
+    std::lock_guard lock(mutex_);
+    ++changes_[job];
+    heard_.notify_all();
+  }
+  void OnChangesMissed() override {
+    std::lock_guard lock(mutex_);
+    ++missed_;
+    heard_.notify_all();
+  }
+  bool AwaitChange(const std::string& job) {
+    std::unique_lock lock(mutex_);
+    return heard_.wait_for(lock, std::chrono::seconds(30), [&] { return changes_.contains(job); });
+  }
+  // True if something new was heard within a moment.
+  bool AwaitAnything(int64_t& heard) {
+    std::unique_lock lock(mutex_);
+    const bool more = heard_.wait_for(lock, std::chrono::milliseconds(100), [&] {
+      return static_cast<int64_t>(changes_.size()) > heard;
+    });
+    heard = static_cast<int64_t>(changes_.size());
+    return more;
+  }
+  int missed() {
+    std::lock_guard lock(mutex_);
+    return missed_;
+  }
+  bool Knows(const std::string& job) {
+    std::lock_guard lock(mutex_);
+    return changes_.contains(job);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable heard_;
+  std::map<std::string, int> changes_;
+  int missed_ = 0;
+};
+
+TEST_F(PostgresJobStoreTest, ServersHearOfEachOthersCommits) {
+  const auto a = Open(), b = Open();
+  Hearing at_a, at_b;
+  a->SetListener(&at_a);
+  b->SetListener(&at_b);
+  int number = 100;
+  const auto commit = [](JobStore& store, int number) {
+    ASSERT_TRUE(
+        store.Transact([&](StoreTransaction& t) { return InsertJob(t, Name(number)); }).ok());
+  };
+  // Both listen on threads of their own, from some moment on: commits until each has heard one.
+  const auto await_both_listening = [&] {
+    int64_t heard_a = 0, heard_b = 0;
+    at_a.AwaitAnything(heard_a);
+    at_b.AwaitAnything(heard_b);
+    do {
+      commit(*b, number++);
+    } while (!at_a.AwaitAnything(heard_a));
+    do {
+      commit(*a, number++);
+    } while (!at_b.AwaitAnything(heard_b));
+  };
+  await_both_listening();
+  commit(*b, 1);
+  EXPECT_TRUE(at_a.AwaitChange(Name(1).ToString()));
+  // Not one's own, and not what was not committed.
+  EXPECT_EQ(b->Transact([](StoreTransaction& t) -> absl::Status {
+               RETURN_IF_ERROR(InsertJob(t, Name(2)));
+               return absl::AbortedError("no");
+             }).code(),
+            absl::StatusCode::kAborted);
+  commit(*b, 3);
+  EXPECT_TRUE(at_a.AwaitChange(Name(3).ToString()));
+  EXPECT_FALSE(at_a.Knows(Name(2).ToString()));
+  EXPECT_FALSE(at_b.Knows(Name(1).ToString()));
+
+  // After a lost connection everything may have changed, and what comes after is heard again.
+  const int missed = at_a.missed();
+  ASSERT_TRUE(Cluster()->Restart().ok());
+  await_both_listening();
+  EXPECT_GT(at_a.missed(), missed);
+  a->SetListener(nullptr);
+  b->SetListener(nullptr);
+}
+
+// As docs/operations.md says, while the store is in use.
+TEST_F(PostgresJobStoreTest, ADumpRestoresIntoAnotherDatabase) {
+  const auto store = Open();
+  ASSERT_TRUE(store
+                  ->Transact([](StoreTransaction& t) -> absl::Status {
+                    RETURN_IF_ERROR(InsertJob(t, Name(1)));
+                    return PutTask(t, Name(1));
+                  })
+                  .ok());
+  const std::string dump = Cluster()->folder() + "/qpruner.dump";
+  ASSERT_TRUE(Cluster()
+                  ->RunProgram("pg_dump", {"--format=custom", "--schema=qpruner", "--file=" + dump,
+                                           "--dbname=" + url_})
+                  .ok());
+  url_ = Cluster()->NewDatabase();
+  const absl::Status restored = Cluster()->RunProgram("pg_restore", {"--dbname=" + url_, dump});
+  ASSERT_TRUE(restored.ok()) << restored;
+  const auto copy = Open();
+  EXPECT_EQ(CountJobs(*copy), 1u);
+  // New rows do not collide with restored ones.
+  EXPECT_TRUE(copy->Transact([](StoreTransaction& t) -> absl::Status {
+                    RETURN_IF_ERROR(InsertJob(t, Name(2)));
+                    return PutTask(t, Name(2));
+                  })
+                  .ok());
+}
+
+TEST_F(PostgresJobStoreTest, TextThatWouldEndAStringIsText) {
+  const auto store = Open();
+  const std::string evil = "x'; DROP TABLE jobs; --\" \\";
+  JobRecord record;
+  record.mutable_job()->set_name(Name(1).ToString());
+  record.mutable_job()->set_state(v1::CompressionJob::PENDING);
+  (*record.mutable_job()->mutable_labels())[evil] = evil;
+  ASSERT_TRUE(store
+                  ->Transact([&](StoreTransaction& t) -> absl::Status {
+                    RETURN_IF_ERROR(t.InsertJob(record));
+                    return t.InsertRequest("default", evil, {Name(1), evil});
+                  })
+                  .ok());
+  const absl::Status status = store->Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(const auto page, reader.ListJobs({"default", {}, {{evil, evil}}}, 10, ""));
+    EXPECT_EQ(page.jobs.size(), 1u);
+    ASSIGN_OR_RETURN(const auto request, reader.FindRequest("default", evil));
+    EXPECT_EQ(request->fingerprint, evil);
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+}  // namespace
+}  // namespace qpruner::server

@@ -1,0 +1,25 @@
+// How to reach the PostgreSQL database of the job store.
+#ifndef QPRUNER_SERVER_STORE_POSTGRES_OPTIONS_H_
+#define QPRUNER_SERVER_STORE_POSTGRES_OPTIONS_H_
+
+#include <string>
+
+#include "absl/time/time.h"
+
+namespace qpruner::server {
+
+struct PostgresOptions {
+  // A connection URI (postgresql://user@host:5432/database?sslmode=verify-full) or libpq's
+  // "key=value" form. It must not hold the password: it is shown in errors and process lists.
+  std::string url;
+  // Empty: none, or what libpq finds (PGPASSWORD, PGPASSFILE). Never logged.
+  std::string password;
+  // Connections for transactions and reads: this many run at once, others wait. One more listens.
+  int connection_count = 16;
+  // A call waits so long for a database that cannot be reached, then ends with UNAVAILABLE.
+  absl::Duration patience = absl::Seconds(3);
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_STORE_POSTGRES_OPTIONS_H_

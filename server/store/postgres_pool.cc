@@ -1,0 +1,78 @@
+#include "server/store/postgres_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+namespace {
+
+constexpr absl::Duration kFirstBackoff = absl::Milliseconds(50);
+constexpr absl::Duration kMaxBackoff = absl::Seconds(1);
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PostgresConnection>> PostgresPool::Take(absl::Time deadline) {
+  std::unique_lock lock(mutex_);
+  absl::Status last = absl::UnavailableError("PostgreSQL: every connection is in use");
+  for (;;) {
+    if (!idle_.empty()) {
+      std::unique_ptr<PostgresConnection> connection = std::move(idle_.back());
+      idle_.pop_back();
+      return connection;
+    }
+    const absl::Time now = absl::Now();
+    const bool may_try = reachable_ || (!connecting_ && now >= next_try_);
+    if (open_count_ < options_.connection_count && may_try) {
+      ++open_count_;
+      const bool alone = !reachable_;
+      if (alone) connecting_ = true;
+      lock.unlock();
+      absl::StatusOr<std::unique_ptr<PostgresConnection>> connection =
+          PostgresConnection::Connect(options_);
+      lock.lock();
+      if (alone) connecting_ = false;
+      if (connection.ok()) {
+        if (!reachable_) spdlog::info("PostgreSQL is reachable again");
+        reachable_ = true;
+        backoff_ = absl::ZeroDuration();
+        changed_.notify_all();
+        return connection;
+      }
+      --open_count_;
+      last = connection.status();
+      if (!absl::IsUnavailable(last)) return last;
+      if (reachable_) spdlog::warn("{}", std::string(last.message()));
+      reachable_ = false;
+      backoff_ = std::clamp(2 * backoff_, kFirstBackoff, kMaxBackoff);
+      next_try_ = absl::Now() + backoff_;
+      changed_.notify_all();
+      continue;
+    }
+    if (now >= deadline) return last;
+    const absl::Time until = reachable_ || connecting_ ? deadline : std::min(deadline, next_try_);
+    changed_.wait_until(lock, absl::ToChronoTime(until));
+  }
+}
+
+void PostgresPool::Return(std::unique_ptr<PostgresConnection> connection) {
+  std::vector<std::unique_ptr<PostgresConnection>> lost;
+  {
+    std::lock_guard lock(mutex_);
+    if (connection->failure() == PostgresConnection::Failure::kLost) {
+      lost.swap(idle_);
+      lost.push_back(std::move(connection));
+      open_count_ -= static_cast<int>(lost.size());
+    } else {
+      connection->ForgetFailure();
+      idle_.push_back(std::move(connection));
+    }
+  }
+  lost.empty() ? changed_.notify_one() : changed_.notify_all();
+  // Closed outside of the lock.
+}
+
+}  // namespace qpruner::server

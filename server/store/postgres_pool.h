@@ -1,0 +1,45 @@
+// The connections of a PostgreSQL job store.
+#ifndef QPRUNER_SERVER_STORE_POSTGRES_POOL_H_
+#define QPRUNER_SERVER_STORE_POSTGRES_POOL_H_
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/store/postgres_connection.h"
+#include "server/store/postgres_options.h"
+
+namespace qpruner::server {
+
+// Thread-safe.
+class PostgresPool {
+ public:
+  explicit PostgresPool(PostgresOptions options) : options_(std::move(options)) {}
+
+  // A connection for the caller alone: an idle one, else a new one, else the next that is given
+  // back. While the database cannot be reached, one caller at a time tries, with back-off. Blocks.
+  // UNAVAILABLE: not until `deadline`. Other errors: as Connect.
+  absl::StatusOr<std::unique_ptr<PostgresConnection>> Take(absl::Time deadline);
+  // Every connection that was taken comes back. When one is lost, the idle ones are too: they
+  // broke with the server.
+  void Return(std::unique_ptr<PostgresConnection> connection);
+
+ private:
+  const PostgresOptions options_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  // All guarded by mutex_.
+  std::vector<std::unique_ptr<PostgresConnection>> idle_;
+  int open_count_ = 0;  // Idle, taken, and being connected.
+  bool reachable_ = true;
+  bool connecting_ = false;  // Someone tries, while not reachable.
+  absl::Duration backoff_;
+  absl::Time next_try_ = absl::InfinitePast();
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_STORE_POSTGRES_POOL_H_

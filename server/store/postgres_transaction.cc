@@ -1,0 +1,432 @@
+#include "server/store/postgres_transaction.h"
+
+#include <limits>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/sha256.h"
+#include "base/status_macros.h"
+#include "nlohmann/json.hpp"
+#include "server/store/page_token.h"
+#include "server/store/stored_record.h"
+
+namespace qpruner::server {
+namespace {
+
+using internal::v1::JobRecord;
+using internal::v1::TaskRecord;
+using Parameter = PostgresParameter;
+
+// --- Jobs ---
+
+constexpr PostgresStatement kFindJob = {
+    "find_job", "SELECT id, record FROM jobs WHERE project = $1 AND job = $2"};
+// The last sequence is a statement of its own: the first waits for the row, this one is then new
+// enough to see what the transaction that held it has appended.
+constexpr PostgresStatement kLockJob = {
+    "lock_job", "SELECT id, record FROM jobs WHERE project = $1 AND job = $2 FOR UPDATE"};
+constexpr PostgresStatement kLastSequence = {
+    "last_sequence",
+    "SELECT (SELECT max(sequence) FROM events WHERE job_id = jobs.id) FROM jobs "
+    "WHERE project = $1 AND job = $2"};
+// Inserts nothing if the name is taken: an error would end the transaction.
+constexpr PostgresStatement kInsertJob = {
+    "insert_job",
+    "INSERT INTO jobs (project, job, state, labels, record) VALUES ($1, $2, $3, $4, $5) "
+    "ON CONFLICT DO NOTHING RETURNING id"};
+constexpr PostgresStatement kUpdateJob = {
+    "update_job", "UPDATE jobs SET state = $2, labels = $3, record = $4 WHERE id = $1"};
+constexpr PostgresStatement kDeleteJob = {"delete_job", "DELETE FROM jobs WHERE id = $1"};
+
+// One statement for each shape of filter, so that each has the plan that fits it.
+constexpr PostgresStatement kListJobs = {
+    "list_jobs",
+    "SELECT record, id FROM jobs WHERE project = $1 AND id < $2 ORDER BY id DESC LIMIT $3"};
+constexpr PostgresStatement kListJobsByState = {
+    "list_jobs_by_state",
+    "SELECT record, id FROM jobs WHERE project = $1 AND id < $2 AND state = ANY ($4::int[]) "
+    "ORDER BY id DESC LIMIT $3"};
+constexpr PostgresStatement kListJobsByLabel = {
+    "list_jobs_by_label",
+    "SELECT record, id FROM jobs WHERE project = $1 AND id < $2 AND labels @> $4::jsonb "
+    "ORDER BY id DESC LIMIT $3"};
+constexpr PostgresStatement kListJobsByLabelAndState = {
+    "list_jobs_by_label_and_state",
+    "SELECT record, id FROM jobs WHERE project = $1 AND id < $2 AND labels @> $4::jsonb "
+    "AND state = ANY ($5::int[]) ORDER BY id DESC LIMIT $3"};
+
+constexpr PostgresStatement kUnfinishedJobs = {
+    "unfinished_jobs", "SELECT project, job FROM jobs WHERE state IN (1, 2, 3) ORDER BY id"};
+constexpr PostgresStatement kStalledJobs = {
+    "stalled_jobs",
+    "SELECT project, job FROM jobs WHERE state IN (1, 2, 3) AND state = 2 AND NOT EXISTS "
+    "(SELECT 1 FROM tasks WHERE tasks.job_id = jobs.id AND tasks.state IN (1, 2)) ORDER BY id"};
+constexpr PostgresStatement kCountJobs = {"count_jobs",
+                                          "SELECT state, count(*) FROM jobs GROUP BY state"};
+constexpr PostgresStatement kCountTasks = {"count_tasks",
+                                           "SELECT state, count(*) FROM tasks GROUP BY state"};
+
+// --- Requests ---
+
+constexpr PostgresStatement kFindRequest = {
+    "find_request",
+    "SELECT j.job, r.fingerprint FROM requests r JOIN jobs j ON j.id = r.job_id "
+    "WHERE r.project = $1 AND r.request_id = $2"};
+constexpr PostgresStatement kInsertRequest = {
+    "insert_request",
+    "INSERT INTO requests (project, request_id, job_id, fingerprint) VALUES ($1, $2, $3, $4) "
+    "ON CONFLICT DO NOTHING"};
+
+// --- Tasks ---
+
+constexpr PostgresStatement kGetTask = {
+    "get_task", "SELECT record FROM tasks WHERE job_id = $1 AND task_id = $2"};
+constexpr PostgresStatement kListTasks = {"list_tasks",
+                                          "SELECT record FROM tasks WHERE job_id = $1 ORDER BY id"};
+constexpr PostgresStatement kQueuedTasks = {
+    "queued_tasks",
+    "SELECT record FROM tasks WHERE state = 1 AND not_before <= $1 "
+    "ORDER BY priority DESC, create_time, id LIMIT $2"};
+// Jobs before tasks, as everywhere; tasks too, so that a row that has changed since the statement's
+// snapshot is looked at again.
+constexpr PostgresStatement kTakeQueuedTasks = {
+    "take_queued_tasks",
+    "SELECT t.record FROM tasks t JOIN jobs j ON j.id = t.job_id "
+    "WHERE t.state = 1 AND t.not_before <= $1 "
+    "ORDER BY t.priority DESC, t.create_time, t.id LIMIT $2 FOR UPDATE OF j, t SKIP LOCKED"};
+constexpr PostgresStatement kNextNotBefore = {
+    "next_not_before",
+    "SELECT not_before FROM tasks WHERE state = 1 AND not_before > $1 ORDER BY not_before LIMIT 1"};
+constexpr PostgresStatement kLeasedTasks = {
+    "leased_tasks", "SELECT record FROM tasks WHERE state = 2 ORDER BY lease_expire_time, id"};
+constexpr PostgresStatement kLeasedTasksOf = {
+    "leased_tasks_of",
+    "SELECT record FROM tasks WHERE state = 2 AND worker = $1 ORDER BY lease_expire_time, id"};
+constexpr PostgresStatement kPutTask = {
+    "put_task",
+    "INSERT INTO tasks (job_id, task_id, state, priority, create_time, not_before, "
+    "lease_expire_time, worker, record) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) "
+    "ON CONFLICT (job_id, task_id) DO UPDATE SET state = excluded.state, "
+    "priority = excluded.priority, create_time = excluded.create_time, "
+    "not_before = excluded.not_before, lease_expire_time = excluded.lease_expire_time, "
+    "worker = excluded.worker, record = excluded.record"};
+
+// --- Trials, events, artifacts ---
+
+constexpr PostgresStatement kListTrials = {
+    "list_trials",
+    "SELECT record FROM trials WHERE job_id = $1 AND trial_index > $2 ORDER BY trial_index "
+    "LIMIT $3"};
+constexpr PostgresStatement kPutTrial = {
+    "put_trial",
+    "INSERT INTO trials (job_id, trial_index, record) VALUES ($1, $2, $3) "
+    "ON CONFLICT (job_id, trial_index) DO UPDATE SET record = excluded.record"};
+constexpr PostgresStatement kListEvents = {
+    "list_events",
+    "SELECT record FROM events WHERE job_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3"};
+constexpr PostgresStatement kInsertEvent = {
+    "insert_event", "INSERT INTO events (job_id, sequence, record) VALUES ($1, $2, $3)"};
+constexpr PostgresStatement kListArtifacts = {
+    "list_artifacts", "SELECT record FROM artifacts WHERE job_id = $1 ORDER BY path"};
+constexpr PostgresStatement kPutArtifact = {
+    "put_artifact",
+    "INSERT INTO artifacts (job_id, path, sha256, record) VALUES ($1, $2, $3, $4) "
+    "ON CONFLICT (job_id, path) DO UPDATE SET sha256 = excluded.sha256, record = excluded.record"};
+constexpr PostgresStatement kFindContent = {"find_content",
+                                            "SELECT 1 FROM artifacts WHERE sha256 = $1 LIMIT 1"};
+constexpr PostgresStatement kLockArtifactsToAdd = {"lock_artifacts_to_add",
+                                                   "SELECT pg_advisory_xact_lock_shared($1)"};
+constexpr PostgresStatement kLockArtifactsToRemove = {"lock_artifacts_to_remove",
+                                                      "SELECT pg_advisory_xact_lock($1)"};
+// "QPRA".
+constexpr int64_t kArtifactLock = 0x51505241;
+
+// LIMIT of SQL for "0: all".
+int64_t SqlLimit(int limit) {
+  return limit <= 0 ? std::numeric_limits<int64_t>::max() : int64_t{limit};
+}
+
+// The text of a bound jsonb parameter.
+template <typename Labels>
+std::string ToJson(const Labels& labels) {
+  nlohmann::json json = nlohmann::json::object();
+  for (const auto& [key, value] : labels) json[key] = value;
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+// The record is column 0.
+template <typename Message>
+absl::StatusOr<std::vector<Message>> ParseRows(const absl::StatusOr<PostgresResult>& result) {
+  if (!result.ok()) return result.status();
+  std::vector<Message> messages(result->row_count());
+  for (int row = 0; row < result->row_count(); ++row) {
+    RETURN_IF_ERROR(ParseRecord(result->Bytes(row, 0), messages[row]));
+  }
+  return messages;
+}
+
+// Rows of (project, job).
+absl::StatusOr<std::vector<JobName>> ReadNames(const absl::StatusOr<PostgresResult>& result) {
+  if (!result.ok()) return result.status();
+  std::vector<JobName> names;
+  for (int row = 0; row < result->row_count(); ++row) {
+    names.push_back({std::string(result->Bytes(row, 0)), std::string(result->Bytes(row, 1))});
+  }
+  return names;
+}
+
+}  // namespace
+
+absl::StatusOr<PostgresTransaction::KnownJob*> PostgresTransaction::Find(const JobName& name) {
+  const std::pair key(name.project, name.job);
+  if (const auto known = known_jobs_.find(key); known != known_jobs_.end()) return &known->second;
+  const bool writes = mode_ == Mode::kWrite;
+  RETURN_IF_ERROR(
+      connection_.SendForResult(writes ? kLockJob : kFindJob, {name.project, name.job}));
+  if (writes) {
+    RETURN_IF_ERROR(connection_.SendForResult(kLastSequence, {name.project, name.job}));
+  }
+  ASSIGN_OR_RETURN(const std::vector<PostgresResult> results, connection_.Flush());
+  if (results[0].row_count() == 0) return JobNotStored(name);
+  KnownJob& job = known_jobs_[key];
+  job.id = results[0].Int(0, 0);
+  job.record = std::string(results[0].Bytes(0, 1));
+  if (writes && results[1].row_count() > 0) job.last_sequence = results[1].Int(0, 0);
+  return &job;
+}
+
+absl::StatusOr<JobRecord> PostgresTransaction::GetJob(const JobName& name) {
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  JobRecord record;
+  RETURN_IF_ERROR(ParseRecord(job->record, record));
+  return record;
+}
+
+absl::StatusOr<StoreReader::JobPage> PostgresTransaction::ListJobs(const JobFilter& filter,
+                                                                   int page_size,
+                                                                   const std::string& page_token) {
+  if (page_size < 1) return absl::InvalidArgumentError("page_size must be at least 1");
+  if (filter.labels.size() > kMaxFilterLabels) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("labels must be at most ", kMaxFilterLabels, ", are ", filter.labels.size()));
+  }
+  int64_t before = std::numeric_limits<int64_t>::max();
+  if (!page_token.empty()) {
+    ASSIGN_OR_RETURN(before, DecodePageToken(filter, page_token));
+  }
+  // One more, to know whether there is a next page.
+  std::vector<Parameter> parameters = {filter.project, before, int64_t{page_size} + 1};
+  if (!filter.labels.empty()) parameters.push_back(ToJson(filter.labels));
+  if (!filter.states.empty()) {
+    parameters.push_back(absl::StrCat("{", absl::StrJoin(filter.states, ","), "}"));
+  }
+  const PostgresStatement& statement =
+      filter.labels.empty() ? (filter.states.empty() ? kListJobs : kListJobsByState)
+                            : (filter.states.empty() ? kListJobsByLabel : kListJobsByLabelAndState);
+  ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(statement, std::move(parameters)));
+  JobPage page;
+  for (int row = 0; row < std::min(result.row_count(), page_size); ++row) {
+    RETURN_IF_ERROR(ParseRecord(result.Bytes(row, 0), page.jobs.emplace_back()));
+  }
+  if (result.row_count() > page_size) {
+    page.next_page_token = EncodePageToken(filter, result.Int(page_size - 1, 1));
+  }
+  return page;
+}
+
+absl::StatusOr<std::optional<StoreReader::Request>> PostgresTransaction::FindRequest(
+    const std::string& project, const std::string& request_id) {
+  ASSIGN_OR_RETURN(const PostgresResult result,
+                   connection_.Run(kFindRequest, {project, request_id}));
+  if (result.row_count() == 0) return std::optional<Request>();
+  return std::optional<Request>(
+      Request{JobName{project, std::string(result.Bytes(0, 0))}, std::string(result.Bytes(0, 1))});
+}
+
+absl::StatusOr<TaskRecord> PostgresTransaction::GetTask(const JobName& name,
+                                                        const std::string& task_id) {
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(kGetTask, {job->id, task_id}));
+  if (result.row_count() == 0) {
+    return absl::NotFoundError(
+        absl::StrCat("Task not found: \"", task_id, "\" of ", name.ToString()));
+  }
+  TaskRecord task;
+  RETURN_IF_ERROR(ParseRecord(result.Bytes(0, 0), task));
+  return task;
+}
+
+absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::ListTasks(const JobName& name) {
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  return ParseRows<TaskRecord>(connection_.Run(kListTasks, {job->id}));
+}
+
+absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::QueuedTasks(absl::Time now,
+                                                                         int limit) {
+  return ParseRows<TaskRecord>(
+      connection_.Run(mode_ == Mode::kWrite ? kTakeQueuedTasks : kQueuedTasks,
+                      {ToNanoseconds(now), SqlLimit(limit)}));
+}
+
+absl::StatusOr<std::optional<absl::Time>> PostgresTransaction::NextNotBefore(absl::Time now) {
+  ASSIGN_OR_RETURN(const PostgresResult result,
+                   connection_.Run(kNextNotBefore, {ToNanoseconds(now)}));
+  if (result.row_count() == 0) return std::optional<absl::Time>();
+  return std::optional<absl::Time>(absl::FromUnixNanos(result.Int(0, 0)));
+}
+
+absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::LeasedTasks() {
+  return ParseRows<TaskRecord>(connection_.Run(kLeasedTasks, {}));
+}
+
+absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::LeasedTasksOf(
+    const std::string& worker) {
+  return ParseRows<TaskRecord>(connection_.Run(kLeasedTasksOf, {worker}));
+}
+
+absl::StatusOr<std::vector<v1::Trial>> PostgresTransaction::ListTrials(const JobName& name,
+                                                                       int after_index, int limit) {
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  return ParseRows<v1::Trial>(
+      connection_.Run(kListTrials, {job->id, after_index, SqlLimit(limit)}));
+}
+
+absl::StatusOr<std::vector<v1::JobEvent>> PostgresTransaction::ListEvents(const JobName& name,
+                                                                          int64_t after_sequence,
+                                                                          int limit) {
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  return ParseRows<v1::JobEvent>(
+      connection_.Run(kListEvents, {job->id, after_sequence, SqlLimit(limit)}));
+}
+
+absl::StatusOr<std::vector<v1::Artifact>> PostgresTransaction::ListArtifacts(const JobName& name) {
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  return ParseRows<v1::Artifact>(connection_.Run(kListArtifacts, {job->id}));
+}
+
+absl::StatusOr<std::vector<JobName>> PostgresTransaction::UnfinishedJobs() {
+  return ReadNames(connection_.Run(kUnfinishedJobs, {}));
+}
+
+absl::StatusOr<std::vector<JobName>> PostgresTransaction::StalledJobs() {
+  return ReadNames(connection_.Run(kStalledJobs, {}));
+}
+
+absl::StatusOr<bool> PostgresTransaction::IsArtifactReferenced(const std::string& sha256) {
+  ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(kFindContent, {sha256}));
+  return result.row_count() > 0;
+}
+
+absl::StatusOr<StoreCounts> PostgresTransaction::Counts() {
+  StoreCounts counts;
+  ASSIGN_OR_RETURN(const PostgresResult jobs, connection_.Run(kCountJobs, {}));
+  for (int row = 0; row < jobs.row_count(); ++row) {
+    counts.jobs[static_cast<v1::CompressionJob::State>(jobs.Int(row, 0))] = jobs.Int(row, 1);
+  }
+  ASSIGN_OR_RETURN(const PostgresResult tasks, connection_.Run(kCountTasks, {}));
+  for (int row = 0; row < tasks.row_count(); ++row) {
+    counts.tasks[static_cast<TaskRecord::State>(tasks.Int(row, 0))] = tasks.Int(row, 1);
+  }
+  return counts;
+}
+
+absl::Status PostgresTransaction::InsertJob(const JobRecord& record) {
+  ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
+  std::string bytes = record.SerializeAsString();
+  ASSIGN_OR_RETURN(
+      const PostgresResult result,
+      connection_.Run(kInsertJob, {name.project, name.job, record.job().state(),
+                                   ToJson(record.job().labels()), Parameter::Blob(bytes)}));
+  if (result.row_count() == 0) {
+    return absl::AlreadyExistsError(absl::StrCat("Job exists already: ", name.ToString()));
+  }
+  known_jobs_[std::pair(name.project, name.job)] =
+      KnownJob{.id = result.Int(0, 0), .record = std::move(bytes)};
+  changed_jobs_.insert(name.ToString());
+  return absl::OkStatus();
+}
+
+absl::Status PostgresTransaction::UpdateJob(const JobRecord& record) {
+  ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
+  ASSIGN_OR_RETURN(KnownJob* const job, Find(name));
+  job->record = record.SerializeAsString();
+  changed_jobs_.insert(name.ToString());
+  return connection_.Send(kUpdateJob, {job->id, record.job().state(), ToJson(record.job().labels()),
+                                       Parameter::Blob(job->record)});
+}
+
+absl::Status PostgresTransaction::DeleteJob(const JobName& name) {
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  // What belongs to it goes with it: ON DELETE CASCADE.
+  RETURN_IF_ERROR(connection_.Send(kDeleteJob, {job->id}));
+  known_jobs_.erase(std::pair(name.project, name.job));
+  changed_jobs_.insert(name.ToString());
+  return absl::OkStatus();
+}
+
+absl::Status PostgresTransaction::InsertRequest(const std::string& project,
+                                                const std::string& request_id,
+                                                const Request& request) {
+  if (request.job.project != project) {
+    return absl::InvalidArgumentError(absl::StrCat("Request and job must be of one project, are ",
+                                                   project, " and ", request.job.project));
+  }
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(request.job));
+  ASSIGN_OR_RETURN(
+      const PostgresResult result,
+      connection_.Run(kInsertRequest, {project, request_id, job->id, request.fingerprint}));
+  if (result.affected_row_count() > 0) return absl::OkStatus();
+  return absl::AlreadyExistsError(
+      absl::StrCat("Request id was used before in projects/", project, ": ", request_id));
+}
+
+absl::Status PostgresTransaction::PutTask(const TaskRecord& task) {
+  ASSIGN_OR_RETURN(const JobName name, JobName::Parse(task.job()));
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  return connection_.Send(
+      kPutTask,
+      {job->id, task.task_id(), task.state(), task.priority(), ToNanoseconds(task.create_time()),
+       ToNanoseconds(task.not_before()), ToNanoseconds(task.lease_expire_time()), task.worker(),
+       Parameter::Blob(task.SerializeAsString())});
+}
+
+absl::Status PostgresTransaction::PutTrial(const JobName& name, const v1::Trial& trial) {
+  ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
+  return connection_.Send(kPutTrial,
+                          {job->id, trial.index(), Parameter::Blob(trial.SerializeAsString())});
+}
+
+absl::Status PostgresTransaction::PutArtifact(const JobName& job, const v1::Artifact& artifact) {
+  ASSIGN_OR_RETURN(const ArtifactName name, ArtifactName::Parse(artifact.name()));
+  if (name.job.ToString() != job.ToString()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Artifact is not of job ", job.ToString(), ": ", artifact.name()));
+  }
+  if (!IsSha256Hex(artifact.sha256())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Artifact's sha256 must be 64 lower-case hexadecimal digits, is \"",
+                     artifact.sha256(), "\": ", artifact.name()));
+  }
+  ASSIGN_OR_RETURN(const KnownJob* known, Find(job));
+  return connection_.Send(kPutArtifact, {known->id, name.path, artifact.sha256(),
+                                         Parameter::Blob(artifact.SerializeAsString())});
+}
+
+absl::Status PostgresTransaction::AppendEvent(const JobName& name, const v1::JobEvent& event) {
+  ASSIGN_OR_RETURN(KnownJob* const job, Find(name));
+  RETURN_IF_ERROR(CheckEventSequence(name, job->last_sequence, event.sequence()));
+  job->last_sequence = event.sequence();
+  changed_jobs_.insert(name.ToString());
+  return connection_.Send(kInsertEvent,
+                          {job->id, event.sequence(), Parameter::Blob(event.SerializeAsString())});
+}
+
+absl::Status PostgresTransaction::LockArtifacts(ArtifactLock lock) {
+  return connection_
+      .Run(lock == ArtifactLock::kAdd ? kLockArtifactsToAdd : kLockArtifactsToRemove,
+           {kArtifactLock})
+      .status();
+}
+
+}  // namespace qpruner::server

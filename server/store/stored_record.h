@@ -1,0 +1,66 @@
+// How records and times lie in the tables of any SQL store.
+#ifndef QPRUNER_SERVER_STORE_STORED_RECORD_H_
+#define QPRUNER_SERVER_STORE_STORED_RECORD_H_
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "base/resource_name.h"
+#include "google/protobuf/timestamp.pb.h"
+
+namespace qpruner::server {
+
+// More labels than a job can have match nothing.
+inline constexpr size_t kMaxFilterLabels = 32;
+
+// Nanoseconds since 1970; an unset timestamp is 0, times beyond the range (1677 to 2262) are its
+// ends.
+inline int64_t ToNanoseconds(const google::protobuf::Timestamp& time) {
+  constexpr int64_t kPerSecond = 1'000'000'000;
+  constexpr int64_t kMaxSeconds = std::numeric_limits<int64_t>::max() / kPerSecond - 1;
+  if (time.seconds() > kMaxSeconds) return std::numeric_limits<int64_t>::max();
+  if (time.seconds() < -kMaxSeconds) return std::numeric_limits<int64_t>::min();
+  return time.seconds() * kPerSecond + time.nanos();
+}
+
+inline int64_t ToNanoseconds(absl::Time time) {
+  if (time >= absl::FromUnixNanos(std::numeric_limits<int64_t>::max())) {
+    return std::numeric_limits<int64_t>::max();
+  }
+  if (time <= absl::FromUnixNanos(std::numeric_limits<int64_t>::min())) {
+    return std::numeric_limits<int64_t>::min();
+  }
+  return absl::ToUnixNanos(time);
+}
+
+// DATA_LOSS: the bytes are no such message.
+template <typename Message>
+absl::Status ParseRecord(absl::string_view bytes, Message& message) {
+  if (message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat("Job store is damaged: a stored ",
+                                          std::string(Message::descriptor()->full_name()),
+                                          " cannot be read. Restore it from a backup"));
+}
+
+inline absl::Status JobNotStored(const JobName& name) {
+  return absl::NotFoundError(absl::StrCat("Job not found: ", name.ToString()));
+}
+
+// The next event of a job must follow its last one.
+inline absl::Status CheckEventSequence(const JobName& job, int64_t last, int64_t next) {
+  if (next == last + 1) return absl::OkStatus();
+  const std::string message =
+      absl::StrCat("Next event of ", job.ToString(), " must be ", last + 1, ", is ", next);
+  return next <= last ? absl::AlreadyExistsError(message) : absl::FailedPreconditionError(message);
+}
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_STORE_STORED_RECORD_H_

@@ -1,0 +1,53 @@
+// A PostgreSQL server of the test's own: a fresh cluster in a temporary folder, on a Unix socket
+// that nobody else knows. No other cluster of the machine is touched.
+#ifndef QPRUNER_SERVER_TESTING_POSTGRES_CLUSTER_H_
+#define QPRUNER_SERVER_TESTING_POSTGRES_CLUSTER_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/child_process.h"
+
+namespace qpruner::server {
+
+class PostgresCluster {
+ public:
+  // NOT_FOUND, with the reason: PostgreSQL is not installed (or not where QPRUNER_POSTGRES_BIN or
+  // /usr/lib/postgresql says), or cannot be run here. PostgreSQL refuses to run as root: then it
+  // runs as user postgres or nobody.
+  static absl::StatusOr<std::unique_ptr<PostgresCluster>> Start();
+  // Ends the server and removes the folder.
+  ~PostgresCluster();
+  PostgresCluster(const PostgresCluster&) = delete;
+  PostgresCluster& operator=(const PostgresCluster&) = delete;
+
+  // The URL of a new, empty database.
+  std::string NewDatabase();
+  // Runs statements of the test's on a database, as its superuser.
+  absl::Status Execute(const std::string& url, const std::string& sql);
+  // Runs one of PostgreSQL's programs ("pg_dump") to its end. INTERNAL, with its output: it failed.
+  absl::Status RunProgram(const std::string& name, std::vector<std::string> arguments);
+  const std::string& folder() const { return folder_; }
+  // Ends every session at once, as a crash does, and recovers (pg_ctl restart -m immediate).
+  absl::Status Restart();
+  // The same in two steps.
+  void Kill();
+  absl::Status StartServer();
+
+ private:
+  PostgresCluster() = default;
+  std::vector<std::string> AsServerUser(std::vector<std::string> argv) const;
+
+  std::string bin_;
+  std::string folder_;
+  std::vector<std::string> user_prefix_;
+  std::unique_ptr<ChildProcess> postgres_;
+  int database_count_ = 0;
+};
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_TESTING_POSTGRES_CLUSTER_H_
