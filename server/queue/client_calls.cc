@@ -37,7 +37,7 @@ absl::StatusOr<std::optional<v1::CompressionJob>> FindEarlier(StoreReader& store
 }  // namespace
 
 absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, const JobName& name,
-                                                       const NewJob& request) {
+                                                       const NewJob& request, bool& taken) {
   const absl::Time now = clock_.Now();
   internal::v1::JobRecord record;
   v1::CompressionJob& job = *record.mutable_job();
@@ -47,14 +47,17 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, 
   *job.mutable_create_time() = ToTimestamp(now);
   absl::StatusOr<JobChange> change = JobChange::Insert(store, name, record, now);
   if (absl::IsAlreadyExists(change.status())) {
+    taken = true;
     return WithErrorInfo(
         absl::AlreadyExistsError(absl::StrCat("Job already exists: ", name.ToString())),
         "JOB_ALREADY_EXISTS", {{"job", name.ToString()}});
   }
   if (!change.ok()) return change.status();
   if (!request.request_id.empty()) {
-    RETURN_IF_ERROR(store.InsertRequest(request.project, request.request_id,
-                                        {.job = name, .fingerprint = request.fingerprint}));
+    const absl::Status inserted = store.InsertRequest(
+        request.project, request.request_id, {.job = name, .fingerprint = request.fingerprint});
+    taken = absl::IsAlreadyExists(inserted);
+    RETURN_IF_ERROR(inserted);
   }
   // A new job needs no search: its plan is made on the spot, and committed with it.
   const JobPlan plan = NextTasks(JobView{.record = record}, proposer_);
@@ -71,17 +74,23 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::CreateJob(const NewJob& request)
   const JobName name{request.project, job_id};
   v1::CompressionJob result;
   bool created = false;
-  RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
-    created = false;
+  bool taken = false;
+  const auto create = [&](StoreTransaction& store) -> absl::Status {
+    created = taken = false;
     ASSIGN_OR_RETURN(std::optional<v1::CompressionJob> earlier, FindEarlier(store, request));
     if (earlier) {
       result = *std::move(earlier);
       return absl::OkStatus();
     }
-    ASSIGN_OR_RETURN(result, Insert(store, name, request));
+    ASSIGN_OR_RETURN(result, Insert(store, name, request, taken));
     created = true;
     return absl::OkStatus();
-  }));
+  };
+  absl::Status status = store_.Transact(create);
+  // Another server was given the same request at the same time and has just committed it: now it is
+  // found.
+  if (taken && !request.request_id.empty()) status = store_.Transact(create);
+  RETURN_IF_ERROR(status);
   if (created) {
     spdlog::info("{}: created", result.name());
     changes_.AfterCommit(name, {.changed = true});
@@ -148,6 +157,13 @@ absl::Status ClientCalls::DeleteJob(const JobName& name) {
 }
 
 absl::Status ClientCalls::RemoveUnreferenced(const std::string& sha256) {
+  if (store_.shared()) {
+    return store_.Transact([&](StoreTransaction& store) -> absl::Status {
+      RETURN_IF_ERROR(store.LockArtifacts(StoreTransaction::ArtifactLock::kRemove));
+      ASSIGN_OR_RETURN(const bool referenced, store.IsArtifactReferenced(sha256));
+      return referenced ? absl::OkStatus() : artifacts_.Remove(sha256);
+    });
+  }
   bool referenced = true;
   RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
     ASSIGN_OR_RETURN(referenced, reader.IsArtifactReferenced(sha256));

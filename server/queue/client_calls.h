@@ -39,9 +39,10 @@ class ClientCalls {
   absl::Status DeleteJob(const JobName& name);
 
  private:
-  // Inside a transaction: the job, its first event, its request id and its first task.
+  // Inside a transaction: the job, its first event, its request id and its first task. `taken` is
+  // set if the name or the request id was.
   absl::StatusOr<v1::CompressionJob> Insert(StoreTransaction& store, const JobName& name,
-                                            const NewJob& request);
+                                            const NewJob& request, bool& taken);
   // Removes the file unless a job lists it.
   absl::Status RemoveUnreferenced(const std::string& sha256);
 

@@ -11,14 +11,43 @@ namespace {
 
 // Upper bound of a wait, so that a wall clock that jumps cannot delay a retry for long.
 constexpr absl::Duration kLongestWait = absl::Seconds(5);
+// How long a job may wait that a server left between a result and its next step, or a watcher whose
+// server was not told.
+constexpr absl::Duration kLookInterval = absl::Seconds(5);
+constexpr absl::Duration kForgetProgressAfter = absl::Hours(1);
 
 }  // namespace
+
+// Hears what other servers commit to a shared store.
+class JobQueue::OtherServers final : public StoreListener {
+ public:
+  explicit OtherServers(JobQueue& queue) : queue_(queue) { queue_.store_.SetListener(this); }
+  ~OtherServers() override { queue_.store_.SetListener(nullptr); }
+
+  void OnJobChanged(const std::string& job) override {
+    queue_.watches_.Notify(job);
+    // There may be a task for a worker that waits here.
+    queue_.work_.Wake();
+  }
+  void OnChangesMissed() override {
+    queue_.watches_.NotifyAll();
+    queue_.leasing_.SyncSoon();
+    queue_.work_.Wake();
+  }
+
+ private:
+  JobQueue& queue_;
+};
+
+JobQueue::~JobQueue() = default;
 
 JobQueue::JobQueue(JobQueueOptions options, JobStore& store, ArtifactStore& artifacts, Clock& clock,
                    IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches,
                    QueueObserver& observer)
     : options_(options),
       store_(store),
+      clock_(clock),
+      watches_(watches),
       progress_(options.progress_interval),
       changes_(store, clock, leases_, progress_, work_, watches, observer),
       client_calls_(store, artifacts, artifact_references_, clock, ids, proposer, watches,
@@ -34,6 +63,7 @@ absl::StatusOr<std::unique_ptr<JobQueue>> JobQueue::Create(
   std::unique_ptr<JobQueue> queue(
       new JobQueue(options, store, artifacts, clock, ids, proposer, watches, observer));
   RETURN_IF_ERROR(queue->Recover());
+  queue->other_servers_ = std::make_unique<OtherServers>(*queue);
   return queue;
 }
 
@@ -80,8 +110,25 @@ absl::StatusOr<internal::v1::TaskRecord> JobQueue::FindLeasedTask(
   return reports_.FindLeasedTask(lease);
 }
 
+void JobQueue::LookAfterOthers() {
+  const absl::Duration now = clock_.Monotonic();
+  if (!store_.shared() || now < next_look_) return;
+  next_look_ = now + kLookInterval;
+  progress_.ForgetOlderThan(now - kForgetProgressAfter);
+  watches_.NotifyAll();
+  std::vector<JobName> stalled;
+  const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(stalled, reader.StalledJobs());
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return;  // The next look comes.
+  for (const JobName& name : stalled) work_.MarkDirty(name.ToString());
+}
+
 void JobQueue::Tick() {
   leasing_.ForgetSilentWorkers();
+  LookAfterOthers();
+  leasing_.SyncLeases();
   leasing_.ExpireLeases();
   // Tasks that are queued already need not wait for a search.
   leasing_.ServePolls();

@@ -1,4 +1,5 @@
-// The queue: the only writer of job state.
+// The queue: the only writer of job state. Several servers may have one each on a shared store
+// (PostgreSQL).
 //
 // Everything durable is in the JobStore and is committed before anybody sees it; what is in memory
 // (waiting workers, deadlines of leases, who is registered) can be lost at any time. So a queue
@@ -58,6 +59,7 @@ class JobQueue {
       IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches, QueueObserver& observer);
   JobQueue(const JobQueue&) = delete;
   JobQueue& operator=(const JobQueue&) = delete;
+  ~JobQueue();
 
   // --- Clients ---
 
@@ -114,9 +116,14 @@ class JobQueue {
            IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches,
            QueueObserver& observer);
   absl::Status Recover();
+  // Where servers share the store: from time to time, looks for what another one left undone or
+  // untold when it died.
+  void LookAfterOthers();
 
   const JobQueueOptions options_;
   JobStore& store_;
+  Clock& clock_;
+  WatchHub& watches_;
 
   // Held while references to artifacts are added (CompleteTask) or removed (DeleteJob), so that no
   // file is removed that a job being committed has just found in place.
@@ -134,6 +141,13 @@ class JobQueue {
   TaskLeasing leasing_;
   TaskReports reports_;
   JobPlanning planning_;
+
+  // Of the Tick thread.
+  absl::Duration next_look_;
+
+  // Last: it calls the others until it is gone.
+  class OtherServers;
+  std::unique_ptr<OtherServers> other_servers_;
 };
 
 }  // namespace qpruner::server

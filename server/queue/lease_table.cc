@@ -4,6 +4,8 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
+
 namespace qpruner::server {
 namespace {
 
@@ -13,15 +15,19 @@ bool SameJob(const JobName& a, const JobName& b) {
 
 }  // namespace
 
-HeldLease ToHeldLease(const internal::v1::TaskRecord& task, absl::Duration deadline) {
+HeldLease ToHeldLease(const internal::v1::TaskRecord& task, absl::Duration now,
+                      absl::Duration lease_duration) {
   return {.token = task.lease_token(),
           .job = JobName::Parse(task.job()).value_or(JobName{}),
           .task_id = task.task_id(),
           .attempt = task.attempt(),
           .worker = task.worker(),
           .incarnation = task.incarnation(),
-          .deadline = deadline,
-          .fraction = task.fraction()};
+          .deadline = now + lease_duration,
+          .fraction = task.fraction(),
+          .known_since = now,
+          .stored_at = now,
+          .renewal_count = task.renewal_count()};
 }
 
 void LeaseTable::Put(HeldLease lease) {
@@ -43,6 +49,39 @@ void LeaseTable::Renew(const std::string& token, absl::Duration deadline) {
   absl::MutexLock lock(&mutex_);
   const auto found = leases_.find(token);
   if (found != leases_.end()) found->second.deadline = std::max(found->second.deadline, deadline);
+}
+
+void LeaseTable::RenewAll(absl::Duration deadline) {
+  absl::MutexLock lock(&mutex_);
+  for (auto& [token, lease] : leases_) lease.deadline = std::max(lease.deadline, deadline);
+}
+
+void LeaseTable::MarkStored(const std::string& token, int64_t renewal_count, absl::Duration now) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = leases_.find(token);
+  if (found == leases_.end()) return;
+  found->second.renewal_count = renewal_count;
+  found->second.stored_at = now;
+}
+
+void LeaseTable::Sync(const std::vector<internal::v1::TaskRecord>& leased, absl::Duration read_at,
+                      absl::Duration lease_duration) {
+  absl::MutexLock lock(&mutex_);
+  absl::flat_hash_set<std::string> current;
+  for (const internal::v1::TaskRecord& task : leased) {
+    current.insert(task.lease_token());
+    HeldLease stored = ToHeldLease(task, read_at, lease_duration);
+    const auto [entry, is_new] = leases_.try_emplace(task.lease_token(), stored);
+    HeldLease& known = entry->second;
+    if (is_new || known.renewal_count >= stored.renewal_count) continue;
+    known.renewal_count = stored.renewal_count;
+    known.stored_at = read_at;
+    known.deadline = std::max(known.deadline, stored.deadline);
+    known.fraction = std::max(known.fraction, stored.fraction);
+  }
+  absl::erase_if(leases_, [&](const auto& entry) {
+    return entry.second.known_since < read_at && !current.contains(entry.first);
+  });
 }
 
 bool LeaseTable::RaiseFraction(const std::string& token, double fraction) {

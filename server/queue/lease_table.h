@@ -1,5 +1,9 @@
 // The leases that this process knows of, in memory. The store decides whether a lease is current;
 // this table decides when it ends, on a clock that does not jump.
+//
+// Where several servers share a store, a lease may be granted by one and renewed at another. Each
+// of them then reads all leases from time to time (Sync): a stored renewal that is new to it is a
+// sign of life *now*, on its own clock, whatever the clocks of the others or of the database say.
 #ifndef QPRUNER_SERVER_QUEUE_LEASE_TABLE_H_
 #define QPRUNER_SERVER_QUEUE_LEASE_TABLE_H_
 
@@ -27,10 +31,16 @@ struct HeldLease {
   absl::Duration deadline;
   // Progress of the attempt, 0 to 1.
   double fraction = 0;
+  // Since when this process knows of it, and when it last saw or made a stored renewal, which was
+  // this one. On the monotonic clock.
+  absl::Duration known_since;
+  absl::Duration stored_at;
+  int64_t renewal_count = 0;
 };
 
-// The lease of a LEASED task.
-HeldLease ToHeldLease(const internal::v1::TaskRecord& task, absl::Duration deadline);
+// The lease of a LEASED task, with a whole period from `now` on.
+HeldLease ToHeldLease(const internal::v1::TaskRecord& task, absl::Duration now,
+                      absl::Duration lease_duration);
 
 // Thread-safe. "Take" removes what it returns.
 class LeaseTable {
@@ -41,6 +51,13 @@ class LeaseTable {
   void EraseJob(const JobName& job);
   // Moves the deadline to `deadline` if that is later.
   void Renew(const std::string& token, absl::Duration deadline);
+  void RenewAll(absl::Duration deadline);
+  // A renewal was stored.
+  void MarkStored(const std::string& token, int64_t renewal_count, absl::Duration now);
+  // What the store holds, as read at `read_at`: leases of other servers come in with a whole
+  // period, those renewed since the last time get one, and those that are over go.
+  void Sync(const std::vector<internal::v1::TaskRecord>& leased, absl::Duration read_at,
+            absl::Duration lease_duration);
   // The progress never falls and is kept within 0 and 1. True if `fraction` was more than known.
   bool RaiseFraction(const std::string& token, double fraction);
 

@@ -29,6 +29,11 @@ class ProgressLimiter {
     absl::MutexLock lock(&mutex_);
     last_turns_[job] = now;
   }
+  // Jobs that end at another server must not pile up.
+  void ForgetOlderThan(absl::Duration time) {
+    absl::MutexLock lock(&mutex_);
+    absl::erase_if(last_turns_, [&](const auto& entry) { return entry.second < time; });
+  }
   void Forget(const std::string& job) {
     absl::MutexLock lock(&mutex_);
     last_turns_.erase(job);

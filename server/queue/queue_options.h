@@ -21,6 +21,12 @@ struct JobQueueOptions {
   absl::Duration max_acquire_wait = absl::Seconds(60);
 };
 
+// How often a lease is renewed in a shared store, for the other servers to see: late enough to be
+// cheap, early enough that none of them gives it up.
+inline absl::Duration StoredRenewalInterval(absl::Duration lease_duration) {
+  return lease_duration / 3;
+}
+
 // The store is tried again after this when it failed.
 inline constexpr absl::Duration kStoreRetryInterval = absl::Milliseconds(200);
 

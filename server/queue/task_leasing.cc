@@ -20,6 +20,8 @@ using internal::v1::TaskRecord;
 
 // A worker that is silent for so long is forgotten.
 constexpr absl::Duration kForgetWorkerAfter = absl::Hours(1);
+// A task whose job another server has in a transaction is tried again after this.
+constexpr absl::Duration kBusyRetryInterval = absl::Milliseconds(20);
 
 absl::Status Stopping() {
   return WithErrorInfo(absl::UnavailableError("The server is stopping"), "SERVER_STOPPING");
@@ -59,8 +61,27 @@ absl::Status TaskLeasing::Recover() {
     ASSIGN_OR_RETURN(leased, reader.LeasedTasks());
     return absl::OkStatus();
   }));
-  const absl::Duration deadline = clock_.Monotonic() + options_.lease_duration;
-  for (const TaskRecord& task : leased) leases_.Put(ToHeldLease(task, deadline));
+  const absl::Duration now = clock_.Monotonic();
+  for (const TaskRecord& task : leased) {
+    leases_.Put(ToHeldLease(task, now, options_.lease_duration));
+  }
+  last_sync_ = now;
+  next_sync_ = now + StoredRenewalInterval(options_.lease_duration) / 2;
+  return absl::OkStatus();
+}
+
+absl::Status TaskLeasing::LearnLeasesOf(const std::string& worker) {
+  std::vector<TaskRecord> leased;
+  RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(leased, reader.LeasedTasksOf(worker));
+    return absl::OkStatus();
+  }));
+  const absl::Duration now = clock_.Monotonic();
+  for (const TaskRecord& task : leased) {
+    if (!leases_.Find(task.lease_token())) {
+      leases_.Put(ToHeldLease(task, now, options_.lease_duration));
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -87,12 +108,10 @@ absl::Status TaskLeasing::RegisterWorker(const internal::v1::RegisterWorkerReque
                             "WORKER_REPLACED"));
   }
   spdlog::info("worker {}: registered, device {}", request.worker(), request.device());
-  const absl::Status error = WithErrorInfo(
-      absl::UnavailableError(absl::StrCat("Worker ", request.worker(), " was restarted")),
-      "WORKER_RESTARTED");
+  if (store_.shared()) RETURN_IF_ERROR(LearnLeasesOf(request.worker()));
   for (HeldLease& lease : leases_.TakeOfOtherProcesses(request.worker(), request.incarnation())) {
     // Tick tries again if this fails.
-    if (!Revoke(std::move(lease), error, absl::ZeroDuration()).ok()) work_.Wake();
+    if (!Revoke(std::move(lease), Cause::kNewProcess).ok()) work_.Wake();
   }
   return absl::OkStatus();
 }
@@ -166,7 +185,9 @@ std::optional<absl::Duration> TaskLeasing::TimeToNextDeadline() {
   const auto at_most = [&](absl::Duration time) { wait = wait ? std::min(*wait, time) : time; };
   const absl::Duration now = clock_.Monotonic();
   if (const auto deadline = leases_.NextDeadline()) at_most(*deadline - now);
+  if (store_.shared()) at_most(next_sync_ - now);
   if (polls_.empty()) return wait;
+  if (tasks_were_busy_) at_most(kBusyRetryInterval);
   if (const auto deadline = polls_.NextDeadline()) at_most(*deadline - now);
   // Somebody waits: a task whose back-off ends is due then.
   const absl::Time wall = clock_.Now();
@@ -180,41 +201,85 @@ std::optional<absl::Duration> TaskLeasing::TimeToNextDeadline() {
   return wait;
 }
 
+void TaskLeasing::SyncLeases() {
+  if (!store_.shared()) return;
+  const absl::Duration read_at = clock_.Monotonic();
+  if (!sync_soon_.exchange(false) && read_at < next_sync_) return;
+  std::vector<TaskRecord> leased;
+  const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(leased, reader.LeasedTasks());
+    return absl::OkStatus();
+  });
+  if (!status.ok()) {
+    next_sync_ = read_at + kStoreRetryInterval;
+    return;
+  }
+  const absl::Duration interval = StoredRenewalInterval(options_.lease_duration);
+  // The store was away: nobody could renew a lease in it, and silence meant nothing.
+  if (read_at - last_sync_ > interval) leases_.RenewAll(read_at + options_.lease_duration);
+  leases_.Sync(leased, read_at, options_.lease_duration);
+  last_sync_ = read_at;
+  next_sync_ = read_at + interval / 2;
+}
+
 void TaskLeasing::ExpireLeases() {
+  // Without news from the other servers nobody can be called silent.
+  if (store_.shared() &&
+      clock_.Monotonic() - last_sync_ > StoredRenewalInterval(options_.lease_duration)) {
+    return;
+  }
   for (HeldLease& lease : leases_.TakeExpired(clock_.Monotonic())) {
-    const absl::Status error =
-        WithErrorInfo(absl::UnavailableError(absl::StrCat(
-                          "Lease expired: worker ", lease.worker, " was not heard from for ",
-                          absl::FormatDuration(options_.lease_duration))),
-                      "LEASE_EXPIRED");
-    if (Revoke(std::move(lease), error, kStoreRetryInterval).ok()) observer_.OnLeaseExpired();
+    if (Revoke(std::move(lease), Cause::kSilence).value_or(false)) observer_.OnLeaseExpired();
   }
 }
 
-absl::Status TaskLeasing::Revoke(HeldLease lease, const absl::Status& error,
-                                 absl::Duration retry_in) {
-  spdlog::warn("{}/{}: attempt {} is over: {}", lease.job.ToString(), lease.task_id, lease.attempt,
-               std::string(error.message()));
+absl::StatusOr<bool> TaskLeasing::Revoke(HeldLease lease, Cause cause) {
+  const absl::Status error =
+      cause == Cause::kSilence
+          ? WithErrorInfo(absl::UnavailableError(absl::StrCat(
+                              "Lease expired: worker ", lease.worker, " was not heard from for ",
+                              absl::FormatDuration(options_.lease_duration))),
+                          "LEASE_EXPIRED")
+          : WithErrorInfo(
+                absl::UnavailableError(absl::StrCat("Worker ", lease.worker, " was restarted")),
+                "WORKER_RESTARTED");
+  bool revoked = false;
+  std::optional<TaskRecord> renewed;
   const absl::Status status = changes_.Run(
       lease.job,
       [&](StoreTransaction& store, JobChange& change, absl::Time now,
           CommitEffects& effects) -> absl::Status {
+        revoked = false;
+        renewed.reset();
         ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(lease.job, lease.task_id));
         // It may have been completed in the meantime.
         if (task.state() != TaskRecord::LEASED || task.lease_token() != lease.token) {
           return absl::OkStatus();
         }
+        if (cause == Cause::kSilence && task.renewal_count() != lease.renewal_count) {
+          renewed = std::move(task);
+          return absl::OkStatus();
+        }
         // The time without the worker was back-off enough.
         const LeaseEnd end{.error = error, .backoff = absl::ZeroDuration(), .revoked = true};
         ASSIGN_OR_RETURN(effects.fate, EndLease(store, change, task, end, now));
-        effects.changed = true;
+        effects.changed = revoked = true;
         return absl::OkStatus();
       });
-  if (status.ok() || absl::IsNotFound(status)) return absl::OkStatus();
-  spdlog::error("the store failed: {}", status.ToString());
-  lease.deadline = clock_.Monotonic() + retry_in;
-  leases_.Put(std::move(lease));
-  return status;
+  if (absl::IsNotFound(status)) return false;
+  if (!status.ok()) {
+    spdlog::error("the store failed: {}", status.ToString());
+    lease.deadline = clock_.Monotonic();
+    if (cause == Cause::kSilence) lease.deadline += kStoreRetryInterval;
+    leases_.Put(std::move(lease));
+    return status;
+  }
+  if (renewed) leases_.Put(ToHeldLease(*renewed, clock_.Monotonic(), options_.lease_duration));
+  if (revoked) {
+    spdlog::warn("{}/{}: attempt {} is over: {}", lease.job.ToString(), lease.task_id,
+                 lease.attempt, std::string(error.message()));
+  }
+  return revoked;
 }
 
 void TaskLeasing::ServePolls() {
@@ -253,13 +318,15 @@ absl::Status TaskLeasing::LeaseToPolls() {
     int64_t poll_id;
     NewLease lease;
     std::optional<TaskRecord> task;
+    // The worker holds this one already: another server granted it, and the reply was lost.
+    bool is_old = false;
   };
+  tasks_were_busy_ = false;
   std::vector<Grant> grants;
   for (const AcquirePoll& poll : polls_.List()) {
     grants.push_back(
-        {poll.id,
-         {.token = ids_.Hex(16), .worker = poll.worker, .incarnation = poll.incarnation},
-         std::nullopt});
+        {.poll_id = poll.id,
+         .lease = {.token = ids_.Hex(16), .worker = poll.worker, .incarnation = poll.incarnation}});
   }
   if (grants.empty()) return absl::OkStatus();
 
@@ -271,24 +338,41 @@ absl::Status TaskLeasing::LeaseToPolls() {
     return absl::OkStatus();
   }));
   if (!any_queued) return absl::OkStatus();
+  size_t leased_count = 0;
   RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
-    for (Grant& grant : grants) grant.task.reset();
     const absl::Time now = clock_.Now();
     ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks,
                      store.QueuedTasks(now, static_cast<int>(grants.size())));
-    for (size_t i = 0; i < tasks.size(); ++i) {
-      ASSIGN_OR_RETURN(const JobName name, JobName::Parse(tasks[i].job()));
+    leased_count = 0;
+    for (Grant& grant : grants) {
+      grant.task.reset();
+      grant.is_old = false;
+      if (leased_count == tasks.size()) continue;
+      if (store_.shared()) {
+        ASSIGN_OR_RETURN(std::vector<TaskRecord> held, store.LeasedTasksOf(grant.lease.worker));
+        std::erase_if(held, [&](const TaskRecord& task) {
+          return task.incarnation() != grant.lease.incarnation;
+        });
+        if (!held.empty()) {
+          grant.task = std::move(held.front());
+          grant.is_old = true;
+          continue;
+        }
+      }
+      TaskRecord& task = tasks[leased_count++];
+      ASSIGN_OR_RETURN(const JobName name, JobName::Parse(task.job()));
       ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
-      grants[i].lease.expire_time = now + options_.lease_duration;
-      RETURN_IF_ERROR(LeaseTask(store, change, tasks[i], grants[i].lease, now));
+      grant.lease.expire_time = now + options_.lease_duration;
+      RETURN_IF_ERROR(LeaseTask(store, change, task, grant.lease, now));
       RETURN_IF_ERROR(change.Save());
-      grants[i].task = tasks[i];
+      grant.task = std::move(task);
     }
     return absl::OkStatus();
   }));
+  tasks_were_busy_ = store_.shared() && leased_count < grants.size();
   for (const Grant& grant : grants) {
     if (!grant.task) continue;
-    HeldLease held = ToHeldLease(*grant.task, clock_.Monotonic() + options_.lease_duration);
+    HeldLease held = ToHeldLease(*grant.task, clock_.Monotonic(), options_.lease_duration);
     leases_.Put(held);
     // Another process took the worker's name while the store was at work: over at once.
     if (!workers_.IsRegistered(held.worker, held.incarnation)) {
@@ -296,10 +380,12 @@ absl::Status TaskLeasing::LeaseToPolls() {
       leases_.Put(std::move(held));
       work_.Wake();
     }
-    spdlog::info("{}/{}: attempt {} leased to {}", grant.task->job(), grant.task->task_id(),
-                 grant.task->attempt(), grant.lease.worker);
-    observer_.OnLeaseAcquired();
-    watches_.Notify(grant.task->job());
+    if (!grant.is_old) {
+      spdlog::info("{}/{}: attempt {} leased to {}", grant.task->job(), grant.task->task_id(),
+                   grant.task->attempt(), grant.lease.worker);
+      observer_.OnLeaseAcquired();
+      watches_.Notify(grant.task->job());
+    }
     // If the poll ended meanwhile, the worker's next one gets the lease.
     Answer(grant.poll_id, LeaseReply(*grant.task));
   }

@@ -3,11 +3,14 @@
 #ifndef QPRUNER_SERVER_QUEUE_TASK_LEASING_H_
 #define QPRUNER_SERVER_QUEUE_TASK_LEASING_H_
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/id_generator.h"
@@ -51,9 +54,13 @@ class TaskLeasing {
   std::vector<v1::ListCapabilitiesResponse::Worker> LiveWorkers();
   // Ends all polls with UNAVAILABLE and refuses others.
   void StopLeasing();
+  void SyncSoon() { sync_soon_ = true; }
 
   // --- Time ---
 
+  // Where servers share the store: learns what the others did to leases, from time to time or at
+  // once after SyncSoon().
+  void SyncLeases();
   void ExpireLeases();
   // Hands tasks to the workers that wait.
   void ServePolls();
@@ -63,12 +70,15 @@ class TaskLeasing {
   std::optional<absl::Duration> TimeToNextDeadline();
 
  private:
-  // Ends a lease that is already out of the table. If the store fails, the lease goes back, with
-  // its deadline `retry_in` from now.
-  absl::Status Revoke(HeldLease lease, const absl::Status& error, absl::Duration retry_in);
+  enum class Cause { kSilence, kNewProcess };
+  // Ends a lease that is already out of the table. False: it was over, or renewed at another
+  // server. If the store fails, the lease goes back into the table, for Tick to try again.
+  absl::StatusOr<bool> Revoke(HeldLease lease, Cause cause);
   // Polls of workers that hold a lease: its reply was lost.
   void RedeliverLeases();
   absl::Status LeaseToPolls();
+  // Leases of the worker that other servers granted.
+  absl::Status LearnLeasesOf(const std::string& worker);
   // Answers a poll if it still waits.
   void Answer(int64_t poll, absl::StatusOr<internal::v1::AcquireTaskResponse> response);
 
@@ -83,6 +93,13 @@ class TaskLeasing {
   WatchHub& watches_;
   QueueObserver& observer_;
   AcquirePolls polls_;
+
+  std::atomic<bool> sync_soon_ = false;
+  // Of the Tick thread. On the monotonic clock.
+  absl::Duration next_sync_;
+  absl::Duration last_sync_;
+  // Tasks were queued that another server had its hands on.
+  bool tasks_were_busy_ = false;
 };
 
 }  // namespace qpruner::server

@@ -55,12 +55,14 @@ absl::StatusOr<HeartbeatResponse> TaskReports::CheckLease(const JobName& name, c
   return response;
 }
 
-absl::StatusOr<HeartbeatResponse> TaskReports::StoreProgress(const JobName& name,
-                                                             const HeartbeatRequest& request) {
+absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
+                                                            const HeartbeatRequest& request,
+                                                            bool progress) {
   const Lease& lease = request.lease();
   const double running = leases_.RunningFraction(name, "");
   const std::optional<HeldLease> held = leases_.Find(lease.token());
   HeartbeatResponse response;
+  int64_t renewal_count = 0;
   RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
     const absl::Time now = clock_.Now();
     ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
@@ -69,8 +71,11 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreProgress(const JobName& name
     response = Reply(change.job());
     if (response.desired_state() == HeartbeatResponse::ABORT) return absl::OkStatus();
     if (held) task.set_fraction(held->fraction);
+    renewal_count = task.renewal_count() + 1;
+    task.set_renewal_count(renewal_count);
     *task.mutable_lease_expire_time() = ToTimestamp(now + options_.lease_duration);
     RETURN_IF_ERROR(store.PutTask(task));
+    if (!progress) return absl::OkStatus();
     for (int i = 0; i < std::min(request.logs_size(), kMaxLogLines); ++i) {
       const v1::JobEvent::LogLine& line = request.logs(i);
       RETURN_IF_ERROR(change.Log(line.severity() == v1::JobEvent::LogLine::WARNING
@@ -78,37 +83,54 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreProgress(const JobName& name
                                      : v1::JobEvent::LogLine::INFO,
                                  line.text().substr(0, kMaxLogLineBytes)));
     }
-    const v1::Progress& progress = change.job().progress();
+    const v1::Progress& done = change.job().progress();
     RETURN_IF_ERROR(
-        change.AdvanceProgress(JobFraction(change.job().stage(), progress.completed_trial_count(),
-                                           progress.trial_count(), running),
+        change.AdvanceProgress(JobFraction(change.job().stage(), done.completed_trial_count(),
+                                           done.trial_count(), running),
                                request.message().substr(0, kMaxLogLineBytes)));
     return change.Save();
   }));
+  if (response.desired_state() != HeartbeatResponse::ABORT) {
+    leases_.MarkStored(lease.token(), renewal_count, clock_.Monotonic());
+  }
   return response;
+}
+
+absl::StatusOr<HeldLease> TaskReports::FindHeld(const Lease& lease) {
+  std::optional<HeldLease> held = leases_.Find(lease.token());
+  if (!held && store_.shared()) {
+    absl::StatusOr<TaskRecord> task = FindLeasedTask(lease);
+    if (!task.ok()) return task.status();
+    held = ToHeldLease(*task, clock_.Monotonic(), options_.lease_duration);
+    leases_.Put(*held);
+  }
+  if (!held || held->attempt != lease.attempt() || held->task_id != lease.task() ||
+      held->job.ToString() != lease.job()) {
+    return Superseded();
+  }
+  return *std::move(held);
 }
 
 absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest& request) {
   const Lease& lease = request.lease();
   const absl::Duration now = clock_.Monotonic();
-  const std::optional<HeldLease> held = leases_.Find(lease.token());
-  if (!held || held->attempt != lease.attempt() || held->task_id != lease.task() ||
-      held->job.ToString() != lease.job()) {
-    return Superseded();
-  }
-  workers_.Hear(held->worker, now);
+  ASSIGN_OR_RETURN(const HeldLease held, FindHeld(lease));
+  workers_.Hear(held.worker, now);
   const bool moved = leases_.RaiseFraction(
       lease.token(), std::isfinite(request.fraction()) ? request.fraction() : 0);
-  bool write = false;
+  bool progress = false;
   if (!request.logs().empty()) {
     progress_.TakeTurn(lease.job(), now);
-    write = true;
+    progress = true;
   } else {
-    write = moved && progress_.TryTakeTurn(lease.job(), now);
+    progress = moved && progress_.TryTakeTurn(lease.job(), now);
   }
+  const bool renewal_due =
+      store_.shared() && now - held.stored_at >= StoredRenewalInterval(options_.lease_duration);
 
-  absl::StatusOr<HeartbeatResponse> response =
-      write ? StoreProgress(held->job, request) : CheckLease(held->job, lease);
+  absl::StatusOr<HeartbeatResponse> response = progress || renewal_due
+                                                   ? StoreRenewal(held.job, request, progress)
+                                                   : CheckLease(held.job, lease);
   if (absl::IsNotFound(response.status())) response = Superseded();
   if (response.ok() && response->desired_state() == HeartbeatResponse::ABORT) {
     // Not renewed: a worker that does not obey loses the task when the lease ends.
@@ -120,7 +142,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest&
     // Also when the store failed: the worker is alive, and may try again.
     leases_.Renew(lease.token(), now + options_.lease_duration);
   }
-  if (response.ok() && write) watches_.Notify(lease.job());
+  if (response.ok() && progress) watches_.Notify(lease.job());
   return response;
 }
 
@@ -176,6 +198,12 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
           const bool repeated = !lease.token().empty() && task.lease_token() == lease.token() &&
                                 task.attempt() == lease.attempt();
           return repeated ? absl::OkStatus() : Superseded();
+        }
+        if (store_.shared() && request.has_result() && bad_result.ok()) {
+          // Again, with no server removing files: one may have since the look above.
+          RETURN_IF_ERROR(store.LockArtifacts(StoreTransaction::ArtifactLock::kAdd));
+          bad_result = CheckOutputs(request.result());
+          if (absl::IsUnavailable(bad_result)) return bad_result;
         }
         LeaseEnd end{.backoff = BackoffAfter(CountedAttempts(task))};
         if (request.has_error()) {

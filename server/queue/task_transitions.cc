@@ -150,7 +150,7 @@ absl::Status QueueTask(StoreTransaction& store, const JobChange& change, const P
   task.set_state(TaskRecord::QUEUED);
   *task.mutable_spec() = planned.spec;
   task.set_priority(change.job().priority());
-  *task.mutable_not_before() = ToTimestamp(now);
+  // No not_before: it is due whatever a clock that jumped, or another server's, says.
   *task.mutable_create_time() = ToTimestamp(now);
   return store.PutTask(task);
 }
@@ -208,7 +208,10 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
   task.set_state(TaskRecord::QUEUED);
   task.set_fraction(0);
   *task.mutable_end_time() = ToTimestamp(now);
-  *task.mutable_not_before() = ToTimestamp(now + end.backoff);
+  task.clear_not_before();
+  if (end.backoff > absl::ZeroDuration()) {
+    *task.mutable_not_before() = ToTimestamp(now + end.backoff);
+  }
   RETURN_IF_ERROR(store.PutTask(task));
   RETURN_IF_ERROR(MoveTrial(store, change, task, v1::Trial::QUEUED, now));
   if (end.returned) {

@@ -34,6 +34,11 @@ void WatchHub::Notify(const std::string& job) {
   for (int64_t subscription : list->second) watchers_.at(subscription).on_change();
 }
 
+void WatchHub::NotifyAll() {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [subscription, watcher] : watchers_) watcher.on_change();
+}
+
 void WatchHub::Close() {
   absl::MutexLock lock(&mutex_);
   closed_ = true;

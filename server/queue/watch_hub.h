@@ -32,6 +32,8 @@ class WatchHub {
   int64_t Subscribe(const std::string& job, Callback on_change);
   void Unsubscribe(int64_t subscription);
   void Notify(const std::string& job);
+  // Any job may have changed.
+  void NotifyAll();
   // Calls every watcher one last time; `closed` is true from before that on.
   void Close();
   bool closed() const;
