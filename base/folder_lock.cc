@@ -13,12 +13,12 @@
 
 namespace qpruner {
 
-absl::StatusOr<std::unique_ptr<FolderLock>> FolderLock::Take(const std::string& folder) {
+absl::StatusOr<std::unique_ptr<FolderLock>> FolderLock::Take(const std::string& folder, Mode mode) {
   const std::string path = absl::StrCat(folder, "/lock");
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open ", path));
   auto closer = absl::MakeCleanup([fd] { close(fd); });
-  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+  if (flock(fd, (mode == Mode::kAlone ? LOCK_EX : LOCK_SH) | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) {
       return absl::ErrnoToStatus(errno, absl::StrCat("Cannot lock ", path));
     }

@@ -1,4 +1,4 @@
-// One process at a time in a folder.
+// One process at a time in a folder, or several that agree to share it.
 #ifndef QPRUNER_BASE_FOLDER_LOCK_H_
 #define QPRUNER_BASE_FOLDER_LOCK_H_
 
@@ -13,8 +13,11 @@ namespace qpruner {
 // ends. The file stays; it holds the number of the process that took it last.
 class FolderLock {
  public:
+  // Any number of holders share a folder, or one has it alone.
+  enum class Mode { kAlone, kShared };
   // The folder must exist. FAILED_PRECONDITION: held already, by this process or another.
-  static absl::StatusOr<std::unique_ptr<FolderLock>> Take(const std::string& folder);
+  static absl::StatusOr<std::unique_ptr<FolderLock>> Take(const std::string& folder,
+                                                          Mode mode = Mode::kAlone);
   ~FolderLock();
   FolderLock(const FolderLock&) = delete;
   FolderLock& operator=(const FolderLock&) = delete;

@@ -10,10 +10,12 @@
 #include <thread>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/durable_file.h"
 #include "base/id_generator.h"
+#include "base/status_macros.h"
 #include "server/auth/token_table.h"
 #include "server/server.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
@@ -23,6 +25,8 @@ namespace qpruner::server {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr char kPasswordVariable[] = "QPRUNER_POSTGRES_PASSWORD";
 
 // Where a program keeps a user's state: $XDG_STATE_HOME/qpruner, else ~/.local/state/qpruner.
 std::string DefaultDataDir() {
@@ -43,6 +47,18 @@ int PrintNewToken(const NewTokenOptions& options) {
   return 0;
 }
 
+// From the file, or else from the environment, which is then cleared: children inherit it.
+absl::StatusOr<std::string> ReadPostgresPassword(const std::string& file) {
+  std::string password;
+  if (!file.empty()) {
+    ASSIGN_OR_RETURN(password, ReadFile(file, 4096));
+  } else if (const char* value = getenv(kPasswordVariable)) {
+    password = value;
+  }
+  unsetenv(kPasswordVariable);
+  return std::string(absl::StripTrailingAsciiWhitespace(password));
+}
+
 int Main(int argc, char** argv) {
   ServerOptions options;
   options.data_dir = DefaultDataDir();
@@ -51,6 +67,9 @@ int Main(int argc, char** argv) {
   options.worker_program = (bin / "qpruner-worker").string();
   std::string port_file;
   std::string log_level = "info";
+  std::string store = "sqlite";
+  PostgresOptions postgres;
+  std::string postgres_password_file;
 
   CLI::App app("Queues compressions of language models and hands their tasks to workers.",
                "qpruner-server");
@@ -68,6 +87,21 @@ int Main(int argc, char** argv) {
   app.add_flag("--insecure", options.insecure,
                "Listen beyond loopback without TLS or without tokens: for private networks");
   app.add_option("--data-dir", options.data_dir, "Folder of jobs and artifacts")
+      ->capture_default_str();
+  app.add_option("--artifacts-dir", options.artifacts_dir,
+                 "Folder of artifacts; servers on one database share it (default: in --data-dir)");
+  app.add_option("--store", store,
+                 "sqlite: in --data-dir, for one server; postgres: a database that servers share")
+      ->check(CLI::IsMember({"sqlite", "postgres"}))
+      ->capture_default_str();
+  app.add_option("--postgres-url", postgres.url,
+                 "postgresql://USER@HOST/DATABASE?sslmode=verify-full, without the password")
+      ->envname("QPRUNER_POSTGRES_URL");
+  app.add_option("--postgres-password-file", postgres_password_file,
+                 absl::StrCat("File that holds the password (or set ", kPasswordVariable, ")"));
+  app.add_option("--postgres-connections", postgres.connection_count,
+                 "Connections of this server to the database, and one more that listens")
+      ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_option("--local-workers", options.local_workers, "Workers to run on this machine")
       ->capture_default_str();
@@ -113,6 +147,18 @@ int Main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
 
+  absl::StatusOr<std::string> password = ReadPostgresPassword(postgres_password_file);
+  if (!password.ok()) {
+    spdlog::error("--postgres-password-file: {}", std::string(password.status().message()));
+    return 1;
+  }
+  if (store == "postgres") {
+    postgres.password = *std::move(password);
+    options.postgres = std::move(postgres);
+  } else if (!postgres.url.empty()) {
+    spdlog::error("--postgres-url is given, but --store is not postgres");
+    return 1;
+  }
   auto server = Server::Start(std::move(options), RealClock(), SystemIdGenerator());
   if (!server.ok()) {
     spdlog::error("{}", std::string(server.status().message()));

@@ -28,6 +28,7 @@
 #include "server/rpc/job_service.h"
 #include "server/rpc/stream_executor.h"
 #include "server/rpc/worker_service.h"
+#include "server/store/postgres_job_store.h"
 #include "server/store/sqlite_job_store.h"
 #include "spdlog/spdlog.h"
 
@@ -128,9 +129,19 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   } else {
     ASSIGN_OR_RETURN(p.access, AccessControl::FromFile(p.options.token_file, clock));
   }
-  ASSIGN_OR_RETURN(p.store, OpenSqliteJobStore({.folder = p.options.data_dir + "/store"}));
-  ASSIGN_OR_RETURN(p.artifacts,
-                   OpenLocalArtifactStore({.folder = p.options.data_dir + "/artifacts"}));
+  if (p.options.postgres && p.options.artifacts_dir.empty()) {
+    return absl::InvalidArgumentError(
+        "--store=postgres needs --artifacts-dir: the folder of artifacts that all servers on this "
+        "database share");
+  }
+  if (p.options.artifacts_dir.empty()) p.options.artifacts_dir = p.options.data_dir + "/artifacts";
+  if (p.options.postgres) {
+    ASSIGN_OR_RETURN(p.store, OpenPostgresJobStore(*p.options.postgres));
+  } else {
+    ASSIGN_OR_RETURN(p.store, OpenSqliteJobStore({.folder = p.options.data_dir + "/store"}));
+  }
+  ASSIGN_OR_RETURN(p.artifacts, OpenLocalArtifactStore({.folder = p.options.artifacts_dir,
+                                                        .shared = p.store->shared()}));
   p.proposer = MakeSearchProposer();
   ASSIGN_OR_RETURN(p.queue, JobQueue::Create(p.options.queue, *p.store, *p.artifacts, clock, ids,
                                              *p.proposer, p.watches, p.metrics));

@@ -3,6 +3,7 @@
 #define QPRUNER_SERVER_SERVER_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "grpcpp/channel.h"
 #include "server/auth/server_credentials.h"
 #include "server/queue/job_queue.h"
+#include "server/store/postgres_options.h"
 #include "server/validation/job_validation.h"
 
 namespace qpruner::server {
@@ -27,8 +29,12 @@ struct ServerOptions {
   // Without TLS and tokens, everybody who reaches the port is a client and a worker: other
   // addresses than loopback and unix sockets need both of them, or this.
   bool insecure = false;
-  // Holds the store, the artifacts and the local workers' scratch. One server at a time.
+  // Holds the SQLite store, the artifacts and the local workers' scratch. One server at a time.
   std::string data_dir;
+  // Jobs in a PostgreSQL database, which several servers may share, instead of SQLite.
+  std::optional<PostgresOptions> postgres;
+  // Empty: in data_dir. Servers that share a database share this folder too, so it must be given.
+  std::string artifacts_dir;
   // HOST:PORT of /metrics, or "off".
   std::string metrics_listen = "127.0.0.1:9464";
   // Workers that this server runs itself.
@@ -47,7 +53,8 @@ struct ServerOptions {
 class Server {
  public:
   // Listens when it returns. INVALID_ARGUMENT: an option is bad. FAILED_PRECONDITION: another
-  // process uses the data folder. UNAVAILABLE: an address cannot be listened on.
+  // process uses the data folder, or the database refuses. UNAVAILABLE: an address cannot be
+  // listened on, or the database cannot be reached.
   static absl::StatusOr<std::unique_ptr<Server>> Start(ServerOptions options, Clock& clock,
                                                        IdGenerator& ids);
   ~Server();

@@ -147,8 +147,17 @@ class LocalArtifactReader final : public ArtifactReader {
 
 class LocalArtifactStore final : public ArtifactStore {
  public:
-  LocalArtifactStore(std::unique_ptr<FolderLock> lock, std::string folder)
-      : lock_(std::move(lock)), folder_(std::move(folder)) {}
+  LocalArtifactStore(std::unique_ptr<FolderLock> lock, std::string folder,
+                     std::unique_ptr<FolderLock> incoming_lock, std::string incoming)
+      : lock_(std::move(lock)),
+        folder_(std::move(folder)),
+        incoming_lock_(std::move(incoming_lock)),
+        incoming_(std::move(incoming)) {}
+  ~LocalArtifactStore() override {
+    // A folder of this process alone.
+    std::error_code ignored;
+    if (incoming_lock_) std::filesystem::remove_all(incoming_, ignored);
+  }
 
   absl::StatusOr<std::unique_ptr<ArtifactWriter>> Create(const std::string& sha256,
                                                          int64_t size_bytes) override {
@@ -157,7 +166,7 @@ class LocalArtifactStore final : public ArtifactStore {
       return absl::InvalidArgumentError(
           absl::StrCat("An artifact's size must not be negative, is ", size_bytes));
     }
-    std::string incoming = absl::StrCat(folder_, "/incoming/", sha256.substr(0, 16), ".XXXXXX");
+    std::string incoming = absl::StrCat(incoming_, "/", sha256.substr(0, 16), ".XXXXXX");
     const int fd = mkostemp(incoming.data(), O_CLOEXEC);
     if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", incoming));
     return std::make_unique<LocalArtifactWriter>(
@@ -214,7 +223,34 @@ class LocalArtifactStore final : public ArtifactStore {
  private:
   const std::unique_ptr<FolderLock> lock_;
   const std::string folder_;
+  // Null where the folder is not shared.
+  const std::unique_ptr<FolderLock> incoming_lock_;
+  // Where unfinished writes lie.
+  const std::string incoming_;
 };
+
+// Makes a folder of this process below `incoming` and removes those whose processes are gone: their
+// locks are free.
+absl::StatusOr<std::unique_ptr<FolderLock>> TakeOwnFolder(const std::string& incoming,
+                                                          std::string& own) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(incoming, ignored)) {
+    // A file was left by a process that did not share.
+    if (!entry.is_directory(ignored) || FolderLock::Take(entry.path()).ok()) {
+      std::filesystem::remove_all(entry.path(), ignored);
+    }
+  }
+  for (;;) {
+    own = absl::StrCat(incoming, "/server.XXXXXX");
+    if (mkdtemp(own.data()) == nullptr) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", own));
+    }
+    absl::StatusOr<std::unique_ptr<FolderLock>> lock = FolderLock::Take(own);
+    // Another server that starts may have taken it for one left behind, just before the lock.
+    if (lock.ok() && std::filesystem::exists(own + "/lock", ignored)) return lock;
+    if (!lock.ok() && std::filesystem::exists(own, ignored)) return lock;
+  }
+}
 
 }  // namespace
 
@@ -225,14 +261,25 @@ std::string LocalArtifactPath(const std::string& folder, absl::string_view sha25
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenLocalArtifactStore(
     LocalArtifactStoreOptions options) {
   RETURN_IF_ERROR(CreateFolders(options.folder));
-  ASSIGN_OR_RETURN(std::unique_ptr<FolderLock> lock, FolderLock::Take(options.folder));
+  using Mode = FolderLock::Mode;
+  ASSIGN_OR_RETURN(std::unique_ptr<FolderLock> lock,
+                   FolderLock::Take(options.folder, options.shared ? Mode::kShared : Mode::kAlone));
   RETURN_IF_ERROR(CreateFolders(absl::StrCat(options.folder, "/objects")));
-  const std::string incoming = absl::StrCat(options.folder, "/incoming");
-  std::error_code error;
-  std::filesystem::remove_all(incoming, error);
-  if (error) return absl::ErrnoToStatus(error.value(), absl::StrCat("Cannot empty ", incoming));
-  RETURN_IF_ERROR(CreateFolders(incoming));
-  return std::make_unique<LocalArtifactStore>(std::move(lock), std::move(options.folder));
+  std::string incoming = absl::StrCat(options.folder, "/incoming");
+  std::unique_ptr<FolderLock> incoming_lock;
+  if (options.shared) {
+    RETURN_IF_ERROR(CreateFolders(incoming));
+    std::string own;
+    ASSIGN_OR_RETURN(incoming_lock, TakeOwnFolder(incoming, own));
+    incoming = own;
+  } else {
+    std::error_code error;
+    std::filesystem::remove_all(incoming, error);
+    if (error) return absl::ErrnoToStatus(error.value(), absl::StrCat("Cannot empty ", incoming));
+    RETURN_IF_ERROR(CreateFolders(incoming));
+  }
+  return std::make_unique<LocalArtifactStore>(std::move(lock), std::move(options.folder),
+                                              std::move(incoming_lock), std::move(incoming));
 }
 
 }  // namespace qpruner::server

@@ -18,11 +18,14 @@ namespace qpruner::server {
 struct LocalArtifactStoreOptions {
   // Created if it is not there.
   std::string folder;
+  // Several servers use the folder at the same time, on one file system that they all see and that
+  // renames atomically.
+  bool shared = false;
 };
 
-// Removes what unfinished writes of an earlier process left. FAILED_PRECONDITION: another process
-// has the folder open. Other codes: it cannot be used. Writers and readers must be destroyed before
-// the store.
+// Removes what unfinished writes of processes that are gone left. FAILED_PRECONDITION: another
+// process has the folder open, and not both of them share it. Other codes: it cannot be used.
+// Writers and readers must be destroyed before the store.
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenLocalArtifactStore(
     LocalArtifactStoreOptions options);
 
