@@ -70,7 +70,14 @@ void FillDefaults(v1::CompressionSpec& spec) {
   QPRUNER_ENUM_DEFAULT(tune, schedule, v1::FineTune::COSINE);
   QPRUNER_DEFAULT(tune, weight_decay, 0.0);
   QPRUNER_DEFAULT(tune, evaluate_every, 25);
+  QPRUNER_DEFAULT(tune, checkpoint_every, 50);
   QPRUNER_DEFAULT(tune, max_gradient_norm, 1.0);
+  QPRUNER_ENUM_DEFAULT(tune, data_format, v1::FineTune::TEXT);
+  if (tune.data_format() == v1::FineTune::TEXT) QPRUNER_DEFAULT(tune, packing, true);
+  if (tune.has_distillation()) {
+    QPRUNER_DEFAULT(*tune.mutable_distillation(), weight, 0.5);
+    QPRUNER_DEFAULT(*tune.mutable_distillation(), temperature, 1.0);
+  }
 
   v1::Evaluation& evaluation = *spec.mutable_evaluation();
   FillDataset(*evaluation.mutable_dataset());

@@ -261,8 +261,11 @@ absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpe
   request.set_builtin_dir(options_.builtin_dir);
   ASSIGN_OR_RETURN(
       TaskResult result,
-      engine_->Run(std::move(request), stop, [&keeper](const EngineReply::TaskProgress& progress) {
+      engine_->Run(std::move(request), stop, [&](const EngineReply::TaskProgress& progress) {
         keeper.Report(progress);
+        if (progress.has_checkpoint()) {
+          SaveCheckpoint(lease, progress.checkpoint(), output_dir, stop);
+        }
       }));
 
   for (const ArtifactRef& ref : result.outputs()) {
@@ -282,6 +285,28 @@ absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpe
     cache_->Adopt(ref, path);
   }
   return result;
+}
+
+void WorkerLoop::SaveCheckpoint(const Lease& lease, const ArtifactRef& ref,
+                                const std::string& output_dir, const std::stop_token& stop) {
+  absl::Status saved = absl::InternalError("Engine made a bad path");
+  if (IsArtifactPath(ref.path())) {
+    // Tried once: the engine waits for no one, and the next one comes soon.
+    saved = UploadArtifact(server_, lease, ref, absl::StrCat(output_dir, "/", ref.path()), stop);
+  }
+  if (saved.ok()) {
+    internal::v1::SaveCheckpointRequest request;
+    *request.mutable_lease() = lease;
+    *request.mutable_ref() = ref;
+    google::protobuf::Empty response;
+    grpc::ClientContext context;
+    SetDeadline(context, kCallDeadline);
+    const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
+    saved = FromGrpcStatus(server_.SaveCheckpoint(&context, request, &response));
+  }
+  if (!saved.ok()) {
+    spdlog::warn("checkpoint {} was not saved: {}", ref.path(), std::string(saved.message()));
+  }
 }
 
 absl::Status WorkerLoop::WithReconnect(const std::stop_token& stop, absl::string_view what,

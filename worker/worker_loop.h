@@ -66,6 +66,10 @@ class WorkerLoop {
                                                    const internal::v1::TaskSpec& task,
                                                    LeaseKeeper& keeper,
                                                    const std::stop_token& stop);
+  // Uploads what the engine has saved and tells the server. What fails is logged: it costs a later
+  // attempt time, not its result.
+  void SaveCheckpoint(const internal::v1::Lease& lease, const internal::v1::ArtifactRef& ref,
+                      const std::string& output_dir, const std::stop_token& stop);
   // Repeats `call` while it fails because the server is away, until `stop`.
   absl::Status WithReconnect(const std::stop_token& stop, absl::string_view what,
                              const std::function<absl::Status()>& call);

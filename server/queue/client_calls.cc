@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
+#include "server/queue/artifact_references.h"
 #include "server/queue/job_not_found.h"
 #include "server/queue/job_planner.h"
 #include "server/queue/job_states.h"
@@ -147,29 +148,8 @@ absl::Status ClientCalls::DeleteJob(const JobName& name) {
   RETURN_IF_ERROR(status);
   spdlog::info("{}: deleted", name.ToString());
   watches_.Notify(name.ToString());
-  for (const std::string& sha256 : contents) {
-    // The job is gone all the same; a file that stays costs space only.
-    if (const absl::Status removed = RemoveUnreferenced(sha256); !removed.ok()) {
-      spdlog::warn("artifact {} was not removed: {}", sha256, removed.ToString());
-    }
-  }
+  for (const std::string& sha256 : contents) RemoveIfUnreferenced(store_, artifacts_, sha256);
   return absl::OkStatus();
-}
-
-absl::Status ClientCalls::RemoveUnreferenced(const std::string& sha256) {
-  if (store_.shared()) {
-    return store_.Transact([&](StoreTransaction& store) -> absl::Status {
-      RETURN_IF_ERROR(store.LockArtifacts(StoreTransaction::ArtifactLock::kRemove));
-      ASSIGN_OR_RETURN(const bool referenced, store.IsArtifactReferenced(sha256));
-      return referenced ? absl::OkStatus() : artifacts_.Remove(sha256);
-    });
-  }
-  bool referenced = true;
-  RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
-    ASSIGN_OR_RETURN(referenced, reader.IsArtifactReferenced(sha256));
-    return absl::OkStatus();
-  }));
-  return referenced ? absl::OkStatus() : artifacts_.Remove(sha256);
 }
 
 }  // namespace qpruner::server

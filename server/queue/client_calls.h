@@ -43,8 +43,6 @@ class ClientCalls {
   // set if the name or the request id was.
   absl::StatusOr<v1::CompressionJob> Insert(StoreTransaction& store, const JobName& name,
                                             const NewJob& request, bool& taken);
-  // Removes the file unless a job lists it.
-  absl::Status RemoveUnreferenced(const std::string& sha256);
 
   JobStore& store_;
   ArtifactStore& artifacts_;

@@ -55,6 +55,7 @@ JobQueue::JobQueue(JobQueueOptions options, JobStore& store, ArtifactStore& arti
       leasing_(options_, store, clock, ids, leases_, workers_, work_, changes_, watches, observer),
       reports_(options_, store, artifacts, artifact_references_, clock, leases_, workers_,
                progress_, changes_, watches),
+      checkpoints_(store, artifacts, artifact_references_, clock),
       planning_(store, changes_, work_, proposer, observer) {}
 
 absl::StatusOr<std::unique_ptr<JobQueue>> JobQueue::Create(
@@ -101,6 +102,9 @@ void JobQueue::StopLeasing() { leasing_.StopLeasing(); }
 absl::StatusOr<internal::v1::HeartbeatResponse> JobQueue::Heartbeat(
     const internal::v1::HeartbeatRequest& request) {
   return reports_.Heartbeat(request);
+}
+absl::Status JobQueue::SaveCheckpoint(const internal::v1::SaveCheckpointRequest& request) {
+  return checkpoints_.Save(request);
 }
 absl::Status JobQueue::CompleteTask(const internal::v1::CompleteTaskRequest& request) {
   return reports_.CompleteTask(request);

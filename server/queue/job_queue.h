@@ -39,6 +39,7 @@
 #include "server/queue/progress_limiter.h"
 #include "server/queue/queue_observer.h"
 #include "server/queue/queue_options.h"
+#include "server/queue/task_checkpoints.h"
 #include "server/queue/task_leasing.h"
 #include "server/queue/task_reports.h"
 #include "server/queue/trial_proposer.h"
@@ -92,6 +93,9 @@ class JobQueue {
   // ABORTED: the lease is stale. INVALID_ARGUMENT: no outcome. A result that the task cannot have,
   // or whose files were not uploaded, counts as an INTERNAL error of the attempt.
   absl::Status CompleteTask(const internal::v1::CompleteTaskRequest& request);
+  // The next attempt of the task gets this uploaded file among its inputs. ABORTED: the lease is
+  // stale. INVALID_ARGUMENT: a bad path or SHA-256. FAILED_PRECONDITION: it was not uploaded.
+  absl::Status SaveCheckpoint(const internal::v1::SaveCheckpointRequest& request);
   // The task of a current lease. ABORTED: the lease is stale.
   absl::StatusOr<internal::v1::TaskRecord> FindLeasedTask(const internal::v1::Lease& lease);
 
@@ -140,6 +144,7 @@ class JobQueue {
   ClientCalls client_calls_;
   TaskLeasing leasing_;
   TaskReports reports_;
+  TaskCheckpoints checkpoints_;
   JobPlanning planning_;
 
   // Of the Tick thread.

@@ -86,6 +86,13 @@ class JobQueueTest : public testing::Test {
     *request.mutable_result() = ScriptedResult(held.task());
     return queue_->CompleteTask(request);
   }
+  void StoreContent(const std::string& content) {
+    const internal::v1::ArtifactRef ref = ArtifactOf("", content);
+    auto writer = artifacts_->Create(ref.sha256(), ref.size_bytes());
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    ASSERT_TRUE((*writer)->Append(content).ok());
+    ASSERT_TRUE((*writer)->Commit().ok());
+  }
   absl::Status Fail(const AcquireTaskResponse& held, const absl::Status& error) {
     internal::v1::CompleteTaskRequest request;
     *request.mutable_lease() = held.lease();
@@ -361,6 +368,43 @@ TEST_F(JobQueueTest, ATaskThatIsGivenBackUsesUpNoAttempt) {
     clock_.Advance(absl::Seconds(failure));
   }
   EXPECT_THAT(Get(name).error().message(), HasSubstr("gave up after 3 of 3 attempts"));
+}
+
+TEST_F(JobQueueTest, ACheckpointIsAnInputOfTheNextAttemptAndGoesWithTheTask) {
+  const JobName name = Create();
+  Register();
+  AcquireTaskResponse held = RunUntil("finalize");
+  const int inputs = held.task().inputs_size();
+  internal::v1::SaveCheckpointRequest request;
+  const auto save = [&](const std::string& content, bool upload = true) {
+    *request.mutable_ref() = ArtifactOf("checkpoint/" + content, content);
+    if (upload) StoreContent(content);
+    return queue_->SaveCheckpoint(request);
+  };
+  *request.mutable_lease() = held.lease();
+  EXPECT_TRUE(absl::IsFailedPrecondition(save("missing", /*upload=*/false)));
+  ASSERT_TRUE(save("first").ok());
+  ASSERT_TRUE(save("second").ok());
+  // The first is not needed any more.
+  EXPECT_FALSE(*artifacts_->Contains(ArtifactOf("", "first").sha256()));
+  ASSERT_TRUE(Fail(held, absl::UnavailableError("gone")).ok());
+  EXPECT_TRUE(absl::IsAborted(save("late")));
+
+  Restart();
+  Register();
+  clock_.Advance(absl::Minutes(5));
+  held = Acquire();
+  ASSERT_EQ(held.task().inputs_size(), inputs + 1);
+  EXPECT_EQ(held.task().inputs(inputs).path(), "checkpoint/second");
+  EXPECT_TRUE(queue_->FindLeasedTask(held.lease()).ok());
+  ASSERT_TRUE(Complete(held).ok());
+  EXPECT_FALSE(*artifacts_->Contains(ArtifactOf("", "second").sha256()));
+  // Watchers were never told.
+  for (const v1::JobEvent& event : Events(name)) {
+    EXPECT_THAT(event.artifact_added().name(), testing::Not(HasSubstr("checkpoint")));
+  }
+  request.mutable_ref()->set_path("model/x");
+  EXPECT_TRUE(absl::IsInvalidArgument(queue_->SaveCheckpoint(request)));
 }
 
 TEST_F(JobQueueTest, BadInputIsNeverTriedAgain) {

@@ -11,7 +11,9 @@
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
+#include "server/queue/artifact_references.h"
 #include "server/queue/job_planner.h"
+#include "server/queue/task_checkpoints.h"
 #include "server/queue/task_transitions.h"
 #include "spdlog/spdlog.h"
 
@@ -27,12 +29,6 @@ using internal::v1::TaskRecord;
 constexpr int kMaxLogLines = 100;
 constexpr size_t kMaxLogLineBytes = 4096;
 
-absl::Status Superseded() {
-  return WithErrorInfo(
-      absl::AbortedError("Lease superseded: the task was given to another attempt or is over"),
-      "LEASE_SUPERSEDED");
-}
-
 HeartbeatResponse Reply(const v1::CompressionJob& job) {
   HeartbeatResponse response;
   response.set_desired_state(job.state() == v1::CompressionJob::CANCELLING
@@ -47,7 +43,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::CheckLease(const JobName& name, c
   HeartbeatResponse response;
   RETURN_IF_ERROR(store_.Read([&](StoreReader& store) -> absl::Status {
     ASSIGN_OR_RETURN(const TaskRecord task, store.GetTask(name, lease.task()));
-    if (!IsCurrentLease(task, lease)) return Superseded();
+    if (!IsCurrentLease(task, lease)) return LeaseSuperseded();
     ASSIGN_OR_RETURN(const internal::v1::JobRecord record, store.GetJob(name));
     response = Reply(record.job());
     return absl::OkStatus();
@@ -67,7 +63,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
     const absl::Time now = clock_.Now();
     ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
     ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(name, lease.task()));
-    if (!IsCurrentLease(task, lease)) return Superseded();
+    if (!IsCurrentLease(task, lease)) return LeaseSuperseded();
     response = Reply(change.job());
     if (response.desired_state() == HeartbeatResponse::ABORT) return absl::OkStatus();
     if (held) task.set_fraction(held->fraction);
@@ -106,7 +102,7 @@ absl::StatusOr<HeldLease> TaskReports::FindHeld(const Lease& lease) {
   }
   if (!held || held->attempt != lease.attempt() || held->task_id != lease.task() ||
       held->job.ToString() != lease.job()) {
-    return Superseded();
+    return LeaseSuperseded();
   }
   return *std::move(held);
 }
@@ -131,7 +127,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest&
   absl::StatusOr<HeartbeatResponse> response = progress || renewal_due
                                                    ? StoreRenewal(held.job, request, progress)
                                                    : CheckLease(held.job, lease);
-  if (absl::IsNotFound(response.status())) response = Superseded();
+  if (absl::IsNotFound(response.status())) response = LeaseSuperseded();
   if (response.ok() && response->desired_state() == HeartbeatResponse::ABORT) {
     // Not renewed: a worker that does not obey loses the task when the lease ends.
     return response;
@@ -187,17 +183,19 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
   }
   const double running = leases_.RunningFraction(*name, lease.token());
   bool completed_now = false;
+  std::string checkpoint;
   const absl::Status status = changes_.Run(
       *name,
       [&](StoreTransaction& store, JobChange& change, absl::Time now,
           CommitEffects& effects) -> absl::Status {
         completed_now = false;
+        checkpoint.clear();
         ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(*name, lease.task()));
         if (!IsCurrentLease(task, lease)) {
           // The same lease completed before, and the reply was lost: the task kept its token.
           const bool repeated = !lease.token().empty() && task.lease_token() == lease.token() &&
                                 task.attempt() == lease.attempt();
-          return repeated ? absl::OkStatus() : Superseded();
+          return repeated ? absl::OkStatus() : LeaseSuperseded();
         }
         if (store_.shared() && request.has_result() && bad_result.ok()) {
           // Again, with no server removing files: one may have since the look above.
@@ -217,6 +215,7 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
         } else if (change.job().state() == v1::CompressionJob::CANCELLING) {
           end.error = absl::CancelledError("The job was cancelled");
         } else {
+          ASSIGN_OR_RETURN(checkpoint, DropCheckpoint(store, *name, task));
           const absl::Status completed =
               server::CompleteTask(store, change, task, request.result(), running, now);
           if (absl::IsInvalidArgument(completed)) {
@@ -232,9 +231,10 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
         effects.changed = completed_now = true;
         return absl::OkStatus();
       });
-  if (absl::IsNotFound(status)) return Superseded();
+  if (absl::IsNotFound(status)) return LeaseSuperseded();
   RETURN_IF_ERROR(status);
   if (!completed_now) return absl::OkStatus();
+  if (!checkpoint.empty()) RemoveIfUnreferenced(store_, artifacts_, checkpoint);
   if (request.has_error()) {
     spdlog::warn("{}/{}: attempt {} ended: {}", lease.job(), lease.task(), lease.attempt(),
                  FromRpcStatus(request.error()).ToString());
@@ -248,15 +248,15 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
 
 absl::StatusOr<TaskRecord> TaskReports::FindLeasedTask(const Lease& lease) {
   const absl::StatusOr<JobName> name = JobName::Parse(lease.job());
-  if (!name.ok()) return Superseded();
+  if (!name.ok()) return LeaseSuperseded();
   TaskRecord task;
   absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
     ASSIGN_OR_RETURN(task, reader.GetTask(*name, lease.task()));
     return absl::OkStatus();
   });
-  if (absl::IsNotFound(status)) return Superseded();
+  if (absl::IsNotFound(status)) return LeaseSuperseded();
   RETURN_IF_ERROR(status);
-  if (!IsCurrentLease(task, lease)) return Superseded();
+  if (!IsCurrentLease(task, lease)) return LeaseSuperseded();
   return task;
 }
 

@@ -122,6 +122,12 @@ absl::Status FinishCancel(StoreTransaction& store, JobChange& change) {
 
 }  // namespace
 
+absl::Status LeaseSuperseded() {
+  return WithErrorInfo(
+      absl::AbortedError("Lease superseded: the task was given to another attempt or is over"),
+      "LEASE_SUPERSEDED");
+}
+
 bool IsCurrentLease(const TaskRecord& task, const internal::v1::Lease& lease) {
   return task.state() == TaskRecord::LEASED && !lease.token().empty() &&
          task.lease_token() == lease.token() && task.attempt() == lease.attempt();

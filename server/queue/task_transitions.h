@@ -23,6 +23,8 @@ struct NewLease {
   absl::Time expire_time;
 };
 
+// What a call with a lease that is not the current one gets.
+absl::Status LeaseSuperseded();
 // Is `lease` the current one of `task`?
 bool IsCurrentLease(const internal::v1::TaskRecord& task, const internal::v1::Lease& lease);
 

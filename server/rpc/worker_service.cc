@@ -150,6 +150,16 @@ grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext* context,
   return ToGrpcStatus(queue_.CompleteTask(*request));
 }
 
+grpc::Status WorkerServiceImpl::SaveCheckpoint(grpc::ServerContext* context,
+                                               const internal::v1::SaveCheckpointRequest* request,
+                                               google::protobuf::Empty*) {
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
+  const auto task = AdmitLease(*caller, request->lease());
+  if (!task.ok()) return ToGrpcStatus(task.status());
+  return ToGrpcStatus(queue_.SaveCheckpoint(*request));
+}
+
 grpc::Status WorkerServiceImpl::UploadArtifact(
     grpc::ServerContext* context, grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
     google::protobuf::Empty*) {

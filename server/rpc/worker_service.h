@@ -31,6 +31,9 @@ class WorkerServiceImpl final : public WorkerServiceBase {
   grpc::Status CompleteTask(grpc::ServerContext* context,
                             const internal::v1::CompleteTaskRequest* request,
                             google::protobuf::Empty* response) override;
+  grpc::Status SaveCheckpoint(grpc::ServerContext* context,
+                              const internal::v1::SaveCheckpointRequest* request,
+                              google::protobuf::Empty* response) override;
   grpc::Status UploadArtifact(grpc::ServerContext* context,
                               grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
                               google::protobuf::Empty* response) override;

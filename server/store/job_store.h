@@ -115,6 +115,8 @@ class StoreTransaction : public StoreReader {
   virtual absl::Status PutTask(const internal::v1::TaskRecord& task) = 0;
   virtual absl::Status PutTrial(const JobName& job, const v1::Trial& trial) = 0;
   virtual absl::Status PutArtifact(const JobName& job, const v1::Artifact& artifact) = 0;
+  // The job no longer lists this path. One that it does not list is fine.
+  virtual absl::Status RemoveArtifact(const JobName& job, const std::string& path) = 0;
   // event.sequence() must be the job's last sequence + 1. Both errors are bugs in the caller.
   // ALREADY_EXISTS: there is such an event. FAILED_PRECONDITION: it would leave a gap.
   virtual absl::Status AppendEvent(const JobName& job, const v1::JobEvent& event) = 0;

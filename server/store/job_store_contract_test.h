@@ -187,6 +187,27 @@ TEST_P(JobStoreContract, KeepsWhatWasWritten) {
   }
 }
 
+TEST_P(JobStoreContract, ARemovedArtifactIsNoLongerReferenced) {
+  const v1::Artifact artifact = MakeArtifact(Name("a"), "checkpoint/x", "content");
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name("a"))));
+    RETURN_IF_ERROR(transaction.PutArtifact(Name("a"), artifact));
+    return transaction.PutArtifact(Name("a"), MakeArtifact(Name("a"), "b", "other"));
+  });
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    RETURN_IF_ERROR(transaction.RemoveArtifact(Name("a"), "checkpoint/x"));
+    return transaction.RemoveArtifact(Name("a"), "never there");
+  });
+  const absl::Status status = store_->Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(const std::vector<v1::Artifact> left, reader.ListArtifacts(Name("a")));
+    EXPECT_EQ(left.size(), 1u);
+    ASSIGN_OR_RETURN(const bool referenced, reader.IsArtifactReferenced(artifact.sha256()));
+    EXPECT_FALSE(referenced);
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(status.ok()) << status;
+}
+
 TEST_P(JobStoreContract, SaysWhatIsMissing) {
   Write([&](StoreTransaction& transaction) { return transaction.InsertJob(MakeJob(Name("a"))); });
   const JobName none = Name("none");
@@ -211,6 +232,7 @@ TEST_P(JobStoreContract, SaysWhatIsMissing) {
     expect_not_found(transaction.PutTask(MakeTask(none, "prepare")));
     expect_not_found(transaction.PutTrial(none, MakeTrial(1)));
     expect_not_found(transaction.PutArtifact(none, MakeArtifact(none, "a", "")));
+    expect_not_found(transaction.RemoveArtifact(none, "a"));
     expect_not_found(transaction.AppendEvent(none, MakeEvent(1)));
     return absl::OkStatus();
   });

@@ -133,6 +133,8 @@ constexpr PostgresStatement kPutArtifact = {
     "put_artifact",
     "INSERT INTO artifacts (job_id, path, sha256, record) VALUES ($1, $2, $3, $4) "
     "ON CONFLICT (job_id, path) DO UPDATE SET sha256 = excluded.sha256, record = excluded.record"};
+constexpr PostgresStatement kRemoveArtifact = {
+    "remove_artifact", "DELETE FROM artifacts WHERE job_id = $1 AND path = $2"};
 constexpr PostgresStatement kFindContent = {"find_content",
                                             "SELECT 1 FROM artifacts WHERE sha256 = $1 LIMIT 1"};
 constexpr PostgresStatement kLockArtifactsToAdd = {"lock_artifacts_to_add",
@@ -411,6 +413,11 @@ absl::Status PostgresTransaction::PutArtifact(const JobName& job, const v1::Arti
   ASSIGN_OR_RETURN(const KnownJob* known, Find(job));
   return connection_.Send(kPutArtifact, {known->id, name.path, artifact.sha256(),
                                          Parameter::Blob(artifact.SerializeAsString())});
+}
+
+absl::Status PostgresTransaction::RemoveArtifact(const JobName& job, const std::string& path) {
+  ASSIGN_OR_RETURN(const KnownJob* known, Find(job));
+  return connection_.Send(kRemoveArtifact, {known->id, path});
 }
 
 absl::Status PostgresTransaction::AppendEvent(const JobName& name, const v1::JobEvent& event) {

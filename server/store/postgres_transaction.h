@@ -57,6 +57,7 @@ class PostgresTransaction final : public StoreTransaction {
   absl::Status PutTask(const internal::v1::TaskRecord& task) override;
   absl::Status PutTrial(const JobName& job, const v1::Trial& trial) override;
   absl::Status PutArtifact(const JobName& job, const v1::Artifact& artifact) override;
+  absl::Status RemoveArtifact(const JobName& job, const std::string& path) override;
   absl::Status AppendEvent(const JobName& job, const v1::JobEvent& event) override;
   absl::Status LockArtifacts(ArtifactLock lock) override;
 

@@ -383,6 +383,11 @@ absl::Status SqliteTransaction::PutArtifact(const JobName& job, const v1::Artifa
       job_id, name.path, artifact.sha256(), SqliteBlob{artifact.SerializeAsString()});
 }
 
+absl::Status SqliteTransaction::RemoveArtifact(const JobName& job, const std::string& path) {
+  ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
+  return connection_.Run("DELETE FROM artifacts WHERE job_id = ?1 AND path = ?2", job_id, path);
+}
+
 absl::Status SqliteTransaction::AppendEvent(const JobName& job, const v1::JobEvent& event) {
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
   int64_t last = 0;

@@ -276,9 +276,27 @@ void CheckFineTune(FieldChecker& check, const v1::FineTune& tune,
   check.Known(at + "compute_type", tune.compute_type(),
               v1::FineTune::ComputeType_IsValid(tune.compute_type()));
   check.Range(at + "evaluate_every", tune.evaluate_every(), 1, 100000);
+  check.Range(at + "checkpoint_every", tune.checkpoint_every(), 0, 100000);
   check.Interval(at + "max_gradient_norm", tune.max_gradient_norm(),
                  tune.max_gradient_norm() >= 0 && tune.max_gradient_norm() <= 1000, "[0, 1000]");
+  check.Known(at + "data_format", tune.data_format(),
+              v1::FineTune::DataFormat_IsValid(tune.data_format()));
   CheckDataset(check, at + "dataset", tune.dataset(), options);
+  if (tune.data_format() == v1::FineTune::ALPACA) {
+    if (tune.packing()) check.Fail(at + "packing", "needs data_format TEXT");
+    if (absl::StartsWith(tune.dataset().uri(), "builtin://")) {
+      check.Fail(at + "dataset.uri",
+                 absl::StrCat("must be the file:/// of a JSON list with data_format ALPACA, is ",
+                              Quoted(tune.dataset().uri())));
+    }
+  }
+  if (tune.has_distillation()) {
+    const double weight = tune.distillation().weight();
+    check.Interval(at + "distillation.weight", weight, weight > 0 && weight <= 1, "(0, 1]");
+    const double temperature = tune.distillation().temperature();
+    check.Interval(at + "distillation.temperature", temperature,
+                   temperature >= 0.1 && temperature <= 20, "[0.1, 20]");
+  }
 }
 
 void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,

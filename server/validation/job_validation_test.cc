@@ -182,8 +182,26 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto&, auto& s) {
          s.mutable_fine_tune()->set_compute_type(static_cast<v1::FineTune::ComputeType>(99));
        }},
+      {"job.spec.fine_tune.checkpoint_every", "0 to 100000",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_checkpoint_every(-1); }},
       {"job.spec.fine_tune.evaluate_every", "1 to 100000",
        [](auto&, auto& s) { s.mutable_fine_tune()->set_evaluate_every(0); }},
+      {"job.spec.fine_tune.data_format", "99",
+       [](auto&, auto& s) {
+         s.mutable_fine_tune()->set_data_format(static_cast<v1::FineTune::DataFormat>(99));
+       }},
+      {"job.spec.fine_tune.packing", "TEXT",
+       [](auto&, auto& s) {
+         s.mutable_fine_tune()->set_data_format(v1::FineTune::ALPACA);
+         s.mutable_fine_tune()->mutable_dataset()->set_uri("file:///a.json");
+         s.mutable_fine_tune()->set_packing(true);
+       }},
+      {"job.spec.fine_tune.dataset.uri", "JSON list",
+       [](auto&, auto& s) { s.mutable_fine_tune()->set_data_format(v1::FineTune::ALPACA); }},
+      {"job.spec.fine_tune.distillation.weight", "(0, 1], is 0",
+       [](auto&, auto& s) { s.mutable_fine_tune()->mutable_distillation()->set_weight(0); }},
+      {"job.spec.fine_tune.distillation.temperature", "[0.1, 20]",
+       [](auto&, auto& s) { s.mutable_fine_tune()->mutable_distillation()->set_temperature(0); }},
       {"job.spec.fine_tune.max_gradient_norm", "[0, 1000]",
        [nan](auto&, auto& s) { s.mutable_fine_tune()->set_max_gradient_norm(nan); }},
       {"job.spec.evaluation.sequence_length", "16 to 8192",

@@ -2,6 +2,8 @@
 // result.
 #include <signal.h>
 
+#include <algorithm>
+#include <cstdio>
 #include <map>
 #include <set>
 
@@ -89,6 +91,50 @@ TEST_P(KillNine, ChangesNothingAboutTheResult) {
   }
   EXPECT_TRUE(reopened.empty());
   for (const auto& [index, count] : successes) EXPECT_EQ(count, 1) << "trial " << index;
+}
+
+// What was trained up to the last checkpoint is not trained again.
+TEST(Recovery, GoesOnFromItsCheckpointWhenItsEngineIsKilled) {
+  v1::CompressionJob job = SmallJob();
+  v1::FineTune& tune = *job.mutable_spec()->mutable_fine_tune();
+  tune.set_steps(60);
+  tune.set_checkpoint_every(10);
+  tune.set_evaluate_every(5);
+  // Long enough that the engine is still at it when the line arrives.
+  tune.set_batch_size(16);
+  tune.set_sequence_length(256);
+  ServiceUnderTest service(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  const std::string undisturbed = Create(service, job).name();
+  FollowJob(service, undisturbed, absl::Minutes(4));
+
+  const std::string name = Create(service, job).name();
+  bool killed = false;
+  std::vector<std::string> lines;
+  const std::vector<v1::JobEvent> events =
+      FollowJob(service, name, absl::Minutes(4), [&](const v1::JobEvent& event) {
+        if (!event.has_log()) return;
+        lines.push_back(event.log().text());
+        if (killed || lines.back().find("Fine-tuning step 40 of 60") == std::string::npos) return;
+        killed = true;
+        for (pid_t pid : service.Engines()) kill(pid, SIGKILL);
+      });
+  ASSERT_TRUE(killed);
+  EXPECT_EQ(Outcome(service, name), Outcome(service, undisturbed));
+  // The engine may have been steps ahead of the line that it was killed at; the checkpoint of step
+  // 30 was there in any case.
+  const auto resumed = std::find_if(lines.begin(), lines.end(), [](const std::string& line) {
+    return line.find("Fine-tuning goes on after step ") != std::string::npos;
+  });
+  ASSERT_NE(resumed, lines.end());
+  int step = 0;
+  ASSERT_EQ(sscanf(resumed->c_str(), "Fine-tuning goes on after step %d", &step), 1);
+  EXPECT_GE(step, 30);
+  EXPECT_EQ(std::count_if(lines.begin(), lines.end(),
+                          [](const std::string& line) {
+                            return line.find("Fine-tuning step 25 of 60") != std::string::npos;
+                          }),
+            1);
 }
 
 INSTANTIATE_TEST_SUITE_P(AnyProcessInAnyStage, KillNine,

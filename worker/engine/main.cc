@@ -39,8 +39,9 @@ constexpr std::chrono::milliseconds kBeat(250);
 // without reporting.
 class BeatingReporter final : public ProgressReporter {
  public:
-  BeatingReporter(MessageStream& agent, int64_t request_id)
+  BeatingReporter(MessageStream& agent, int64_t request_id, std::string output_dir)
       : agent_(agent),
+        output_dir_(std::move(output_dir)),
         thread_([this, request_id](std::stop_token stop) { Beat(request_id, std::move(stop)); }) {}
   // Tells the last lines.
   ~BeatingReporter() override {
@@ -60,6 +61,13 @@ class BeatingReporter final : public ProgressReporter {
     line.set_severity(warning ? v1::JobEvent::LogLine::WARNING : v1::JobEvent::LogLine::INFO);
   }
 
+  void Checkpoint(const std::string& path) override {
+    const absl::StatusOr<internal::v1::ArtifactRef> ref = DescribeOutput(output_dir_, path);
+    if (!ref.ok()) return Log(std::string(ref.status().message()), /*warning=*/true);
+    std::lock_guard lock(mutex_);
+    *progress_.mutable_checkpoint() = *ref;
+  }
+
  private:
   void Beat(int64_t request_id, std::stop_token stop) {
     while (true) {
@@ -74,6 +82,7 @@ class BeatingReporter final : public ProgressReporter {
         std::lock_guard lock(mutex_);
         *reply.mutable_progress() = progress_;
         progress_.clear_logs();
+        progress_.clear_checkpoint();
       }
       // An agent that is gone ends the main loop.
       agent_.Write(reply).IgnoreError();
@@ -82,6 +91,7 @@ class BeatingReporter final : public ProgressReporter {
   }
 
   MessageStream& agent_;
+  const std::string output_dir_;
   std::mutex mutex_;
   std::condition_variable_any wake_;
   EngineReply::TaskProgress progress_;  // Protected by mutex_.
@@ -155,7 +165,7 @@ int Main(int argc, char** argv) {
     }
     absl::StatusOr<internal::v1::TaskResult> result = absl::UnknownError("");
     {
-      BeatingReporter progress(agent, request.request_id());
+      BeatingReporter progress(agent, request.request_id(), request.output_dir());
       result = runner.Run(request, progress);
     }
     EngineReply reply;

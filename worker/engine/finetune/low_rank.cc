@@ -64,11 +64,11 @@ LeadingTriplets LeadingSvdByKrylov(const at::Tensor& matrix, int64_t rank, uint6
   at::Tensor basis = block;  // [rows, columns], orthonormal.
   for (int64_t step = 0; step < kKrylovSteps; ++step) {
     block = at::matmul(r, at::matmul(r.t(), block));
-    // Twice is enough (Kahan and Parlett): after that what is left is orthogonal to rounding.
-    for (int pass = 0; pass < 2; ++pass) {
-      block = block - at::matmul(basis, at::matmul(basis.t(), block));
+    // Twice is enough (Kahan and Parlett) for columns that are more than rounding; the third is for
+    // matrices that have no more directions, whose columns first become noise.
+    for (int pass = 0; pass < 3; ++pass) {
+      block = Orthonormal(block - at::matmul(basis, at::matmul(basis.t(), block)));
     }
-    block = Orthonormal(block);
     basis = at::cat({basis, block}, 1);
   }
   // Within the basis: the singular vectors of basis^T R.

@@ -92,8 +92,10 @@ TrainingState StartTraining(LoraAdapter adapter) {
 absl::Status Train(WeightSource& base, const std::vector<TrainingSequence>& sequences,
                    const std::vector<TokenBatch>& held_out, const TrainerOptions& options,
                    TrainingState& state, const TrainingObserver& observer,
-                   const TrainingObjective& objective) {
+                   TrainingObjective* objective) {
   RETURN_IF_ERROR(CheckTrainer(options));
+  CrossEntropyObjective cross_entropy;
+  if (objective == nullptr) objective = &cross_entropy;
   if (sequences.empty()) {
     return absl::InvalidArgumentError(
         "The fine-tuning share of the text is empty: at least 2 tokens are needed");
@@ -110,8 +112,7 @@ absl::Status Train(WeightSource& base, const std::vector<TrainingSequence>& sequ
   for (const TokenBatch& batch : held_out) held_out_batches.push_back(PlainBatch(batch));
 
   const auto evaluate = [&]() -> absl::StatusOr<double> {
-    const double loss =
-        computer.Loss(state.adapter, held_out_batches, CrossEntropyObjective()).mean();
+    const double loss = computer.Loss(state.adapter, held_out_batches, cross_entropy).mean();
     if (!std::isfinite(loss)) {
       return Diverged(absl::StrCat("the held-out loss is not finite after step ", state.step));
     }
@@ -143,8 +144,9 @@ absl::Status Train(WeightSource& base, const std::vector<TrainingSequence>& sequ
     const std::vector<TrainingBatch> batches = MakeTrainingBatches(
         sequences, SequencesOfStep(count, options.batch_size, options.seed, state.step),
         options.micro_batch_size);
+    objective->Begin(batches);
     LoraGradients found = computer.Gradients(
-        state.adapter, batches, objective,
+        state.adapter, batches, *objective,
         {.probability = options.dropout, .seed = options.seed, .step = state.step});
     if (!std::isfinite(found.loss)) {
       return Diverged(absl::StrCat("the loss is not finite at step ", state.step + 1));

@@ -77,14 +77,14 @@ absl::Status CheckTrainer(const TrainerOptions& options);
 // A state at step 0. `adapter` is taken over (moved to the base's device when training starts).
 TrainingState StartTraining(LoraAdapter adapter);
 
-// Trains from state.step to options.steps() on `objective` over `sequences`, with the cross entropy
-// of next-token prediction on `held_out` as held-out loss. state.best is the result.
-// INVALID_ARGUMENT: as CheckTrainer, or nothing to train or evaluate on. INTERNAL: the loss is no
-// longer finite; says at which step.
+// Trains from state.step to options.steps() on `objective` (null: cross entropy) over `sequences`,
+// with the cross entropy of next-token prediction on `held_out` as held-out loss. state.best is the
+// result. INVALID_ARGUMENT: as CheckTrainer, or nothing to train or evaluate on. INTERNAL: the loss
+// is no longer finite; says at which step.
 absl::Status Train(WeightSource& base, const std::vector<TrainingSequence>& sequences,
                    const std::vector<TokenBatch>& held_out, const TrainerOptions& options,
                    TrainingState& state, const TrainingObserver& observer = {},
-                   const TrainingObjective& objective = CrossEntropyObjective());
+                   TrainingObjective* objective = nullptr);
 
 }  // namespace qpruner::engine
 

@@ -144,13 +144,27 @@ TEST(TrainerTest, LearningRateWarmsUpAndFalls) {
 }
 
 TEST(TrainerTest, PacksWholeSequencesFromAllDocuments) {
-  const auto packed = PackDocuments({{1, 2, 3}, {4, 5}, {6, 7, 8, 9}}, 4, 1);
+  const auto packed = PackDocuments({{{1, 2, 3}}, {{4, 5}}, {{6, 7, 8, 9}}}, 4, 1);
   ASSERT_THAT(packed, SizeIs(2));  // 9 tokens; the last alone predicts nothing.
   EXPECT_THAT(packed[0].ids, SizeIs(4));
   EXPECT_THAT(packed[1].ids, SizeIs(4));
-  EXPECT_EQ(packed, PackDocuments({{1, 2, 3}, {4, 5}, {6, 7, 8, 9}}, 4, 1));
-  EXPECT_THAT(PackDocuments({{1, 2, 3, 4}, {5, 6}}, 4, 3), SizeIs(2));
+  EXPECT_EQ(packed, PackDocuments({{{1, 2, 3}}, {{4, 5}}, {{6, 7, 8, 9}}}, 4, 1));
+  EXPECT_THAT(PackDocuments({{{1, 2, 3, 4}}, {{5, 6}}}, 4, 3), SizeIs(2));
   EXPECT_THAT(PackDocuments({}, 4, 1), SizeIs(0));
+}
+
+TEST(TrainerTest, MaskedTokensAreReadButNotPredicted) {
+  const auto batches =
+      MakeTrainingBatches({{{1, 2, 3, 4}, 2}, {{5, 6}}, {{7, 8}, 1}}, {1, 0, 2}, 2);
+  ASSERT_THAT(batches, SizeIs(2));
+  const int64_t n = kNoTarget;
+  EXPECT_TRUE(
+      at::equal(batches[0].ids, at::tensor({5, 6, 0, 0, 1, 2, 3, 4}, at::kLong).view({2, 4})));
+  EXPECT_TRUE(at::equal(
+      batches[0].targets,
+      at::tensor({int64_t{6}, n, n, n, n, int64_t{3}, int64_t{4}, n}, at::kLong).view({2, 4})));
+  EXPECT_TRUE(at::equal(batches[1].targets, at::tensor({int64_t{8}, n}, at::kLong).view({1, 2})));
+  EXPECT_EQ(batches[1].first_sequence, 2);
 }
 
 TEST(TrainerTest, EachEpochTakesEverySequenceOnce) {

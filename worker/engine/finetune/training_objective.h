@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "worker/engine/gradient/backward_walk.h"
 #include "worker/engine/texts/token_batch.h"
@@ -24,6 +25,8 @@ TrainingBatch PlainBatch(const TokenBatch& batch);
 class TrainingObjective {
  public:
   virtual ~TrainingObjective() = default;
+  // Called with all batches of a step before the first of them is evaluated.
+  virtual void Begin(const std::vector<TrainingBatch>& batches) {}
   // The loss summed over the batch's targets. `hidden` [batch, length, hidden] is after the final
   // norm, `head` [vocab, hidden] of the same dtype. If `gradient` is not null it becomes the sum's
   // gradient with respect to `hidden`.

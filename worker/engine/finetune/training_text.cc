@@ -28,15 +28,15 @@ std::mt19937_64 GeneratorOf(uint64_t seed, uint64_t stream) {
 
 }  // namespace
 
-std::vector<TrainingSequence> PackDocuments(const std::vector<TokenIds>& documents, int64_t length,
-                                            uint64_t seed) {
+std::vector<TrainingSequence> PackDocuments(const std::vector<TrainingSequence>& documents,
+                                            int64_t length, uint64_t seed) {
   // Stream ~0 is never an epoch's.
   const std::vector<int64_t> order =
       Permutation(static_cast<int64_t>(documents.size()), GeneratorOf(seed, ~uint64_t{0}));
   std::vector<TrainingSequence> sequences;
   TokenIds current;
   for (int64_t document : order) {
-    for (int32_t token : documents[static_cast<size_t>(document)]) {
+    for (int32_t token : documents[static_cast<size_t>(document)].ids) {
       current.push_back(token);
       if (static_cast<int64_t>(current.size()) == length) {
         sequences.push_back({.ids = std::move(current)});

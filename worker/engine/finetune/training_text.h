@@ -18,10 +18,11 @@ struct TrainingSequence {
   bool operator==(const TrainingSequence&) const = default;
 };
 
-// Sequences of `length` tokens cut from the documents joined in an order drawn from `seed`; a last
-// one shorter than `length` is kept if it has at least 2 tokens. So almost no position is padding.
-std::vector<TrainingSequence> PackDocuments(const std::vector<TokenIds>& documents, int64_t length,
-                                            uint64_t seed);
+// Sequences of `length` tokens cut from the documents (nothing masked) joined in an order drawn
+// from `seed`; a last one shorter than `length` is kept if it has at least 2 tokens. So almost no
+// position is padding.
+std::vector<TrainingSequence> PackDocuments(const std::vector<TrainingSequence>& documents,
+                                            int64_t length, uint64_t seed);
 
 // Indices of the sequences of update `step`: each epoch is a permutation drawn from (seed, epoch),
 // so that the order follows from the step alone.

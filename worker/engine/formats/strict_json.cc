@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 
 namespace qpruner::engine {
 namespace {
@@ -72,13 +73,18 @@ class StrictnessCheck : public nlohmann::json_sax<Json> {
 
 }  // namespace
 
-absl::StatusOr<nlohmann::json> ParseStrictJsonObject(absl::string_view text,
-                                                     const StrictJsonLimits& limits) {
+absl::StatusOr<nlohmann::json> ParseStrictJson(absl::string_view text,
+                                               const StrictJsonLimits& limits) {
   StrictnessCheck check(limits);
   if (!Json::sax_parse(text.begin(), text.end(), &check)) {
     return absl::InvalidArgumentError(check.error());
   }
-  Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  return Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+}
+
+absl::StatusOr<nlohmann::json> ParseStrictJsonObject(absl::string_view text,
+                                                     const StrictJsonLimits& limits) {
+  ASSIGN_OR_RETURN(Json json, ParseStrictJson(text, limits));
   if (!json.is_object()) return absl::InvalidArgumentError("not a JSON object");
   return json;
 }

@@ -23,6 +23,10 @@ struct StrictJsonLimits {
 absl::StatusOr<nlohmann::json> ParseStrictJsonObject(absl::string_view text,
                                                      const StrictJsonLimits& limits = {});
 
+// The same for any JSON value.
+absl::StatusOr<nlohmann::json> ParseStrictJson(absl::string_view text,
+                                               const StrictJsonLimits& limits = {});
+
 // A string from a foreign file, escaped, quoted and cut so that it fits a message.
 std::string QuotedForMessage(absl::string_view text);
 

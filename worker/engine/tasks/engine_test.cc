@@ -97,6 +97,8 @@ class EngineTest : public ::testing::Test {
       EXPECT_EQ(reply.request_id(), requests_);
       if (reply.has_error()) return FromRpcStatus(reply.error());
       if (reply.has_result()) return reply.result();
+      for (const auto& line : reply.progress().logs()) absl::StrAppend(&log_, line.text(), "\n");
+      if (reply.progress().has_checkpoint()) checkpoint_ = reply.progress().checkpoint();
       EXPECT_GE(reply.progress().fraction(), fraction);
       fraction = reply.progress().fraction();
     }
@@ -136,6 +138,8 @@ class EngineTest : public ::testing::Test {
   std::unique_ptr<ChildProcess> child_;
   std::unique_ptr<MessageStream> stream_;
   int64_t requests_ = 0;
+  std::string log_;                       // All lines of all tasks.
+  internal::v1::ArtifactRef checkpoint_;  // The last that was told.
   int copies_ = 0;
 };
 
@@ -221,6 +225,65 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
   ASSERT_TRUE(untuned.ok()) << untuned.status();
   EXPECT_FALSE(untuned->finalize().has_fine_tuned_test());
   EXPECT_EQ(untuned->finalize().adapter_bytes(), 0);
+}
+
+// Instruction data, distillation, dropout, few targets and accumulation in one run, which is then
+// repeated from its last checkpoint.
+TEST_F(EngineTest, AnInterruptedRecoveryGoesOnToTheSameResult) {
+  const fs::path data = folder_ / "instructions.json";
+  {
+    std::ofstream file(data);
+    file << "[";
+    for (int i = 0; i < 30; ++i) {
+      file << (i > 0 ? "," : "") << R"({"instruction": "Tell of day )" << i
+           << R"(.", "input": "", "output": "It was a sunny day and )" << i << R"( birds sang."})";
+    }
+    file << "]";
+  }
+  TaskSpec prepare = Task();
+  const auto configure = [&](TaskSpec& task) {
+    v1::FineTune& tune = *task.mutable_spec()->mutable_fine_tune();
+    tune.mutable_dataset()->set_uri("file://" + data.string());
+    tune.set_data_format(v1::FineTune::ALPACA);
+    tune.set_sequence_length(256);
+    tune.set_micro_batch_size(1);
+    tune.set_dropout(0.1);
+    tune.add_target_modules(v1::FineTune::Q_PROJ);
+    tune.add_target_modules(v1::FineTune::DOWN_PROJ);
+    tune.set_schedule(v1::FineTune::LINEAR);
+    tune.set_checkpoint_every(2);
+    tune.mutable_distillation()->set_weight(0.7);
+  };
+  configure(prepare);
+  prepare.mutable_prepare();
+  const auto prepared = Run(prepare, "prepare");
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  inputs_ = folder_ / "prepare";
+
+  TaskSpec task = Task();
+  configure(task);
+  Assign(*prepared, 4, task, *task.mutable_finalize());
+  const auto whole = Run(task, "whole");
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  EXPECT_EQ(whole->finalize().curve_size(), 2);  // 0 and 6.
+  EXPECT_TRUE(Digests(*whole).count("adapter/adapter_model.safetensors"));
+  EXPECT_EQ(checkpoint_.path(), "checkpoint/training-4.safetensors");
+  EXPECT_FALSE(Digests(*whole).count(checkpoint_.path()));
+  EXPECT_EQ(log_.find("goes on"), std::string::npos);
+
+  fs::create_directories(inputs_ / "checkpoint");
+  fs::copy_file(folder_ / "whole" / checkpoint_.path(), inputs_ / checkpoint_.path());
+  const auto resumed = Run(task, "resumed");
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  EXPECT_THAT(log_, HasSubstr("goes on after step 4"));
+  EXPECT_EQ(resumed->SerializeAsString(), whole->SerializeAsString());
+
+  // One that is not readable costs time alone.
+  fs::resize_file(inputs_ / checkpoint_.path(), 100);
+  const auto restarted = Run(task, "restarted");
+  ASSERT_TRUE(restarted.ok()) << restarted.status();
+  EXPECT_THAT(log_, HasSubstr("starts from the beginning"));
+  EXPECT_EQ(restarted->SerializeAsString(), whole->SerializeAsString());
 }
 
 TEST_F(EngineTest, BadInputIsRefusedByNameAndTheEngineLives) {

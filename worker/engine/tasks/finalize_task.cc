@@ -18,12 +18,12 @@
 #include "worker/engine/export/model_card.h"
 #include "worker/engine/export/packed_model.h"
 #include "worker/engine/export/peft_adapter.h"
-#include "worker/engine/finetune/adapter_start.h"
 #include "worker/engine/finetune/merged_source.h"
 #include "worker/engine/finetune/trainer.h"
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/quantize/quantized_source.h"
 #include "worker/engine/tasks/metrics.h"
+#include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/rounded_source.h"
 #include "worker/engine/tasks/spec_mapping.h"
 
@@ -121,6 +121,7 @@ absl::Status ExportModel(const v1::CompressionSpec& spec, QuantizedSource& base,
 absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
                                            const FinalizeTask& task, const PreparedModel& model,
                                            const std::string& input_dir,
+                                           const std::string& builtin_dir,
                                            const std::string& output_dir,
                                            ProgressReporter& progress) {
   FinalizeResult result;
@@ -159,39 +160,9 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
 
   *result.mutable_chosen_test() =
       measure(*base, Phase(progress, 0, 0.1, "measuring the chosen model"));
-  AdapterStart start;
-  {
-    const Phase phase(progress, 0.1, 0.15, "starting the adapter");
-    // More than one iteration of LoftQ stores another base than rounding alone.
-    start = StartAdapter(*model.source, *base, AdapterInitOf(spec.fine_tune()),
-                         LoftqIterationsOf(spec.fine_tune()), LoraOptionsOf(spec.fine_tune()),
-                         phase.Fractions());
-  }
-  progress.Log(absl::StrFormat(
-      "Adapter starts with %.1f %% of the quantization error (Frobenius norm over all linears)",
-      start.error_quantized > 0 ? 100 * start.error / start.error_quantized : 100.0));
-
-  trainer.dtype = TrainingDTypeOf(spec.fine_tune(), base->dtype());
-  trainer.memory_limit_bytes = MemoryLimit(base->device());
-  progress.Log(
-      absl::StrCat("Fine-tuning is ", PlanOf(config, start.adapter.rank, trainer).Describe()));
-  TrainingState state = StartTraining(std::move(start.adapter));
-  {
-    const Phase phase(progress, 0.15, 0.85, "fine-tuning");
-    const std::vector<TrainingSequence> sequences =
-        PackDocuments(model.reference.fine_tune, trainer.sequence_length, trainer.seed);
-    RETURN_IF_ERROR(Train(*base, sequences, model.reference.selection.batches, trainer, state,
-                          [&](const TrainingProgress& at, const TrainingState&) {
-                            phase.Done(static_cast<double>(at.step) /
-                                       static_cast<double>(at.steps));
-                            if (at.held_out_loss) {
-                              progress.Log(absl::StrFormat(
-                                  "Fine-tuning step %d of %d: selection loss %.4f nats a token",
-                                  at.step, at.steps, *at.held_out_loss));
-                            }
-                            return true;
-                          }));
-  }
+  ASSIGN_OR_RETURN(
+      const TrainingState state,
+      RecoverModel({spec, model, builtin_dir, input_dir, output_dir}, *base, trainer, progress));
   AddCurve(state.curve, result);
   if (state.best_step == 0) {
     result.add_notes(

@@ -19,13 +19,12 @@ namespace qpruner::engine {
 //   quantized/  the base in its packed bytes, with metadata
 //   adapter/    the adapter in PEFT's layout; only with fine-tuning
 //
+// The original model is read again (`builtin_dir`: what builtin:// means) only to learn from it.
 // INVALID_ARGUMENT: the assignment does not fit the model, or fine-tuning's settings are bad.
-absl::StatusOr<internal::v1::FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
-                                                         const internal::v1::FinalizeTask& task,
-                                                         const PreparedModel& model,
-                                                         const std::string& input_dir,
-                                                         const std::string& output_dir,
-                                                         ProgressReporter& progress);
+absl::StatusOr<internal::v1::FinalizeResult> RunFinalize(
+    const v1::CompressionSpec& spec, const internal::v1::FinalizeTask& task,
+    const PreparedModel& model, const std::string& input_dir, const std::string& builtin_dir,
+    const std::string& output_dir, ProgressReporter& progress);
 
 }  // namespace qpruner::engine
 

@@ -9,6 +9,7 @@
 #include "base/status_macros.h"
 #include "worker/engine/tasks/source_uri.h"
 #include "worker/engine/texts/dataset.h"
+#include "worker/engine/texts/instructions.h"
 
 namespace qpruner::engine {
 namespace {
@@ -51,10 +52,42 @@ absl::Status About(absl::string_view field, const absl::Status& status) {
                       absl::StrCat(field, ": ", absl::string_view(status.message())));
 }
 
+absl::StatusOr<std::vector<TrainingSequence>> ReadTrainingText(const v1::FineTune& fine_tune,
+                                                               TextLibrary& library) {
+  const TrainerOptions trainer = TrainerOptionsOf(fine_tune);
+  ASSIGN_OR_RETURN(Dataset* const dataset, library.Open(fine_tune.dataset()));
+  ASSIGN_OR_RETURN(
+      std::vector<TokenIds> documents,
+      dataset->Documents(Share::kFineTune,
+                         fine_tune.packing() ? kLongestDocument : trainer.sequence_length,
+                         trainer.steps() * trainer.batch_size * trainer.sequence_length));
+  std::vector<TrainingSequence> sequences;
+  for (TokenIds& ids : documents) sequences.push_back({.ids = std::move(ids)});
+  return sequences;
+}
+
+absl::StatusOr<std::vector<TrainingSequence>> ReadTrainingInstructions(
+    const v1::FineTune& fine_tune, const Tokenizer& tokenizer, std::optional<int32_t> eos,
+    const std::string& builtin_dir) {
+  const TrainerOptions trainer = TrainerOptionsOf(fine_tune);
+  ASSIGN_OR_RETURN(const std::string path, ResolveText(fine_tune.dataset().uri(), builtin_dir));
+  ASSIGN_OR_RETURN(const std::vector<Instruction> instructions, ReadInstructions(path));
+  ASSIGN_OR_RETURN(
+      std::vector<InstructionTokens> encoded,
+      EncodeInstructions(tokenizer, instructions, Share::kFineTune, eos, trainer.sequence_length,
+                         trainer.steps() * trainer.batch_size));
+  std::vector<TrainingSequence> sequences;
+  for (InstructionTokens& tokens : encoded) {
+    sequences.push_back({.ids = std::move(tokens.ids), .masked = tokens.prompt_length});
+  }
+  return sequences;
+}
+
 }  // namespace
 
 absl::StatusOr<JobTexts> ReadJobTexts(const v1::CompressionSpec& spec, const TextLimits& limits,
-                                      const Tokenizer& tokenizer, const std::string& builtin_dir) {
+                                      const Tokenizer& tokenizer, std::optional<int32_t> eos,
+                                      const std::string& builtin_dir) {
   TextLibrary library(tokenizer, builtin_dir, limits.evaluation_length);
   JobTexts texts;
   auto calibration = library.Open(spec.calibration().dataset());
@@ -79,15 +112,12 @@ absl::StatusOr<JobTexts> ReadJobTexts(const v1::CompressionSpec& spec, const Tex
   if (!test.ok()) return About("evaluation", test.status());
   texts.test = *std::move(test);
 
-  const TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
-  if (trainer.steps() > 0) {
-    auto fine_tune = library.Open(spec.fine_tune().dataset());
+  if (spec.fine_tune().steps() > 0) {
+    auto fine_tune = spec.fine_tune().data_format() == v1::FineTune::ALPACA
+                         ? ReadTrainingInstructions(spec.fine_tune(), tokenizer, eos, builtin_dir)
+                         : ReadTrainingText(spec.fine_tune(), library);
     if (!fine_tune.ok()) return About("fine_tune", fine_tune.status());
-    auto training = (*fine_tune)
-                        ->Documents(Share::kFineTune, kLongestDocument,
-                                    trainer.steps() * trainer.batch_size * trainer.sequence_length);
-    if (!training.ok()) return About("fine_tune", training.status());
-    texts.fine_tune = *std::move(training);
+    texts.fine_tune = *std::move(fine_tune);
   }
   return texts;
 }

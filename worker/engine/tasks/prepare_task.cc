@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -21,10 +22,10 @@
 #include "worker/engine/score/sensitivity.h"
 #include "worker/engine/tasks/job_texts.h"
 #include "worker/engine/tasks/metrics.h"
+#include "worker/engine/tasks/original_model.h"
 #include "worker/engine/tasks/prepared_model.h"
 #include "worker/engine/tasks/reference_file.h"
 #include "worker/engine/tasks/score_report.h"
-#include "worker/engine/tasks/source_uri.h"
 #include "worker/engine/tasks/spec_mapping.h"
 #include "worker/engine/texts/token_batch.h"
 #include "worker/engine/tokenizer/tokenizer.h"
@@ -35,13 +36,15 @@ namespace {
 using internal::v1::PrepareResult;
 using nlohmann::ordered_json;
 
-// The type that all of a checkpoint's weights can be stored in without loss: bfloat16 if they are
-// in it, else float32 (which holds float16).
-at::ScalarType StoredDType(const Checkpoint& checkpoint) {
-  for (const ExpectedTensor& tensor : ExpectedTensors(checkpoint.config())) {
-    if (checkpoint.tensor(tensor.name).dtype != DType::kBF16) return at::kFloat;
-  }
-  return at::kBFloat16;
+// The token that ends an answer, as config.json names it (the first, if it names several).
+std::optional<int32_t> EosOf(const ModelConfig& config) {
+  const auto found = config.source.find("eos_token_id");
+  if (found == config.source.end()) return std::nullopt;
+  const nlohmann::json& eos = found->is_array() && !found->empty() ? found->front() : *found;
+  if (!eos.is_number_integer()) return std::nullopt;
+  const auto id = eos.get<int64_t>();
+  if (id < 0 || id >= config.vocab_size) return std::nullopt;
+  return static_cast<int32_t>(id);
 }
 
 ReferenceShare MeasureReference(WeightSource& original, std::vector<TokenIds> sequences,
@@ -129,8 +132,12 @@ void Preparation::LowerToPositions(absl::string_view field, int64_t& length) {
 
 absl::Status Preparation::CheckInputs() {
   const Phase phase(progress_, 0, 0.03, "checking the model");
-  ASSIGN_OR_RETURN(folder_, ResolveModel(spec_.model().uri(), builtin_dir_));
-  ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(folder_));
+  ASSIGN_OR_RETURN(OriginalModel original,
+                   OpenOriginalModel(spec_.model().uri(), builtin_dir_, device_));
+  folder_ = std::move(original.folder);
+  checkpoint_ = std::move(original.checkpoint);
+  stored_ = original.stored;
+  original_ = std::move(original.source);
   const ModelConfig& config = checkpoint_->config();
   pruning_ = PruningOptionsOf(spec_.pruning());
   RETURN_IF_ERROR(CheckPruning(config, pruning_));
@@ -141,10 +148,8 @@ absl::Status Preparation::CheckInputs() {
   LowerToPositions("evaluation.sequence_length", limits_.evaluation_length);
   RETURN_IF_ERROR(checkpoint_->CheckFinite());
   phase.Done(0.5);
-  ASSIGN_OR_RETURN(texts_, ReadJobTexts(spec_, limits_, *tokenizer, builtin_dir_));
+  ASSIGN_OR_RETURN(texts_, ReadJobTexts(spec_, limits_, *tokenizer, EosOf(config), builtin_dir_));
   calibration_ = MakeBatches(texts_.calibration);
-  stored_ = StoredDType(*checkpoint_);
-  original_ = MakeCheckpointSource(checkpoint_, device_, ComputeDType(device_, stored_));
   return absl::OkStatus();
 }
 

@@ -16,7 +16,8 @@ namespace qpruner::engine {
 // model and scores its groups. Writes into `output_dir`:
 //
 //   prepared/  the pruned model as a Hugging Face folder, in the original's dtype, and
-//              reference.safetensors (reference_file.h): no later task reads the original
+//              reference.safetensors (reference_file.h): no later task reads the original,
+//   unless fine-tuning is to learn from it
 //   report/scores.json  everything that was scored, for people
 //
 // Everything that can be known from configuration, tokenizer and texts is refused before the first

@@ -17,6 +17,9 @@ class ProgressReporter {
   virtual void Report(double fraction, const std::string& message) = 0;
   // A line for people. `warning`: someone may want to look.
   virtual void Log(const std::string& text, bool warning = false) = 0;
+  // `path`: a durable file below the task's output folder that the next attempt can go on from. It
+  // must stay there until the one after the next is told.
+  virtual void Checkpoint(const std::string& path) {}
 };
 
 // The part of a task between two fractions. Starting it reports its message.

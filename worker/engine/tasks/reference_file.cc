@@ -13,7 +13,7 @@
 namespace qpruner::engine {
 namespace {
 
-constexpr char kFormatName[] = "qpruner-reference-1";
+constexpr char kFormatName[] = "qpruner-reference-2";
 
 std::string Bytes(const std::vector<int32_t>& values) {
   return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int32_t));
@@ -147,7 +147,17 @@ absl::Status WriteReference(const std::string& path, const Reference& reference)
   std::vector<TensorToWrite> tensors;
   AddShare("selection", reference.selection, tensors);
   AddShare("test", reference.test, tensors);
-  AddSequences("fine_tune", reference.fine_tune, tensors);
+  std::vector<TokenIds> ids;
+  TokenIds masked;
+  for (const TrainingSequence& sequence : reference.fine_tune) {
+    ids.push_back(sequence.ids);
+    masked.push_back(static_cast<int32_t>(sequence.masked));
+  }
+  AddSequences("fine_tune", ids, tensors);
+  tensors.push_back({"fine_tune.masked",
+                     DType::kI32,
+                     {static_cast<int64_t>(masked.size())},
+                     [bytes = Bytes(masked)] { return bytes; }});
   return WriteSafetensors(path, std::move(tensors), {{"format", kFormatName}});
 }
 
@@ -161,7 +171,21 @@ absl::StatusOr<Reference> ReadReference(const std::string& path) {
   Reference reference;
   ASSIGN_OR_RETURN(reference.selection, ReadShare(*reader, "selection"));
   ASSIGN_OR_RETURN(reference.test, ReadShare(*reader, "test"));
-  ASSIGN_OR_RETURN(reference.fine_tune, ReadSequences(*reader, "fine_tune"));
+  ASSIGN_OR_RETURN(std::vector<TokenIds> ids, ReadSequences(*reader, "fine_tune"));
+  ASSIGN_OR_RETURN(const TensorView* masked, Find(*reader, "fine_tune.masked", DType::kI32, 1));
+  if (masked->element_count() != static_cast<int64_t>(ids.size())) {
+    return absl::InvalidArgumentError(
+        "Not a reference file: fine_tune.masked does not fit its lengths");
+  }
+  for (size_t i = 0; i < ids.size(); ++i) {
+    int32_t count = 0;
+    std::memcpy(&count, masked->bytes.data() + i * sizeof count, sizeof count);
+    if (count < 0 || static_cast<size_t>(count) > ids[i].size()) {
+      return absl::InvalidArgumentError(
+          "Not a reference file: fine_tune.masked exceeds its sequences");
+    }
+    reference.fine_tune.push_back({.ids = std::move(ids[i]), .masked = count});
+  }
   return reference;
 }
 

@@ -2,6 +2,7 @@
 //
 //   selection.ids, test.ids, fine_tune.ids              I32 [tokens]     sequences end to end
 //   selection.lengths, test.lengths, fine_tune.lengths  I32 [sequences]
+//   fine_tune.masked                                    I32 [sequences]  TrainingSequence::masked
 //   selection.hidden, test.hidden                       F32 [tokens, hidden]
 //
 // hidden: the original's final hidden states after the final norm. The head is never pruned, so the
@@ -16,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/engine/finetune/training_text.h"
 #include "worker/engine/texts/token_batch.h"
 #include "worker/engine/tokenizer/tokenizer.h"
 
@@ -31,7 +33,8 @@ struct ReferenceShare {
 struct Reference {
   ReferenceShare selection;
   ReferenceShare test;
-  std::vector<TokenIds> fine_tune;
+  // Documents to be packed, or sequences as they are (packing off, instruction data).
+  std::vector<TrainingSequence> fine_tune;
 };
 
 absl::Status WriteReference(const std::string& path, const Reference& reference);

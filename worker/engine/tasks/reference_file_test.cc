@@ -51,7 +51,7 @@ TEST_F(ReferenceFileTest, ComesBackWithEveryStateAtItsToken) {
   Reference reference;
   reference.selection = Share({{1, 2, 3}, {4, 5, 6, 7, 8}, {9, 10}});
   reference.test = Share({{11, 12}});
-  reference.fine_tune = {{13}, {14, 15, 16}};
+  reference.fine_tune = {{{13}, 0}, {{14, 15, 16}, 2}};
   ASSERT_TRUE(WriteReference(path_, reference).ok());
   const auto read = ReadReference(path_);
   ASSERT_TRUE(read.ok()) << read.status();

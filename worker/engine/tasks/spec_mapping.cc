@@ -182,6 +182,12 @@ at::ScalarType TrainingDTypeOf(const v1::FineTune& fine_tune, at::ScalarType usu
   }
 }
 
+std::optional<DistillationOptions> DistillationOptionsOf(const v1::FineTune& fine_tune) {
+  if (!fine_tune.has_distillation()) return std::nullopt;
+  return DistillationOptions{.weight = fine_tune.distillation().weight(),
+                             .temperature = fine_tune.distillation().temperature()};
+}
+
 LoraOptions LoraOptionsOf(const v1::FineTune& fine_tune) {
   LoraOptions options;
   options.rank = fine_tune.rank();

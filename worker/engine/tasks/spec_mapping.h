@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -13,6 +14,7 @@
 #include "qpruner/v1/job.pb.h"
 #include "qpruner/v1/spec.pb.h"
 #include "worker/engine/finetune/adapter_start.h"
+#include "worker/engine/finetune/distillation.h"
 #include "worker/engine/finetune/lora.h"
 #include "worker/engine/finetune/trainer.h"
 #include "worker/engine/prune/importance.h"
@@ -51,6 +53,8 @@ absl::StatusOr<FormatAssignment> AssignmentOf(
 TrainerOptions TrainerOptionsOf(const v1::FineTune& fine_tune);
 // What training computes in, where the model's `usual` type is what the device is used to.
 at::ScalarType TrainingDTypeOf(const v1::FineTune& fine_tune, at::ScalarType usual);
+// Unset: no distillation.
+std::optional<DistillationOptions> DistillationOptionsOf(const v1::FineTune& fine_tune);
 LoraOptions LoraOptionsOf(const v1::FineTune& fine_tune);
 AdapterInit AdapterInitOf(const v1::FineTune& fine_tune);
 int LoftqIterationsOf(const v1::FineTune& fine_tune);

@@ -89,6 +89,11 @@ TEST(SpecMapping, FineTuningTakesWhatWasAsked) {
   EXPECT_EQ(trainer.dropout, 0.05);
   EXPECT_EQ(trainer.evaluate_every, 7);
   EXPECT_EQ(trainer.max_gradient_norm, 0.5);
+  EXPECT_FALSE(DistillationOptionsOf(fine_tune).has_value());
+  fine_tune.mutable_distillation()->set_weight(0.25);
+  fine_tune.mutable_distillation()->set_temperature(2);
+  EXPECT_EQ(DistillationOptionsOf(fine_tune)->weight, 0.25);
+  EXPECT_EQ(DistillationOptionsOf(fine_tune)->temperature, 2);
   fine_tune.add_target_modules(v1::FineTune::DOWN_PROJ);
   fine_tune.add_target_modules(v1::FineTune::V_PROJ);
   EXPECT_EQ(LoraOptionsOf(fine_tune).targets,

@@ -6,12 +6,14 @@
 #include <system_error>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "proto/spec_defaults.h"
 #include "worker/engine/tasks/finalize_task.h"
 #include "worker/engine/tasks/prepare_task.h"
+#include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/torch_guard.h"
 #include "worker/engine/tasks/trial_task.h"
 
@@ -52,17 +54,26 @@ absl::Status ListOutputs(const std::string& folder, TaskResult& result) {
   }
   std::sort(paths.begin(), paths.end());
   for (const std::string& path : paths) {
-    const std::string file = absl::StrCat(folder, "/", path);
-    ASSIGN_OR_RETURN(std::string digest, Sha256OfFile(file));
-    auto& output = *result.add_outputs();
-    output.set_path(path);
-    output.set_sha256(std::move(digest));
-    output.set_size_bytes(static_cast<int64_t>(fs::file_size(file)));
+    // Those were for an attempt that is not needed any more.
+    if (absl::StartsWith(path, absl::StrCat(kCheckpointFolder, "/"))) continue;
+    ASSIGN_OR_RETURN(*result.add_outputs(), DescribeOutput(folder, path));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
+
+absl::StatusOr<internal::v1::ArtifactRef> DescribeOutput(const std::string& output_dir,
+                                                         const std::string& path) {
+  const std::string file = absl::StrCat(output_dir, "/", path);
+  internal::v1::ArtifactRef ref;
+  ref.set_path(path);
+  ASSIGN_OR_RETURN(*ref.mutable_sha256(), Sha256OfFile(file));
+  std::error_code error;
+  ref.set_size_bytes(static_cast<int64_t>(fs::file_size(file, error)));
+  if (error) return absl::ErrnoToStatus(error.value(), file);
+  return ref;
+}
 
 absl::StatusOr<TaskResult> TaskRunner::Run(const EngineRequest& request,
                                            ProgressReporter& progress) {
@@ -94,7 +105,7 @@ absl::Status TaskRunner::Work(const EngineRequest& request, ProgressReporter& pr
   } else {
     ASSIGN_OR_RETURN(*result.mutable_finalize(),
                      RunFinalize(spec, task.finalize(), *model, request.input_dir(),
-                                 request.output_dir(), progress));
+                                 request.builtin_dir(), request.output_dir(), progress));
   }
   return absl::OkStatus();
 }

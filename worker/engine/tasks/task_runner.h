@@ -4,12 +4,18 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
+
 #include "absl/status/statusor.h"
 #include "qpruner/internal/v1/engine.pb.h"
 #include "worker/engine/tasks/prepared_model.h"
 #include "worker/engine/tasks/progress.h"
 
 namespace qpruner::engine {
+
+// A file below the output folder, as the agent is told of it.
+absl::StatusOr<internal::v1::ArtifactRef> DescribeOutput(const std::string& output_dir,
+                                                         const std::string& path);
 
 // Keeps the prepared model between tasks of one job. Not thread-safe.
 class TaskRunner {

@@ -205,12 +205,8 @@ class FileDataset : public Dataset {
   static std::string Quoted(absl::string_view text) { return absl::StrCat("\"", text, "\""); }
 
   bool windowed() const { return source_.document_separator.empty(); }
-  int64_t End(Share share) const {
-    return document_count_ * kShareEnds[static_cast<size_t>(share)] / 100;
-  }
-  int64_t Begin(Share share) const {
-    return share == Share::kCalibration ? 0 : End(kShares[static_cast<size_t>(share) - 1]);
-  }
+  int64_t End(Share share) const { return ShareRange(share, document_count_).second; }
+  int64_t Begin(Share share) const { return ShareRange(share, document_count_).first; }
 
   absl::StatusOr<TokenIds> Document(int64_t index) const {
     if (!windowed()) return tokenizer_.EncodeDocument(documents_[static_cast<size_t>(index)]);
@@ -234,6 +230,12 @@ class FileDataset : public Dataset {
 };
 
 }  // namespace
+
+std::pair<int64_t, int64_t> ShareRange(Share share, int64_t count) {
+  const auto index = static_cast<size_t>(share);
+  const int64_t begin = index == 0 ? 0 : kShareEnds[index - 1];
+  return {count * begin / 100, count * kShareEnds[index] / 100};
+}
 
 const char* ShareName(Share share) {
   switch (share) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -16,6 +17,9 @@ namespace qpruner::engine {
 // By position: calibration has the first 10 %, fine-tuning the next 55 %, selection the next 15 %,
 // test the last 20 % of the documents.
 enum class Share { kCalibration, kFineTune, kSelection, kTest };
+
+// First document of a share and one past its last, of `count` documents.
+std::pair<int64_t, int64_t> ShareRange(Share share, int64_t count);
 
 // "calibration", "fine-tuning", "selection", "test".
 const char* ShareName(Share share);

@@ -1,0 +1,74 @@
+#include "server/queue/task_checkpoints.h"
+
+#include <algorithm>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/resource_name.h"
+#include "base/sha256.h"
+#include "base/status_macros.h"
+#include "proto/status_codec.h"
+#include "server/queue/artifact_references.h"
+#include "server/queue/job_states.h"
+#include "server/queue/task_transitions.h"
+
+namespace qpruner::server {
+
+using internal::v1::ArtifactRef;
+using internal::v1::TaskRecord;
+
+absl::StatusOr<std::string> DropCheckpoint(StoreTransaction& store, const JobName& job,
+                                           TaskRecord& task) {
+  auto& inputs = *task.mutable_spec()->mutable_inputs();
+  const auto found = std::find_if(inputs.begin(), inputs.end(), [](const ArtifactRef& input) {
+    return absl::StartsWith(input.path(), kCheckpointPrefix);
+  });
+  if (found == inputs.end()) return std::string();
+  std::string sha256 = found->sha256();
+  RETURN_IF_ERROR(store.RemoveArtifact(job, found->path()));
+  inputs.erase(found);
+  return sha256;
+}
+
+absl::Status TaskCheckpoints::Save(const internal::v1::SaveCheckpointRequest& request) {
+  const ArtifactRef& ref = request.ref();
+  if (!IsArtifactPath(ref.path()) || !absl::StartsWith(ref.path(), kCheckpointPrefix)) {
+    return BadRequestError(
+        {{"ref.path", absl::StrCat("must be a path below ", kCheckpointPrefix)}});
+  }
+  if (!IsSha256Hex(ref.sha256()) || ref.size_bytes() < 0) {
+    return BadRequestError({{"ref", "needs the file's SHA-256 and size"}});
+  }
+  const absl::StatusOr<JobName> name = JobName::Parse(request.lease().job());
+  if (!name.ok()) return LeaseSuperseded();
+
+  absl::MutexLock references(&artifact_references_);
+  std::string before;
+  const absl::Status status = store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(*name, request.lease().task()));
+    if (!IsCurrentLease(task, request.lease())) return LeaseSuperseded();
+    if (store_.shared()) {
+      RETURN_IF_ERROR(store.LockArtifacts(StoreTransaction::ArtifactLock::kAdd));
+    }
+    ASSIGN_OR_RETURN(const bool present, artifacts_.Contains(ref.sha256()));
+    if (!present) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("Checkpoint was not uploaded: ", ref.path()));
+    }
+    ASSIGN_OR_RETURN(before, DropCheckpoint(store, *name, task));
+    *task.mutable_spec()->add_inputs() = ref;
+    v1::Artifact artifact;
+    artifact.set_name(name->ArtifactName(ref.path()));
+    artifact.set_size_bytes(ref.size_bytes());
+    artifact.set_sha256(ref.sha256());
+    *artifact.mutable_create_time() = ToTimestamp(clock_.Now());
+    RETURN_IF_ERROR(store.PutArtifact(*name, artifact));
+    return store.PutTask(task);
+  });
+  if (absl::IsNotFound(status)) return LeaseSuperseded();
+  RETURN_IF_ERROR(status);
+  if (!before.empty()) RemoveIfUnreferenced(store_, artifacts_, before);
+  return absl::OkStatus();
+}
+
+}  // namespace qpruner::server

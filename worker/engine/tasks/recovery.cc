@@ -1,0 +1,158 @@
+#include "worker/engine/tasks/recovery.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/status_macros.h"
+#include "worker/engine/finetune/adapter_start.h"
+#include "worker/engine/finetune/distillation.h"
+#include "worker/engine/finetune/training_checkpoint.h"
+#include "worker/engine/tasks/original_model.h"
+#include "worker/engine/tasks/spec_mapping.h"
+
+namespace qpruner::engine {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// What the trainer sees of the fine-tuning share.
+std::vector<TrainingSequence> SequencesOf(const v1::FineTune& fine_tune,
+                                          const std::vector<TrainingSequence>& share,
+                                          const TrainerOptions& trainer) {
+  if (fine_tune.packing()) return PackDocuments(share, trainer.sequence_length, trainer.seed);
+  // The model may have fewer positions than were asked for.
+  std::vector<TrainingSequence> sequences = share;
+  for (TrainingSequence& sequence : sequences) {
+    const auto length =
+        std::min(static_cast<int64_t>(sequence.ids.size()), trainer.sequence_length);
+    sequence.ids.resize(static_cast<size_t>(length));
+    sequence.masked = std::min(sequence.masked, length);
+  }
+  return sequences;
+}
+
+// The original model, and the loss that learns from it.
+struct Teacher {
+  std::unique_ptr<WeightSource> source;
+  std::unique_ptr<TrainingObjective> objective;
+};
+
+absl::StatusOr<Teacher> MakeTeacher(const RecoveryInputs& inputs, const QuantizedSource& student,
+                                    const DistillationOptions& options) {
+  ASSIGN_OR_RETURN(OriginalModel original, OpenOriginalModel(inputs.spec.model().uri(),
+                                                             inputs.builtin_dir, student.device()));
+  Teacher teacher{.source = std::move(original.source)};
+  if (auto resident = MakeResident(*teacher.source)) teacher.source = std::move(resident);
+  teacher.objective = std::make_unique<DistillationObjective>(*teacher.source,
+                                                              student.config().vocab_size, options);
+  return teacher;
+}
+
+// Writes checkpoints and tells of them.
+class CheckpointWriter {
+ public:
+  CheckpointWriter(std::string output_dir, int64_t every, ProgressReporter& progress)
+      : output_dir_(std::move(output_dir)), every_(every), progress_(progress) {}
+
+  // Every so many steps, but not after the last: nothing is left to repeat from there. A file that
+  // cannot be written costs an interrupted run time, not its result.
+  void MaybeWrite(const TrainingProgress& at, const TrainingState& state) {
+    if (every_ == 0 || at.step == 0 || at.step == at.steps || at.step % every_ != 0) return;
+    std::error_code error;
+    fs::create_directories(absl::StrCat(output_dir_, "/", kCheckpointFolder), error);
+    const std::string path = PathOf(at.step);
+    const absl::Status written =
+        WriteTrainingCheckpoint(absl::StrCat(output_dir_, "/", path), state);
+    if (!written.ok()) {
+      progress_.Log(absl::StrCat("No checkpoint at step ", at.step, ": ",
+                                 absl::string_view(written.message())),
+                    /*warning=*/true);
+      return;
+    }
+    progress_.Checkpoint(path);
+    fs::remove(absl::StrCat(output_dir_, "/", PathOf(at.step - 2 * every_)), error);
+  }
+
+ private:
+  static std::string PathOf(int64_t step) {
+    return absl::StrCat(kCheckpointFolder, "/training-", step, ".safetensors");
+  }
+
+  const std::string output_dir_;
+  const int64_t every_;
+  ProgressReporter& progress_;
+};
+
+// The state that an earlier attempt has left, or `start`. A file that cannot be used is passed
+// over, with a warning: training from the beginning gives the same result.
+TrainingState Resume(const std::string& input_dir, TrainingState start,
+                     ProgressReporter& progress) {
+  std::error_code error;
+  for (const fs::directory_entry& entry :
+       fs::directory_iterator(absl::StrCat(input_dir, "/", kCheckpointFolder), error)) {
+    absl::StatusOr<TrainingState> state = ReadTrainingCheckpoint(entry.path().string(), start);
+    if (state.ok()) {
+      progress.Log(absl::StrCat("Fine-tuning goes on after step ", state->step,
+                                ", where an earlier attempt had saved it"));
+      return *std::move(state);
+    }
+    progress.Log(absl::StrCat("Fine-tuning starts from the beginning: ",
+                              absl::string_view(state.status().message())),
+                 /*warning=*/true);
+  }
+  return start;
+}
+
+}  // namespace
+
+absl::StatusOr<TrainingState> RecoverModel(const RecoveryInputs& inputs, QuantizedSource& base,
+                                           TrainerOptions trainer, ProgressReporter& progress) {
+  const v1::FineTune& fine_tune = inputs.spec.fine_tune();
+  trainer.dtype = TrainingDTypeOf(fine_tune, base.dtype());
+  trainer.memory_limit_bytes = MemoryLimit(base.device());
+  AdapterStart start;
+  {
+    const Phase phase(progress, 0.1, 0.15, "starting the adapter");
+    // More than one iteration of LoftQ stores another base than rounding alone.
+    start = StartAdapter(*inputs.model.source, base, AdapterInitOf(fine_tune),
+                         LoftqIterationsOf(fine_tune), LoraOptionsOf(fine_tune), phase.Fractions());
+  }
+  progress.Log(absl::StrFormat(
+      "Adapter starts with %.1f %% of the quantization error (Frobenius norm over all linears)",
+      start.error_quantized > 0 ? 100 * start.error / start.error_quantized : 100.0));
+  progress.Log(absl::StrCat("Fine-tuning is ",
+                            PlanOf(base.config(), start.adapter.rank, trainer).Describe()));
+  Teacher teacher;
+  if (const auto distillation = DistillationOptionsOf(fine_tune)) {
+    ASSIGN_OR_RETURN(teacher, MakeTeacher(inputs, base, *distillation));
+  }
+
+  TrainingState state = Resume(inputs.input_dir, StartTraining(std::move(start.adapter)), progress);
+  CheckpointWriter checkpoints(inputs.output_dir, fine_tune.checkpoint_every(), progress);
+  const Phase phase(progress, 0.15, 0.85, "fine-tuning");
+  const TrainingObserver observer = [&](const TrainingProgress& at, const TrainingState& now) {
+    phase.Done(static_cast<double>(at.step) / static_cast<double>(at.steps));
+    if (at.held_out_loss) {
+      progress.Log(absl::StrFormat("Fine-tuning step %d of %d: selection loss %.4f nats a token",
+                                   at.step, at.steps, *at.held_out_loss));
+    }
+    checkpoints.MaybeWrite(at, now);
+    return true;
+  };
+  RETURN_IF_ERROR(Train(base, SequencesOf(fine_tune, inputs.model.reference.fine_tune, trainer),
+                        inputs.model.reference.selection.batches, trainer, state, observer,
+                        teacher.objective.get()));
+  return state;
+}
+
+}  // namespace qpruner::engine

@@ -1,0 +1,39 @@
+// FINALIZE's fine-tuning: from the quantized base to the adapter that is exported with it.
+#ifndef QPRUNER_WORKER_ENGINE_TASKS_RECOVERY_H_
+#define QPRUNER_WORKER_ENGINE_TASKS_RECOVERY_H_
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "qpruner/v1/spec.pb.h"
+#include "worker/engine/finetune/trainer.h"
+#include "worker/engine/quantize/quantized_source.h"
+#include "worker/engine/tasks/prepared_model.h"
+#include "worker/engine/tasks/progress.h"
+
+namespace qpruner::engine {
+
+// Below input and output folder: what an earlier attempt has left, what this one leaves.
+inline constexpr char kCheckpointFolder[] = "checkpoint";
+
+struct RecoveryInputs {
+  const v1::CompressionSpec& spec;
+  const PreparedModel& model;
+  // What builtin:// means: distillation reads the original model again.
+  std::string builtin_dir;
+  // Where a checkpoint of an earlier attempt may be, and where this one's are written.
+  std::string input_dir;
+  std::string output_dir;
+};
+
+// Starts the adapter (which may change what `base` stores, see StartAdapter), trains it, and
+// returns the state at the end; its `best` is the result. `trainer` is what the spec says, lowered
+// to what the model can. Goes on from the checkpoint of an earlier attempt, if there is one, to the
+// same result. Reports fractions 0.1 to 0.85 of the task. INVALID_ARGUMENT, NOT_FOUND: the
+// settings, the text, or the original model.
+absl::StatusOr<TrainingState> RecoverModel(const RecoveryInputs& inputs, QuantizedSource& base,
+                                           TrainerOptions trainer, ProgressReporter& progress);
+
+}  // namespace qpruner::engine
+
+#endif  // QPRUNER_WORKER_ENGINE_TASKS_RECOVERY_H_
