@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "worker/engine/finetune/adapter_start.h"
 #include "worker/engine/finetune/merged_source.h"
 #include "worker/engine/formats/safetensors_reader.h"
@@ -139,31 +140,36 @@ TEST(MergedSourceTest, EqualsTheAdapterBesideTheBase) {
   EXPECT_LT((found - beside).abs().max().item<double>(), 1e-5 * beside.abs().max().item<double>());
 }
 
+// For every format, with the base that belongs to the adapter stored (T > 1: not the plain one).
 TEST(StartAdapterTest, LoftqBringsTheModelCloserThanQuantizationLeavesIt) {
   // Wide enough that NF4's blocks and a rank of 8 leave something to approximate.
   MemoryWeightSource model = RandomModel({.hidden = 64, .head_dim = 8, .intermediate = 96});
-  FormatAssignment assignment = UniformAssignment(model.config(), {FormatKind::kNf4});
-  assignment["model.layers.1.mlp.up_proj"] = {FormatKind::kBfloat16};
-  for (int iterations : {1, 2}) {
-    auto quantized = QuantizedSource::Create(model, assignment);
-    ASSERT_TRUE(quantized.ok()) << quantized.status();
-    const AdapterStart start =
-        StartAdapter(model, **quantized, AdapterInit::kLoftq, iterations, {.rank = 8, .alpha = 16});
-    EXPECT_LT(start.error, 0.95 * start.error_quantized);
-    // What is stored and the adapter together are as close as was said.
-    MergedSource merged(**quantized, start.adapter);
-    double square = 0;
-    for (int64_t block = 0; block < 3; ++block) {
-      const BlockWeights original = model.Block(block);
-      const BlockWeights found = merged.Block(block);
-      for (LinearKind kind : kLinearKinds) {
-        const double distance = Distance(original.weight[kind], found.weight[kind]);
-        square += distance * distance;
+  for (const char* name : {"nf4", "int4-group32", "int8-row"}) {
+    FormatAssignment assignment = UniformAssignment(model.config(), *ParseFormatName(name));
+    assignment["model.layers.1.mlp.up_proj"] = {FormatKind::kBfloat16};
+    for (int iterations : {1, 2}) {
+      SCOPED_TRACE(absl::StrCat(name, ", ", iterations));
+      auto quantized = QuantizedSource::Create(model, assignment);
+      ASSERT_TRUE(quantized.ok()) << quantized.status();
+      const AdapterStart start = StartAdapter(model, **quantized, AdapterInit::kLoftq, iterations,
+                                              {.rank = 8, .alpha = 16});
+      EXPECT_LT(start.error, 0.95 * start.error_quantized);
+      // What is stored and the adapter together are as close as was said.
+      MergedSource merged(**quantized, start.adapter);
+      double square = 0;
+      for (int64_t block = 0; block < 3; ++block) {
+        const BlockWeights original = model.Block(block);
+        const BlockWeights found = merged.Block(block);
+        for (LinearKind kind : kLinearKinds) {
+          const double distance = Distance(original.weight[kind], found.weight[kind]);
+          square += distance * distance;
+        }
       }
+      EXPECT_NEAR(std::sqrt(square), start.error, 1e-4 * start.error);
+      EXPECT_EQ(start.adapter.b[1][LinearKind::kUp].abs().max().item<double>(), 0);
     }
-    EXPECT_NEAR(std::sqrt(square), start.error, 1e-4 * start.error);
-    EXPECT_EQ(start.adapter.b[1][LinearKind::kUp].abs().max().item<double>(), 0);
   }
+  const FormatAssignment assignment = UniformAssignment(model.config(), {FormatKind::kNf4});
   auto quantized = QuantizedSource::Create(model, assignment);
   const AdapterStart zero = StartAdapter(model, **quantized, AdapterInit::kZero, 1, {});
   EXPECT_EQ(zero.error, zero.error_quantized);
