@@ -33,6 +33,36 @@ std::unique_ptr<ArtifactStoreUnderTest> MakeLocalUnderTest() {
 
 INSTANTIATE_TEST_SUITE_P(Local, ArtifactStoreContract, testing::Values(&MakeLocalUnderTest));
 
+// Two servers on one folder.
+TEST(SharedLocalArtifactStore, ServersShareWhatIsWholeAndNothingElse) {
+  LocalUnderTest files;
+  const auto open = [&] {
+    return OpenLocalArtifactStore({.folder = files.folder(), .shared = true});
+  };
+  auto a = open().value();
+  auto unfinished = (*a).Create(Sha256Hex("half"), 4).value();
+  ASSERT_TRUE(unfinished->Append("ha").ok());
+  // It leaves the unfinished file of a live server alone.
+  auto b = open().value();
+  ASSERT_TRUE(unfinished->Append("lf").ok());
+  ASSERT_TRUE(unfinished->Commit().ok());
+  unfinished.reset();
+  EXPECT_TRUE(*b->Contains(Sha256Hex("half")));
+  // Alone means alone.
+  EXPECT_TRUE(absl::IsFailedPrecondition(files.Open().status()));
+  a.reset();
+  b.reset();
+  const std::string incoming = files.folder() + "/incoming";
+  EXPECT_TRUE(std::filesystem::is_empty(incoming));
+  // A killed server's folder is nobody's: its lock is free.
+  std::filesystem::create_directory(incoming + "/server.killed");
+  ASSERT_TRUE(WriteFileDurably(incoming + "/server.killed/half", "ha").ok());
+  a = open().value();
+  EXPECT_FALSE(std::filesystem::exists(incoming + "/server.killed"));
+  a.reset();
+  EXPECT_TRUE(files.Open().ok());
+}
+
 class LocalArtifactStoreTest : public testing::Test {
  protected:
   LocalArtifactStoreTest() { Reopen(); }

@@ -199,6 +199,7 @@ absl::Status PostgresConnection::Fail(const char* sqlstate, const std::string& m
 }
 
 absl::Status PostgresConnection::ExecuteScript(const char* sql) {
+  RETURN_IF_ERROR(Drain());
   if (PQpipelineStatus(connection_) != PQ_PIPELINE_OFF && PQexitPipelineMode(connection_) != 1) {
     return Lost();
   }
@@ -236,11 +237,12 @@ absl::Status PostgresConnection::Queue(const PostgresStatement& statement,
     return Lost();
   }
   const int count = static_cast<int>(parameters.size());
-  const bool is_new =
-      !prepared_.contains(statement.name) &&
-      std::none_of(queued_.begin(), queued_.end(), [&](const Queued& queued) {
-        return queued.is_prepare && absl::string_view(queued.name) == statement.name;
-      });
+  const auto prepares_it = [&](const Queued& queued) {
+    return queued.is_prepare && absl::string_view(queued.name) == statement.name;
+  };
+  const bool is_new = !prepared_.contains(statement.name) &&
+                      std::none_of(queued_.begin(), queued_.end(), prepares_it) &&
+                      std::none_of(sent_.begin(), sent_.end(), prepares_it);
   if (is_new) {
     if (PQsendPrepare(connection_, statement.name, statement.sql, 0, nullptr) != 1) return Lost();
     queued_.push_back({.name = statement.name, .is_prepare = true});
@@ -253,15 +255,10 @@ absl::Status PostgresConnection::Queue(const PostgresStatement& statement,
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<PostgresResult>> PostgresConnection::Flush() {
-  std::vector<PostgresResult> kept;
-  if (failure_ == Failure::kLost) return failure_status_;
-  if (queued_.empty()) return kept;
-  std::vector<Queued> queued;
-  queued.swap(queued_);
-  if (PQpipelineSync(connection_) != 1) return Lost();
+absl::Status PostgresConnection::Receive(const std::vector<Queued>& batch,
+                                         std::vector<PostgresResult>& kept) {
   bool failed = false;
-  for (const Queued& item : queued) {
+  for (const Queued& item : batch) {
     PGresult* const raw = PQgetResult(connection_);
     if (raw == nullptr) return Lost();
     PostgresResult result(raw);
@@ -287,7 +284,33 @@ absl::StatusOr<std::vector<PostgresResult>> PostgresConnection::Flush() {
   }
   const PostgresResult sync(PQgetResult(connection_));
   if (sync.status() != PGRES_PIPELINE_SYNC) return Lost();
-  if (failed) return failure_status_;
+  return failed ? failure_status_ : absl::OkStatus();
+}
+
+absl::Status PostgresConnection::Drain() {
+  if (sent_.empty()) return absl::OkStatus();
+  std::vector<PostgresResult> dropped;
+  const std::vector<Queued> batch = std::exchange(sent_, {});
+  return Receive(batch, dropped);
+}
+
+void PostgresConnection::SendAhead() {
+  if (failure_ == Failure::kLost || queued_.empty() || !Drain().ok()) return;
+  if (PQpipelineSync(connection_) != 1) {
+    Lost().IgnoreError();
+    return;
+  }
+  sent_ = std::exchange(queued_, {});
+}
+
+absl::StatusOr<std::vector<PostgresResult>> PostgresConnection::Flush() {
+  std::vector<PostgresResult> kept;
+  if (failure_ == Failure::kLost) return failure_status_;
+  if (queued_.empty()) return kept;
+  const std::vector<Queued> batch = std::exchange(queued_, {});
+  if (PQpipelineSync(connection_) != 1) return Lost();
+  RETURN_IF_ERROR(Drain());
+  RETURN_IF_ERROR(Receive(batch, kept));
   return kept;
 }
 

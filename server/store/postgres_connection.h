@@ -100,6 +100,9 @@ class PostgresConnection {
                              std::vector<PostgresParameter> parameters);
   // Sends what is queued and waits. The kept results, in order.
   absl::StatusOr<std::vector<PostgresResult>> Flush();
+  // Sends what is queued without waiting: errors and kept results are dropped, unless the
+  // connection is lost, which the next call finds.
+  void SendAhead();
   // SendForResult and Flush; the last result.
   absl::StatusOr<PostgresResult> Run(const PostgresStatement& statement,
                                      std::vector<PostgresParameter> parameters);
@@ -129,12 +132,18 @@ class PostgresConnection {
   explicit PostgresConnection(pg_conn* connection) : connection_(connection) {}
   absl::Status Queue(const PostgresStatement& statement,
                      const std::vector<PostgresParameter>& parameters, bool keep);
+  // Reads the results of a batch that was sent, up to its end.
+  absl::Status Receive(const std::vector<Queued>& batch, std::vector<PostgresResult>& kept);
+  // Reads those of SendAhead.
+  absl::Status Drain();
   absl::Status Fail(const char* sqlstate, const std::string& message);
   absl::Status Lost();
 
   pg_conn* const connection_;
   std::set<std::string> prepared_;
   std::vector<Queued> queued_;
+  // Sent ahead, not received.
+  std::vector<Queued> sent_;
   Failure failure_ = Failure::kNone;
   absl::Status failure_status_;
 };

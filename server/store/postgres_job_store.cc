@@ -79,7 +79,12 @@ class PostgresJobStore final : public JobStore {
       }
       if (status.ok()) status = connection.failure_status();
       const Failure failure = connection.failure();
-      Rollback(connection);  // Ends the snapshot; there is nothing to commit.
+      // Ends the snapshot; there is nothing to commit, and nothing to wait for.
+      if (failure != Failure::kNone) {
+        Rollback(connection);
+      } else if (connection.Send(kRollback, {}).ok()) {
+        connection.SendAhead();
+      }
       return Outcome{status, failure};
     });
   }
