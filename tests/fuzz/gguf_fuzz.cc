@@ -1,4 +1,5 @@
-// Feeds bytes to the GGUF reader, walks over everything it accepts and dequantizes it.
+// Feeds bytes to the GGUF reader, takes what it accepts as a model and as a tokenizer, and
+// dequantizes every tensor.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -9,10 +10,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "worker/engine/formats/ggml_dequantize.h"
+#include "worker/engine/formats/gguf_model.h"
 #include "worker/engine/formats/gguf_reader.h"
+#include "worker/engine/formats/gguf_tokenizer.h"
 
 using qpruner::engine::DequantizeGgml;
 using qpruner::engine::GgufReader;
+using qpruner::engine::ModelConfigFromGguf;
+using qpruner::engine::TokenizerFilesFromGguf;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const int fd = ::memfd_create("fuzz", MFD_CLOEXEC);
@@ -30,6 +35,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     (void)metadata.Floats(key);
     (void)metadata.IntegerPerBlock(key, 4, 0, 1);
   }
+  (void)ModelConfigFromGguf(**reader);
+  (void)TokenizerFilesFromGguf((*reader)->metadata());
   size_t total = 0;
   for (const auto& [name, tensor] : (*reader)->tensors()) {
     total += tensor.bytes.size();
