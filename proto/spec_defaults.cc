@@ -85,7 +85,15 @@ void FillDefaults(v1::CompressionSpec& spec) {
   QPRUNER_DEFAULT(evaluation, max_selection_tokens, 8192);
   QPRUNER_DEFAULT(evaluation, max_test_tokens, 16384);
 
-  QPRUNER_ENUM_DEFAULT(*spec.mutable_export_(), dtype, v1::Export::BFLOAT16);
+  v1::Export& output = *spec.mutable_export_();
+  QPRUNER_ENUM_DEFAULT(output, dtype, v1::Export::BFLOAT16);
+  if (output.formats().empty()) output.add_formats(v1::Export::HUGGING_FACE);
+  if (std::count(output.formats().begin(), output.formats().end(), v1::Export::GGUF) != 0) {
+    QPRUNER_ENUM_DEFAULT(output, gguf_four_bit, v1::Export::Q4_K);
+    QPRUNER_ENUM_DEFAULT(output, gguf_eight_bit, v1::Export::Q8_0);
+    QPRUNER_ENUM_DEFAULT(output, gguf_sixteen_bit, v1::Export::BF16);
+    QPRUNER_ENUM_DEFAULT(output, gguf_embedding, v1::Export::BF16);
+  }
   QPRUNER_DEFAULT(*spec.mutable_limits(), max_attempts, 3);
 #undef QPRUNER_DEFAULT
 #undef QPRUNER_ENUM_DEFAULT

@@ -71,6 +71,7 @@ v1::JobReport BuildReport(const JobView& view, int64_t budget_bytes) {
     add_row("fine-tuned", finalize.fine_tuned_test(), chosen.name())
         ->set_adapter_bytes(finalize.adapter_bytes());
   }
+  if (finalize.has_gguf_test()) add_row("gguf", finalize.gguf_test(), chosen.name());
   report.set_chosen_trial(chosen.name());
   report.set_budget_bytes(budget_bytes);
   *report.mutable_notes() = prepare.notes();

@@ -299,6 +299,48 @@ void CheckFineTune(FieldChecker& check, const v1::FineTune& tune,
   }
 }
 
+void CheckGgufType(FieldChecker& check, const std::string& field, v1::Export::GgufType type,
+                   const std::vector<v1::Export::GgufType>& allowed) {
+  if (type == v1::Export::GGUF_TYPE_UNSPECIFIED) return;  // Without a GGUF export: not used.
+  if (std::find(allowed.begin(), allowed.end(), type) != allowed.end()) return;
+  check.Fail(field, absl::StrCat("must be one of ",
+                                 absl::StrJoin(allowed, ", ",
+                                               [](std::string* out, v1::Export::GgufType known) {
+                                                 out->append(v1::Export::GgufType_Name(known));
+                                               }),
+                                 ", is ",
+                                 v1::Export::GgufType_IsValid(type)
+                                     ? v1::Export::GgufType_Name(type)
+                                     : absl::StrCat(static_cast<int>(type))));
+}
+
+void CheckExport(FieldChecker& check, const v1::CompressionSpec& spec) {
+  using Export = v1::Export;
+  const Export& output = spec.export_();
+  const std::string at = "job.spec.export.";
+  check.Known(at + "dtype", output.dtype(), Export::DType_IsValid(output.dtype()));
+  std::set<int> seen;
+  for (const int format : output.formats()) {
+    check.Known(at + "formats", format, Export::Format_IsValid(format));
+    if (!seen.insert(format).second) check.Fail(at + "formats", "must not name a format twice");
+  }
+  if (seen.count(Export::GGUF) != 0 && spec.pruning().ratio() > 0 &&
+      spec.pruning().layout() == v1::Pruning::PER_LAYER) {
+    check.Fail(at + "formats",
+               "cannot hold GGUF with pruning.layout PER_LAYER: llama.cpp takes one shape for all "
+               "blocks; use layout UNIFORM");
+  }
+  CheckGgufType(check, at + "gguf_four_bit", output.gguf_four_bit(),
+                {Export::Q4_0, Export::Q4_1, Export::Q5_0, Export::Q5_1, Export::Q4_K});
+  CheckGgufType(check, at + "gguf_eight_bit", output.gguf_eight_bit(),
+                {Export::Q8_0, Export::Q6_K});
+  CheckGgufType(check, at + "gguf_sixteen_bit", output.gguf_sixteen_bit(),
+                {Export::BF16, Export::F16, Export::F32});
+  CheckGgufType(check, at + "gguf_embedding", output.gguf_embedding(),
+                {Export::F32, Export::F16, Export::BF16, Export::Q8_0, Export::Q4_0, Export::Q4_1,
+                 Export::Q5_0, Export::Q5_1, Export::Q4_K, Export::Q6_K});
+}
+
 void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
                const JobValidationOptions& options) {
   CheckUri(check, "job.spec.model.uri", spec.model().uri(), kBuiltinModels, options);
@@ -328,8 +370,7 @@ void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
               1'000'000);
   check.Range("job.spec.evaluation.max_test_tokens", evaluation.max_test_tokens(), 256, 10'000'000);
 
-  check.Known("job.spec.export.dtype", spec.export_().dtype(),
-              v1::Export::DType_IsValid(spec.export_().dtype()));
+  CheckExport(check, spec);
   check.Range("job.spec.limits.max_attempts", spec.limits().max_attempts(), 1, 20);
 }
 

@@ -119,6 +119,27 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
          s.mutable_pruning()->set_first_block(3);
          s.mutable_pruning()->set_last_block(3);
        }},
+      {"job.spec.export.formats", "PER_LAYER",
+       [](auto&, auto& s) {
+         s.mutable_pruning()->set_layout(v1::Pruning::PER_LAYER);
+         s.mutable_pruning()->set_ratio(0.2);
+         s.mutable_export_()->add_formats(v1::Export::GGUF);
+       }},
+      {"job.spec.export.formats", "twice",
+       [](auto&, auto& s) {
+         s.mutable_export_()->add_formats(v1::Export::GGUF);
+         s.mutable_export_()->add_formats(v1::Export::GGUF);
+       }},
+      {"job.spec.export.gguf_four_bit", "Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, is Q8_0",
+       [](auto&, auto& s) { s.mutable_export_()->set_gguf_four_bit(v1::Export::Q8_0); }},
+      {"job.spec.export.gguf_eight_bit", "Q8_0, Q6_K, is F32",
+       [](auto&, auto& s) { s.mutable_export_()->set_gguf_eight_bit(v1::Export::F32); }},
+      {"job.spec.export.gguf_sixteen_bit", "BF16, F16, F32, is Q4_K",
+       [](auto&, auto& s) { s.mutable_export_()->set_gguf_sixteen_bit(v1::Export::Q4_K); }},
+      {"job.spec.export.gguf_embedding", "is 99",
+       [](auto&, auto& s) {
+         s.mutable_export_()->set_gguf_embedding(static_cast<v1::Export::GgufType>(99));
+       }},
       {"job.spec.quantization.group_size", "32, 64, 128, is 48",
        [](auto&, auto& s) { s.mutable_quantization()->set_group_size(48); }},
       {"job.spec.search.candidate_bits[0]", "4, 8, 16, is 3",

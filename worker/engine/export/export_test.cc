@@ -16,6 +16,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "worker/engine/export/checkpoint_tensors.h"
+#include "worker/engine/export/gguf_model.h"
 #include "worker/engine/export/hf_model.h"
 #include "worker/engine/export/model_card.h"
 #include "worker/engine/export/packed_model.h"
@@ -394,6 +396,114 @@ TEST_F(ExportTest, TheMergedModelIsThePackedBaseWithTheAdapter) {
       WriteFileDurably(folder_ + "/ids.json",
                        nlohmann::json{{"documents", documents}, {"perplexity", perplexity}}.dump())
           .ok());
+}
+
+std::map<std::string, GgmlType> GgufTypes(const ModelConfig& config, GgmlType type) {
+  std::map<std::string, GgmlType> types;
+  for (const auto& [linear, format] : UniformAssignment(config, {})) types[linear] = type;
+  return types;
+}
+
+// In float32, and in each type that holds bfloat16 weights exactly: what is read back is what was
+// written, for every family and RoPE scaling.
+TEST_F(ExportTest, GgufModelIsReadBackAsWritten) {
+  for (const std::string model :
+       {"data/models/stories260k", "tests/golden/logits/tiny-llama3",
+        "tests/golden/logits/tiny-mistral", "tests/golden/logits/tiny-qwen2",
+        "tests/golden/logits/tiny-qwen3"}) {
+    const auto source = OpenModel(model);
+    const ModelConfig& config = source->config();
+    GgufModelOptions options;
+    options.linears = GgufTypes(config, GgmlType::kF32);
+    options.embedding = GgmlType::kF32;
+    // The tiny models have no tokenizer of their own.
+    options.tokenizer =
+        ReadTokenizerFiles("tests/golden/gguf/tokenizer-sentencepiece.gguf").value();
+    if (config.vocab_size < 512) {
+      EXPECT_FALSE(WriteGgufModel(folder_ + "/no.gguf", *source, options).ok()) << "ids beyond";
+      options.tokenizer = {{"tokenizer.json",
+                            R"({"added_tokens":[],"pre_tokenizer":{"type":"ByteLevel",)"
+                            R"("add_prefix_space":false,"use_regex":true},"model":{"type":"BPE",)"
+                            R"("vocab":{"a":0,"b":1,"ab":2},"merges":[["a","b"]]}})"}};
+    }
+    const std::string path =
+        folder_ + "/" + std::filesystem::path(model).filename().string() + ".gguf";
+    const auto summary = WriteGgufModel(path, *source, options);
+    ASSERT_TRUE(summary.ok()) << model << summary.status();
+    EXPECT_THAT(summary->notes, ::testing::IsEmpty());
+    auto checkpoint = Checkpoint::Open(path);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    EXPECT_EQ((*checkpoint)->config().blocks, config.blocks);
+    EXPECT_EQ((*checkpoint)->config().rope_scaling.kind, config.rope_scaling.kind);
+    EXPECT_EQ((*checkpoint)->config().rope_scaling.original_max_position_embeddings,
+              config.rope_scaling.original_max_position_embeddings);
+    const auto read = MakeCheckpointSource(*checkpoint, at::kCPU, at::kFloat);
+    CheckpointTensors expected(*source), actual(*read);
+    for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
+      EXPECT_TRUE(at::equal(expected.Get(tensor.name), actual.Get(tensor.name)))
+          << model << " " << tensor.name;
+    }
+  }
+}
+
+TEST_F(ExportTest, GgufTypesHoldWeightsAsWellAsTheyPromise) {
+  const ModelConfig& config = base_->config();
+  const at::Tensor ids = WriteTexts(*base_);
+  const double perplexity = Perplexity(*base_, ids);
+  GgufModelOptions options;
+  options.tokenizer = ReadTokenizerFiles(kModel).value();
+  // Perplexity may rise by this factor; the more bits, the less.
+  for (const auto& [type, factor] :
+       {std::pair(GgmlType::kF16, 1.001), std::pair(GgmlType::kBF16, 1.005),
+        std::pair(GgmlType::kQ8_0, 1.01), std::pair(GgmlType::kQ5_1, 1.1),
+        std::pair(GgmlType::kQ5_0, 1.15), std::pair(GgmlType::kQ4_1, 1.3),
+        std::pair(GgmlType::kQ4_0, 1.5)}) {
+    options.linears = GgufTypes(config, type);
+    options.embedding = type == GgmlType::kF16 ? GgmlType::kF16 : GgmlType::kBF16;
+    const std::string path = folder_ + "/" + InfoOf(type).name + ".gguf";
+    const auto summary = WriteGgufModel(path, *base_, options);
+    ASSERT_TRUE(summary.ok()) << summary.status();
+    const auto read = OpenModel(path);
+    const double measured = Perplexity(*read, ids);
+    std::printf("%s: perplexity %.4f, float32 %.4f\n", InfoOf(type).name, measured, perplexity);
+    EXPECT_LT(measured, factor * perplexity) << InfoOf(type).name;
+    EXPECT_GT(measured, perplexity / factor) << InfoOf(type).name;
+    // stories260k's MLP has 172 channels, which is no multiple of 32.
+    const bool blocks = InfoOf(type).block_size > 1;
+    EXPECT_EQ(summary->notes.size(), blocks ? 1u : 0u);
+    if (blocks) {
+      EXPECT_THAT(summary->notes[0], HasSubstr("5 tensors are stored as F16 instead of"));
+    }
+    auto checkpoint = Checkpoint::Open(path);
+    EXPECT_EQ((*checkpoint)->weight_bytes(), summary->weight_bytes);
+  }
+}
+
+TEST_F(ExportTest, GgufTypesThatDoNotFitARowAreReplaced) {
+  EXPECT_EQ(FittingType(GgmlType::kQ4_K, 512), GgmlType::kQ4_K);
+  EXPECT_EQ(FittingType(GgmlType::kQ4_K, 576), GgmlType::kQ4_1);
+  EXPECT_EQ(FittingType(GgmlType::kQ6_K, 576), GgmlType::kQ8_0);
+  EXPECT_EQ(FittingType(GgmlType::kQ4_K, 172), GgmlType::kF16);
+  EXPECT_EQ(FittingType(GgmlType::kQ4_0, 172), GgmlType::kF16);
+  EXPECT_EQ(FittingType(GgmlType::kF32, 7), GgmlType::kF32);
+}
+
+TEST_F(ExportTest, GgufRefusesWhatItCannotHold) {
+  const TokenizerFiles tokenizer = ReadTokenizerFiles(kModel).value();
+  EXPECT_TRUE(CheckGgufModel(base_->config(), tokenizer).ok());
+  ModelConfig uneven = base_->config();
+  uneven.blocks[1].intermediate_size = 64;
+  EXPECT_THAT(std::string(CheckGgufModel(uneven, tokenizer).message()),
+              HasSubstr("its blocks differ in shape (pruning layout PER_LAYER)"));
+  const TokenizerFiles other = {
+      {"tokenizer.json", R"({"model":{"type":"WordPiece","vocab":{"a":0}}})"}};
+  EXPECT_THAT(std::string(CheckGgufModel(base_->config(), other).message()),
+              HasSubstr("its model is \"WordPiece\", not BPE"));
+  const TokenizerFiles split = {{"tokenizer.json",
+                                 R"({"pre_tokenizer":{"type":"Whitespace"},)"
+                                 R"("model":{"type":"BPE","vocab":{"a":0},"merges":[]}})"}};
+  EXPECT_THAT(std::string(CheckGgufModel(base_->config(), split).message()),
+              HasSubstr("none of those that have a name in GGUF and are known here: default"));
 }
 
 }  // namespace

@@ -33,7 +33,8 @@ std::string YamlString(const std::string& text) {
 }  // namespace
 
 std::string RenderModelCard(const ModelCard& card) {
-  std::string text = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n";
+  std::string text = absl::StrCat("---\nlibrary_name: ", card.gguf ? "gguf" : "transformers",
+                                  "\npipeline_tag: text-generation\n");
   if (!card.base_model.empty()) {
     absl::StrAppend(&text, "source_model: ", YamlString(card.base_model), "\n");
   }
@@ -56,14 +57,23 @@ std::string RenderModelCard(const ModelCard& card) {
           absl::StrFormat("%.3f | %.4f | ", row.average_bits, row.perplexity),
           row.kl_divergence.has_value() ? absl::StrFormat("%.5f", *row.kl_divergence) : "", " |\n");
     }
-    absl::StrAppend(&text,
-                    "\nWeight bytes are those of the packed weights in `quantized/`; bits a weight "
-                    "are over the quantized linears, scales included.\n");
+    absl::StrAppend(
+        &text,
+        card.gguf
+            ? "\nWeight bytes of the last row are those of the file, bits a weight over all of "
+              "them; of the others, those of the packed weights and their linears.\n"
+            : "\nWeight bytes are those of the packed weights in `quantized/`; bits a "
+              "weight are over the quantized linears, scales included.\n");
   }
   if (!card.notes.empty()) absl::StrAppend(&text, "\n");
   for (const std::string& note : card.notes) absl::StrAppend(&text, "- ", Inline(note), "\n");
   absl::StrAppend(&text, "\n## Use\n\n");
-  if (card.uniform) {
+  if (card.gguf) {
+    absl::StrAppend(
+        &text,
+        "`model.gguf` holds weights, metadata and tokenizer, for llama.cpp and software "
+        "built on it. The scores of the last row are of this file.\n");
+  } else if (card.uniform) {
     absl::StrAppend(&text,
                     "This folder holds the dequantized weights with the adapter merged, as a plain "
                     "model: `AutoModelForCausalLM.from_pretrained(folder)`. The scores of the last "

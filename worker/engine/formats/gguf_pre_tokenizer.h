@@ -24,6 +24,13 @@ struct PreTokenizer {
   bool add_bos = false;
 };
 
+// The step of GPT-2, which Hugging Face's ByteLevel takes by itself, and that of single digits.
+extern const char kGpt2Expression[];
+extern const char kDigitExpression[];
+
+// The one with these expressions and ways; nullptr: none has them.
+const PreTokenizer* FindPreTokenizer(const std::vector<std::string>& expressions, bool normalize,
+                                     bool ignore_merges);
 // nullptr: no such name. A file without a name has "default".
 const PreTokenizer* FindPreTokenizer(absl::string_view name);
 // "default, gpt-2, ..": all of them, for messages.

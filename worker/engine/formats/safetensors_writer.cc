@@ -1,34 +1,15 @@
 #include "worker/engine/formats/safetensors_writer.h"
 
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <filesystem>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
-#include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "worker/engine/formats/aside_file.h"
 
 namespace qpruner::engine {
 namespace {
-
-absl::Status WriteAll(int fd, absl::string_view bytes, const std::string& path) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", path));
-    bytes.remove_prefix(static_cast<size_t>(written));
-  }
-  return absl::OkStatus();
-}
 
 // Length and JSON, padded with spaces so that the tensors start at a multiple of 8 bytes.
 std::string Header(const std::vector<TensorToWrite>& tensors, const std::vector<int64_t>& sizes,
@@ -75,27 +56,17 @@ absl::Status WriteSafetensors(const std::string& path, std::vector<TensorToWrite
     sizes.push_back(bytes);
   }
 
-  std::string aside = absl::StrCat(path, ".tmp.XXXXXX");
-  const int fd = ::mkostemp(aside.data(), O_CLOEXEC);
-  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", aside));
-  absl::Cleanup remove = [&aside] { ::unlink(aside.c_str()); };
-  absl::Cleanup close = [fd] { ::close(fd); };
-  ::fchmod(fd, 0644);
-  RETURN_IF_ERROR(WriteAll(fd, Header(tensors, sizes, metadata), aside));
+  ASSIGN_OR_RETURN(const auto file, AsideFile::Create(path));
+  RETURN_IF_ERROR(file->Append(Header(tensors, sizes, metadata)));
   for (size_t i = 0; i < tensors.size(); ++i) {
     const std::string bytes = tensors[i].bytes();
     if (static_cast<int64_t>(bytes.size()) != sizes[i]) {
       return absl::InternalError(absl::StrCat("Tensor ", tensors[i].name, " has ", bytes.size(),
                                               " bytes, its dtype and shape call for ", sizes[i]));
     }
-    RETURN_IF_ERROR(WriteAll(fd, bytes, aside));
+    RETURN_IF_ERROR(file->Append(bytes));
   }
-  if (::fsync(fd) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot sync ", aside));
-  if (::rename(aside.c_str(), path.c_str()) != 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot rename ", aside, " to ", path));
-  }
-  std::move(remove).Cancel();
-  return SyncFolder(std::filesystem::path(path).parent_path().string());
+  return file->Commit();
 }
 
 }  // namespace qpruner::engine

@@ -189,6 +189,8 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
   EXPECT_NEAR(trials[16].test().perplexity() / space.pruned_test().perplexity(), 1, 5e-3);
 
   TaskSpec task = Task();
+  task.mutable_spec()->mutable_export_()->add_formats(qpruner::v1::Export::HUGGING_FACE);
+  task.mutable_spec()->mutable_export_()->add_formats(qpruner::v1::Export::GGUF);
   Assign(*prepared, 4, task, *task.mutable_finalize());
   const auto final = Run(task, "finalize");
   ASSERT_TRUE(final.ok()) << final.status();
@@ -200,11 +202,14 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
   EXPECT_GT(final->finalize().adapter_bytes(), 0);
   EXPECT_GE(final->finalize().curve_size(), 2);
   EXPECT_TRUE(std::isfinite(final->finalize().fine_tuned_test().perplexity()));
-  for (const char* path : {"model/config.json", "model/model.safetensors", "model/tokenizer.json",
-                           "model/README.md", "quantized/quantization.json",
-                           "adapter/adapter_model.safetensors", "adapter/adapter_config.json"}) {
+  for (const char* path :
+       {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md",
+        "quantized/quantization.json", "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json", "gguf/model.gguf", "gguf/README.md"}) {
     EXPECT_TRUE(Digests(*final).count(path)) << path;
   }
+  // Merged weights, quantized into another 4-bit grid: what that costs is the file's own.
+  EXPECT_TRUE(std::isfinite(final->finalize().gguf_test().perplexity()));
 
   // What is reported of the export is what measuring the exported folder gives.
   TaskSpec measured = Task();
@@ -220,11 +225,27 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
 
   TaskSpec plain = Task();
   plain.mutable_spec()->mutable_fine_tune()->set_steps(0);
+  plain.mutable_spec()->mutable_export_()->add_formats(qpruner::v1::Export::GGUF);
   Assign(*prepared, 8, plain, *plain.mutable_finalize());
   const auto untuned = Run(plain, "finalize-plain");
   ASSERT_TRUE(untuned.ok()) << untuned.status();
   EXPECT_FALSE(untuned->finalize().has_fine_tuned_test());
   EXPECT_EQ(untuned->finalize().adapter_bytes(), 0);
+  EXPECT_FALSE(Digests(*untuned).count("model/config.json"));
+  // 8 bits either way: Q8_0 and int8-row, both from the pruned weights.
+  EXPECT_NEAR(untuned->finalize().gguf_test().perplexity(),
+              untuned->finalize().chosen_test().perplexity(),
+              0.01 * untuned->finalize().chosen_test().perplexity());
+
+  // The GGUF file as a model: measured as reported, and exported again.
+  TaskSpec from_gguf = measured;
+  from_gguf.mutable_spec()->mutable_model()->set_uri(
+      "file://" + (folder_ / "finalize-plain/gguf/model.gguf").string());
+  from_gguf.mutable_spec()->mutable_export_()->add_formats(qpruner::v1::Export::GGUF);
+  const auto read = Run(from_gguf, "measure-gguf");
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_DOUBLE_EQ(read->prepare().original_test().perplexity(),
+                   untuned->finalize().gguf_test().perplexity());
 }
 
 // Instruction data, distillation, dropout, few targets and accumulation in one run, which is then

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -22,6 +23,7 @@
 #include "worker/engine/finetune/trainer.h"
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/quantize/quantized_source.h"
+#include "worker/engine/tasks/gguf_export.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/rounded_source.h"
@@ -75,45 +77,77 @@ ModelCardRow CardRow(const std::string& label, const v1::ModelMetrics& metrics) 
           .kl_divergence = metrics.kl_divergence()};
 }
 
-// Writes model/, quantized/ and, if there is one, adapter/.
-absl::Status ExportModel(const v1::CompressionSpec& spec, QuantizedSource& base,
-                         WeightSource& exported, const ModelBytes& bytes,
-                         const FinalizeResult& result, const LoraAdapter* adapter,
-                         const Folders& folders) {
-  const std::string model_folder = absl::StrCat(folders.output, "/model");
-  RETURN_IF_ERROR(
-      WriteHfModel(model_folder, exported,
-                   {.dtype = ExportDTypeOf(spec.export_()), .tokenizer_from = folders.prepared})
-          .status());
-  RETURN_IF_ERROR(WritePackedModel(absl::StrCat(folders.output, "/quantized"), base).status());
+// What is written, and what it is made of.
+struct Outputs {
+  QuantizedSource& base;
+  WeightSource& exported;  // As model/ holds it: base, with the adapter if there is one, rounded.
+  WeightSource& unquantized;  // As GGUF's types are made from: see Export.GGUF.
+  const LoraAdapter* adapter;
+};
+
+ModelCard MakeModelCard(const v1::CompressionSpec& spec, const Outputs& outputs,
+                        const ModelBytes& bytes, const FinalizeResult& result) {
   ModelCard card;
   card.base_model = spec.model().uri();
   card.pruning = DescribePruning(spec.pruning());
-  card.quantization = DescribeQuantization(base.assignment(), bytes);
+  card.quantization = DescribeQuantization(outputs.base.assignment(), bytes);
   card.evaluation = absl::StrCat("the test share of ", spec.evaluation().dataset().uri(), ", ",
                                  result.chosen_test().token_count(),
                                  " predicted tokens; the KL divergence is to the original model");
   card.rows.push_back(CardRow("quantized", result.chosen_test()));
-  card.uniform = base.config().uniform();
-  if (adapter != nullptr) {
+  card.uniform = outputs.base.config().uniform();
+  if (outputs.adapter != nullptr) {
     card.fine_tuning =
-        absl::StrFormat("LoRA rank %d, %s start, %d steps", adapter->rank,
+        absl::StrFormat("LoRA rank %d, %s start, %d steps", outputs.adapter->rank,
                         AdapterInitOf(spec.fine_tune()) == AdapterInit::kZero ? "zero" : "LoftQ",
                         TrainerOptionsOf(spec.fine_tune()).steps());
-    card.rows.push_back(CardRow("fine-tuned, as in this folder", result.fine_tuned_test()));
-    card.notes.push_back(
-        "Sizes are those of the packed weights in quantized/; the weights here are the same after "
-        "dequantization, with the adapter merged.");
+    card.rows.push_back(CardRow("fine-tuned, adapter merged", result.fine_tuned_test()));
+  }
+  card.notes.assign(result.notes().begin(), result.notes().end());
+  return card;
+}
+
+// Writes quantized/, adapter/ if there is one, and the formats that were asked for.
+absl::Status ExportModel(const v1::CompressionSpec& spec, const Outputs& outputs,
+                         const ModelBytes& bytes, const Folders& folders,
+                         const std::function<TokenMetrics(WeightSource&)>& measure,
+                         FinalizeResult& result) {
+  RETURN_IF_ERROR(
+      WritePackedModel(absl::StrCat(folders.output, "/quantized"), outputs.base).status());
+  if (outputs.adapter != nullptr) {
     RETURN_IF_ERROR(WritePeftAdapter(absl::StrCat(folders.output, "/adapter"),
-                                     {.rank = adapter->rank,
-                                      .alpha = adapter->alpha,
-                                      .a = adapter->a,
-                                      .b = adapter->b,
+                                     {.rank = outputs.adapter->rank,
+                                      .alpha = outputs.adapter->alpha,
+                                      .a = outputs.adapter->a,
+                                      .b = outputs.adapter->b,
                                       .base_model = spec.model().uri()})
                         .status());
   }
-  card.notes.insert(card.notes.end(), result.notes().begin(), result.notes().end());
-  return WriteModelCard(model_folder, card).status();
+  const ModelCard card = MakeModelCard(spec, outputs, bytes, result);
+  if (WantsExport(spec.export_(), v1::Export::HUGGING_FACE)) {
+    const std::string folder = absl::StrCat(folders.output, "/model");
+    RETURN_IF_ERROR(
+        WriteHfModel(folder, outputs.exported,
+                     {.dtype = ExportDTypeOf(spec.export_()), .tokenizer_from = folders.prepared})
+            .status());
+    ModelCard hugging_face = card;
+    if (outputs.adapter != nullptr) {
+      hugging_face.notes.insert(hugging_face.notes.begin(),
+                                "Sizes are those of the packed weights in quantized/; the weights "
+                                "here are the same after "
+                                "dequantization, with the adapter merged.");
+    }
+    RETURN_IF_ERROR(WriteModelCard(folder, hugging_face).status());
+  }
+  if (WantsExport(spec.export_(), v1::Export::GGUF)) {
+    ASSIGN_OR_RETURN(
+        const GgufExport gguf,
+        ExportGguf(absl::StrCat(folders.output, "/gguf"), spec.export_(), outputs.base.assignment(),
+                   outputs.unquantized, folders.prepared, card, measure));
+    *result.mutable_gguf_test() = gguf.metrics;
+    for (const std::string& note : gguf.notes) result.add_notes(note);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -146,6 +180,9 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
     return PackedMetrics(bytes, EvaluateModel(source, model.reference.test.batches, &test_states,
                                               phase.Blocks(config.num_blocks())));
   };
+  const auto measure_quietly = [&](WeightSource& source) {
+    return EvaluateModel(source, model.reference.test.batches, &test_states);
+  };
   ASSIGN_OR_RETURN(const auto base, QuantizedSource::Create(*model.source, assignment));
   const at::ScalarType export_dtype = ExportDTypeOf(spec.export_());
 
@@ -154,7 +191,8 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
     *result.mutable_chosen_test() =
         measure(exported, Phase(progress, 0, 0.7, "measuring the chosen model"));
     const Phase writing(progress, 0.7, 1, "exporting");
-    RETURN_IF_ERROR(ExportModel(spec, *base, exported, bytes, result, nullptr, folders));
+    RETURN_IF_ERROR(ExportModel(spec, {*base, exported, *model.source, nullptr}, bytes, folders,
+                                measure_quietly, result));
     return result;
   }
 
@@ -176,7 +214,8 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
   *result.mutable_fine_tuned_test() =
       measure(exported, Phase(progress, 0.85, 0.95, "measuring the fine-tuned model"));
   const Phase writing(progress, 0.95, 1, "exporting");
-  RETURN_IF_ERROR(ExportModel(spec, *base, exported, bytes, result, &state.best, folders));
+  RETURN_IF_ERROR(ExportModel(spec, {*base, exported, merged, &state.best}, bytes, folders,
+                              measure_quietly, result));
   return result;
 }
 

@@ -10,8 +10,10 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "worker/engine/evaluate/token_metrics.h"
+#include "worker/engine/export/gguf_model.h"
 #include "worker/engine/export/hf_model.h"
 #include "worker/engine/formats/checkpoint.h"
+#include "worker/engine/formats/tokenizer_files.h"
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/prune/importance.h"
 #include "worker/engine/prune/pruned_source.h"
@@ -20,6 +22,7 @@
 #include "worker/engine/score/gradient_score.h"
 #include "worker/engine/score/mutual_information.h"
 #include "worker/engine/score/sensitivity.h"
+#include "worker/engine/tasks/gguf_export.h"
 #include "worker/engine/tasks/job_texts.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/original_model.h"
@@ -143,6 +146,14 @@ absl::Status Preparation::CheckInputs() {
   RETURN_IF_ERROR(CheckPruning(config, pruning_));
   ASSIGN_OR_RETURN(scores_.formats, CandidateFormats(spec_));
   ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Open(folder_, config.vocab_size));
+  if (WantsExport(spec_.export_(), v1::Export::GGUF)) {
+    // Now rather than when all the work is done. Pruning keeps the shapes' being alike.
+    ASSIGN_OR_RETURN(const TokenizerFiles files, ReadTokenizerFiles(folder_));
+    if (absl::Status status = CheckGgufModel(config, files); !status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("export.formats: ", absl::string_view(status.message())));
+    }
+  }
   limits_ = TextLimitsOf(spec_);
   LowerToPositions("calibration.sequence_length", limits_.calibration_length);
   LowerToPositions("evaluation.sequence_length", limits_.evaluation_length);

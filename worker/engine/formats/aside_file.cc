@@ -1,0 +1,50 @@
+#include "worker/engine/formats/aside_file.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/durable_file.h"
+
+namespace qpruner::engine {
+
+absl::StatusOr<std::unique_ptr<AsideFile>> AsideFile::Create(const std::string& path) {
+  std::string aside = absl::StrCat(path, ".tmp.XXXXXX");
+  const int fd = ::mkostemp(aside.data(), O_CLOEXEC);
+  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", aside));
+  ::fchmod(fd, 0644);
+  return std::unique_ptr<AsideFile>(new AsideFile(path, std::move(aside), fd));
+}
+
+AsideFile::~AsideFile() {
+  ::close(fd_);
+  if (!aside_.empty()) ::unlink(aside_.c_str());
+}
+
+absl::Status AsideFile::Append(absl::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd_, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", aside_));
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AsideFile::Commit() {
+  if (::fsync(fd_) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot sync ", aside_));
+  if (::rename(aside_.c_str(), path_.c_str()) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot rename ", aside_, " to ", path_));
+  }
+  aside_.clear();
+  return SyncFolder(std::filesystem::path(path_).parent_path().string());
+}
+
+}  // namespace qpruner::engine
