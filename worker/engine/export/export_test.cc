@@ -45,10 +45,10 @@ std::unique_ptr<WeightSource> OpenModel(const std::string& folder) {
 
 // Every format somewhere.
 FormatAssignment MixedAssignment(const ModelConfig& config) {
-  FormatAssignment mixed = UniformAssignment(config, {.kind = FormatKind::kNf4});
-  mixed["model.layers.0.self_attn.q_proj"] = {.kind = FormatKind::kInt8Row};
-  mixed["model.layers.1.mlp.down_proj"] = {.kind = FormatKind::kInt4Group, .group_size = 32};
-  mixed["model.layers.4.mlp.up_proj"] = {.kind = FormatKind::kBfloat16};
+  FormatAssignment mixed = UniformAssignment(config, Format::NormalFloat(4));
+  mixed["model.layers.0.self_attn.q_proj"] = Format::Integer8Row();
+  mixed["model.layers.1.mlp.down_proj"] = Format::IntegerGroup(4, 32);
+  mixed["model.layers.4.mlp.up_proj"] = Format::Bfloat16();
   return mixed;
 }
 

@@ -34,7 +34,7 @@ Json Describe(const ModelConfig& config, const FormatAssignment& assignment) {
           LinearShape(config, config.blocks[static_cast<size_t>(block)], kind);
       const Format& format = assignment.at(name);
       linears[name] = {{"format", FormatName(format)},
-                       {"bits", NominalBits(format)},
+                       {"bits", format.bits},
                        {"shape", shape},
                        {"bytes", PackedBytes(format, shape[0], shape[1])}};
     }

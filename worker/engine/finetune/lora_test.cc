@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kRank = 8;
 
 at::Tensor Nf4(const at::Tensor& weight) {
-  const Format format{FormatKind::kNf4};
+  const Format format = Format::NormalFloat(4);
   return Dequantize(Quantize(weight, format), at::kFloat, at::kCPU);
 }
 
@@ -146,7 +146,7 @@ TEST(StartAdapterTest, LoftqBringsTheModelCloserThanQuantizationLeavesIt) {
   MemoryWeightSource model = RandomModel({.hidden = 64, .head_dim = 8, .intermediate = 96});
   for (const char* name : {"nf4", "int4-group32", "int8-row"}) {
     FormatAssignment assignment = UniformAssignment(model.config(), *ParseFormatName(name));
-    assignment["model.layers.1.mlp.up_proj"] = {FormatKind::kBfloat16};
+    assignment["model.layers.1.mlp.up_proj"] = Format::Bfloat16();
     for (int iterations : {1, 2}) {
       SCOPED_TRACE(absl::StrCat(name, ", ", iterations));
       auto quantized = QuantizedSource::Create(model, assignment);
@@ -169,7 +169,7 @@ TEST(StartAdapterTest, LoftqBringsTheModelCloserThanQuantizationLeavesIt) {
       EXPECT_EQ(start.adapter.b[1][LinearKind::kUp].abs().max().item<double>(), 0);
     }
   }
-  const FormatAssignment assignment = UniformAssignment(model.config(), {FormatKind::kNf4});
+  const FormatAssignment assignment = UniformAssignment(model.config(), Format::NormalFloat(4));
   auto quantized = QuantizedSource::Create(model, assignment);
   const AdapterStart zero = StartAdapter(model, **quantized, AdapterInit::kZero, 1, {});
   EXPECT_EQ(zero.error, zero.error_quantized);

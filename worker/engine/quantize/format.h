@@ -1,30 +1,37 @@
 // Storage formats of a linear weight: exact byte accounting, quantization, dequantization.
 //
-// Every format stores round-to-nearest codes of a weight matrix [rows, cols] in real packed bytes:
+// Every format stores codes of a weight matrix [rows, cols] in real packed bytes:
 //
-//   nf4          4-bit NormalFloat (QLoRA, Dettmers et al. 2023, arXiv 2305.14314), as bitsandbytes
-//                stores it: the matrix is flattened row-major and cut into blocks of 64 that may
-//                cross rows. `codes` [ceil(n / 2)] uint8, two codes a byte, the even element in the
-//                high nibble; `absmax` [ceil(n / 64)] float32. 4.5 bits a weight.
-//   int4-groupG  Asymmetric 4-bit integers with one scale and zero point for each G weights along a
-//                row (G = 32, 64, 128; a row's last group may be shorter). w = (code - zero) scale.
-//                `codes` [rows, ceil(cols / 2)] uint8 and `zero_point` [rows, ceil(groups / 2)]
-//                uint8, two a byte, the even one in the high nibble, rows start on a byte; `scale`
-//                [rows, groups] bfloat16. G = 64: 4.3125 bits a weight.
-//   int8-row     LLM.int8's weights (Dettmers et al. 2022, arXiv 2208.07339), as bitsandbytes
-//   stores
-//                them: `codes` [rows, cols] int8, `SCB` [rows] float32, the row's absmax.
-//                w = code SCB / 127.
-//   bfloat16     `weight` [rows, cols] bfloat16.
+//   nf2 nf3 nf4 nf8 fp4   Codes of a table of values (codebooks.h): NormalFloat (QLoRA, Dettmers et
+//                         al. 2023, arXiv 2305.14314; NF2, NF3, NF8 as in LoftQ, Li et al. 2023,
+//                         arXiv 2310.08659) and bitsandbytes' FP4. The matrix is flattened
+//                         row-major and cut into blocks of 64 that may cross rows. `codes`
+//                         [ceil(n bits / 8)] uint8: 4-bit ones two a byte, the even element in the
+//                         high nibble (bitsandbytes), the others a little-endian bit stream;
+//                         `absmax` [ceil(n / 64)] float32. bits + 0.5 bits a weight.
+//   nf4-dq fp4-dq         The same with double quantization, as bitsandbytes stores it: `absmax` is
+//                         uint8 [blocks], codes of the dynamic map; `nested_absmax`
+//                         [ceil(blocks / 256)] float32; `offset` [1] float32, the mean of the
+//                         absmax values. 4.127 bits a weight.
+//   intB-groupG           B-bit integers, B = 2..8, with a scale and a zero point for each G
+//   weights
+//                         along a row (G = 32, 64, 128; a row's last group may be shorter).
+//                         w = (code - zero_point) scale. `codes` [rows, ceil(cols B / 8)] and
+//                         `zero_point` [rows, ceil(groups B / 8)] uint8, each row a little-endian
+//                         bit stream; `scale` [rows, groups] bfloat16. int4-group64: 4.3125 bits.
+//   intB-sym-groupG       The same without `zero_point`: it is 2^(B-1). int4-sym-group64: 4.25
+//   bits. int8-row              LLM.int8's weights (Dettmers et al. 2022, arXiv 2208.07339), as
+//                         bitsandbytes stores them: `codes` [rows, cols] int8, `SCB` [rows]
+//                         float32, the row's absmax. w = code SCB / 127.
+//   bfloat16              `weight` [rows, cols] bfloat16.
 //
-// nf4 and int8-row give the codes, scales and dequantized values of bitsandbytes 0.50's CPU path
-// bit for bit, including what is arbitrary there: see format.cc.
+// Codes, scales and values are those of the libraries named, bit for bit, including what is
+// arbitrary there: see codebook_kernels.h and integer_kernels.h.
 #ifndef QPRUNER_WORKER_ENGINE_QUANTIZE_FORMAT_H_
 #define QPRUNER_WORKER_ENGINE_QUANTIZE_FORMAT_H_
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -35,24 +42,42 @@
 
 namespace qpruner::engine {
 
-enum class FormatKind { kNf4, kInt4Group, kInt8Row, kBfloat16 };
+enum class FormatKind { kNormalFloat, kFloat4, kIntegerGroup, kInteger8Row, kBfloat16 };
 
-// Weights that share one absmax.
-inline constexpr int64_t kNf4BlockSize = 64;
-
+// Make one with a factory below; fields that a kind does not have keep their defaults, so that
+// equal formats are equal.
 struct Format {
   FormatKind kind = FormatKind::kBfloat16;
-  int64_t group_size = 64;  // kInt4Group: weights a group along a row. Others: left at 64.
+  int bits = 16;           // Of a code; the nominal width.
+  int64_t group_size = 0;  // kIntegerGroup: weights that share a scale along a row.
+  bool symmetric = false;  // kIntegerGroup: no zero points.
+  bool double_quantized =
+      false;  // kNormalFloat of 4 bits, kFloat4: the absmax values are codes too.
 
   bool operator==(const Format&) const = default;
+
+  static Format NormalFloat(int bits, bool double_quantized = false) {
+    return {.kind = FormatKind::kNormalFloat, .bits = bits, .double_quantized = double_quantized};
+  }
+  static Format Float4(bool double_quantized = false) {
+    return {.kind = FormatKind::kFloat4, .bits = 4, .double_quantized = double_quantized};
+  }
+  static Format IntegerGroup(int bits, int64_t group_size, bool symmetric = false) {
+    return {.kind = FormatKind::kIntegerGroup,
+            .bits = bits,
+            .group_size = group_size,
+            .symmetric = symmetric};
+  }
+  static Format Integer8Row() { return {.kind = FormatKind::kInteger8Row, .bits = 8}; }
+  static Format Bfloat16() { return {}; }
 };
 
-// "nf4", "int4-group64", "int8-row", "bfloat16".
+// Every format there is.
+const std::vector<Format>& AllFormats();
+// "nf4", "fp4-dq", "int4-group64", "int8-sym-group128", "int8-row", "bfloat16", ...
 std::string FormatName(const Format& format);
-// The inverse. INVALID_ARGUMENT lists the names there are.
+// The inverse, for the names of AllFormats. INVALID_ARGUMENT describes the names there are.
 absl::StatusOr<Format> ParseFormatName(absl::string_view name);
-// 4, 8 or 16.
-int NominalBits(const Format& format);
 
 // One tensor of a packed weight.
 struct PackedTensorLayout {
@@ -62,7 +87,8 @@ struct PackedTensorLayout {
 
   int64_t bytes() const;
 };
-// The tensors that a [rows, cols] weight is stored as, by name.
+// The tensors that a [rows, cols] weight is stored as, by name. Throws c10::Error for a format that
+// is not in AllFormats.
 std::vector<PackedTensorLayout> PackedLayout(const Format& format, int64_t rows, int64_t cols);
 // Their bytes together: what the weight costs, scales and zero points included.
 int64_t PackedBytes(const Format& format, int64_t rows, int64_t cols);
@@ -80,16 +106,13 @@ struct PackedWeight {
 
 // Round-to-nearest. weight [rows, cols] of a floating dtype, on any device; the work is done on the
 // CPU, on all of LibTorch's threads. float64 is rounded to float32 first. Throws c10::Error for an
-// empty weight or an unknown group size, and where a value is not finite (or, for int8-row, not
-// finite in float16, which that format's scales are computed in); the message names the position.
+// empty weight or an unknown format, and where a value is not finite (or, for int8-row, not finite
+// in float16, which that format's scales are computed in); the message names the position.
 PackedWeight Quantize(const at::Tensor& weight, const Format& format);
 
 // [rows, cols] of `dtype` on `device`: computed in float32 and rounded once to `dtype`. What every
 // engine that loads the format computes with.
 at::Tensor Dequantize(const PackedWeight& packed, at::ScalarType dtype, at::Device device);
-
-// The 16 values of NF4, as bitsandbytes rounds them to float32.
-extern const std::array<float, 16> kNf4Values;
 
 }  // namespace qpruner::engine
 

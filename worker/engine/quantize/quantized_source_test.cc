@@ -17,10 +17,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const Format kNf4{.kind = FormatKind::kNf4};
-const Format kInt4{.kind = FormatKind::kInt4Group};
-const Format kInt8{.kind = FormatKind::kInt8Row};
-const Format kBfloat16{.kind = FormatKind::kBfloat16};
+const Format kNf4 = Format::NormalFloat(4);
+const Format kInt4 = Format::IntegerGroup(4, 64);
+const Format kInt8 = Format::Integer8Row();
+const Format kBfloat16 = Format::Bfloat16();
 
 class QuantizedSourceTest : public ::testing::Test {
  protected:

@@ -35,7 +35,7 @@ TEST(GradientScoreTest, EqualsPlainAutograd) {
   MemoryWeightSource model = RandomModel();
   const std::vector<TokenBatch> batches = {RandomBatch({8, 5, 11}, 40, 9)};
   const std::vector<LinearGroup> groups = MakeSearchGroups(3, SearchGranularity::kFusedGroup);
-  const std::vector<Format> formats = {{FormatKind::kNf4}, {FormatKind::kInt8Row}};
+  const std::vector<Format> formats = {Format::NormalFloat(4), Format::Integer8Row()};
 
   std::vector<at::Tensor> inputs, outputs;
   std::vector<at::Tensor> weights;

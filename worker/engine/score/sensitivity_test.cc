@@ -40,7 +40,7 @@ TEST(SensitivityTest, EqualsRunningTheWholeModelForEachVariant) {
   MemoryWeightSource model = RandomModel();
   const std::vector<TokenBatch> batches = {RandomBatch({8, 5}, 40, 9), RandomBatch({12}, 40, 10)};
   const std::vector<Format> formats = {
-      {FormatKind::kNf4}, {FormatKind::kInt8Row}, {FormatKind::kBfloat16}};
+      Format::NormalFloat(4), Format::Integer8Row(), Format::Bfloat16()};
   for (SearchGranularity granularity :
        {SearchGranularity::kBlock, SearchGranularity::kFusedGroup}) {
     const std::vector<LinearGroup> groups = MakeSearchGroups(3, granularity);
@@ -68,7 +68,7 @@ TEST(SensitivityTest, AFormatThatChangesNothingCostsNothing) {
   MemoryWeightSource model = RandomModel();
   const std::vector<LinearGroup> groups = MakeSearchGroups(3, SearchGranularity::kBlock);
   const auto found =
-      MeasureSensitivity(model, {RandomBatch({6}, 40, 9)}, groups, {{FormatKind::kNf4}},
+      MeasureSensitivity(model, {RandomBatch({6}, 40, 9)}, groups, {Format::NormalFloat(4)},
                          [](const at::Tensor& weight, const Format&) { return weight; });
   for (const auto& of_group : found) EXPECT_EQ(of_group[0], 0);
 }

@@ -79,7 +79,7 @@ void DescribeSearchSpace(const ModelConfig& config, const GroupScores& scores,
       group.add_linears(LinearName(linears.block, kind));
     for (size_t f = 0; f < scores.formats.size(); ++f) {
       auto& choice = *group.add_choices();
-      choice.set_bits(NominalBits(scores.formats[f]));
+      choice.set_bits(scores.formats[f].bits);
       choice.set_bytes(BytesOf(config, linears, scores.formats[f]));
       choice.set_sensitivity(scores.sensitivities[i][f]);
       choice.set_gradient_score(scores.gradient_scores[i][f]);
@@ -111,7 +111,7 @@ absl::Status WriteScoreReport(const std::string& path, const CalibrationUse& cal
     const LinearGroup& linears = scores.groups[i];
     ordered_json choices = ordered_json::array();
     for (size_t f = 0; f < scores.formats.size(); ++f) {
-      choices.push_back({{"bits", NominalBits(scores.formats[f])},
+      choices.push_back({{"bits", scores.formats[f].bits},
                          {"format", FormatName(scores.formats[f])},
                          {"bytes", BytesOf(config, linears, scores.formats[f])},
                          {"sensitivity_nats", scores.sensitivities[i][f]},

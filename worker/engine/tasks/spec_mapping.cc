@@ -89,13 +89,13 @@ absl::StatusOr<Format> FormatOf(const v1::Quantization& quantization, int bits) 
   switch (bits) {
     case 4:
       if (quantization.four_bit() == v1::Quantization::INT4_GROUP) {
-        return Format{.kind = FormatKind::kInt4Group, .group_size = quantization.group_size()};
+        return Format::IntegerGroup(4, quantization.group_size());
       }
-      return Format{.kind = FormatKind::kNf4};
+      return Format::NormalFloat(4);
     case 8:
-      return Format{.kind = FormatKind::kInt8Row};
+      return Format::Integer8Row();
     case 16:
-      return Format{.kind = FormatKind::kBfloat16};
+      return Format::Bfloat16();
     default:
       return absl::InvalidArgumentError(
           absl::StrCat("search.candidate_bits: 4, 8 and 16 are available, not ", bits));

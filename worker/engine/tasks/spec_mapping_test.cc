@@ -47,8 +47,8 @@ TEST(SpecMapping, AnEmptySpecMeansTheDocumentedDefaults) {
   const auto formats = CandidateFormats(spec);
   ASSERT_TRUE(formats.ok());
   ASSERT_EQ(formats->size(), 3u);
-  EXPECT_EQ((*formats)[0].kind, FormatKind::kNf4);
-  EXPECT_EQ((*formats)[1].kind, FormatKind::kInt8Row);
+  EXPECT_EQ((*formats)[0].kind, FormatKind::kNormalFloat);
+  EXPECT_EQ((*formats)[1].kind, FormatKind::kInteger8Row);
   EXPECT_EQ((*formats)[2].kind, FormatKind::kBfloat16);
   const TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
   EXPECT_EQ(trainer.steps(), 200);
@@ -111,7 +111,7 @@ TEST(SpecMapping, CandidatesAreSortedAndUnique) {
   const auto formats = CandidateFormats(spec);
   ASSERT_TRUE(formats.ok());
   ASSERT_EQ(formats->size(), 2u);
-  EXPECT_EQ((*formats)[0], (Format{.kind = FormatKind::kInt4Group, .group_size = 128}));
+  EXPECT_EQ((*formats)[0], Format::IntegerGroup(4, 128));
   EXPECT_EQ((*formats)[1].kind, FormatKind::kBfloat16);
   spec.mutable_search()->add_candidate_bits(5);
   EXPECT_THAT(std::string(CandidateFormats(spec).status().message()), HasSubstr("not 5"));
@@ -121,8 +121,8 @@ TEST(SpecMapping, AnAssignmentNamesEveryLinear) {
   const auto assignment = AssignmentOf({}, Precisions(), TwoBlocks());
   ASSERT_TRUE(assignment.ok()) << assignment.status();
   EXPECT_EQ(assignment->size(), 2u * kLinearKindCount);
-  EXPECT_EQ(assignment->at("model.layers.0.mlp.up_proj").kind, FormatKind::kNf4);
-  EXPECT_EQ(assignment->at("model.layers.1.self_attn.k_proj").kind, FormatKind::kInt8Row);
+  EXPECT_EQ(assignment->at("model.layers.0.mlp.up_proj").kind, FormatKind::kNormalFloat);
+  EXPECT_EQ(assignment->at("model.layers.1.self_attn.k_proj").kind, FormatKind::kInteger8Row);
 }
 
 TEST(SpecMapping, AnAssignmentThatDoesNotFitIsRefusedByGroup) {

@@ -1,0 +1,16 @@
+// Marks for the inner loops of the storage formats.
+#ifndef QPRUNER_WORKER_ENGINE_QUANTIZE_VECTOR_CLONES_H_
+#define QPRUNER_WORKER_ENGINE_QUANTIZE_VECTOR_CLONES_H_
+
+// One binary for any x86-64, yet AVX2 and AVX-512 where they are: the loader picks the clone.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define QPRUNER_VECTOR_CLONES \
+  __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define QPRUNER_VECTOR_CLONES
+#endif
+
+// A clone can only be wide where all that it calls is inlined into it.
+#define QPRUNER_INLINE inline __attribute__((always_inline))
+
+#endif  // QPRUNER_WORKER_ENGINE_QUANTIZE_VECTOR_CLONES_H_
