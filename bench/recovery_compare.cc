@@ -135,7 +135,7 @@ class Comparison {
                         DistillationOptions{.weight = 1}));
     RETURN_IF_ERROR(row("  + LoftQ, distillation 1, temperature 2", *pruned_, format_,
                         AdapterInit::kLoftq, DistillationOptions{.weight = 1, .temperature = 2}));
-    return row("control: original + LoRA", *original_, {FormatKind::kBfloat16}, AdapterInit::kZero);
+    return row("control: original + LoRA", *original_, Format::Bfloat16(), AdapterInit::kZero);
   }
 
  private:

@@ -225,13 +225,17 @@ std::string FormatCapabilities(const v1::ListCapabilitiesResponse& capabilities,
                                const TextStyle& style) {
   std::string out;
   const auto fact = [&](absl::string_view name, const std::string& value) {
-    absl::StrAppend(&out, Painted(style, Paint::kDim, PadRight(name, 16)), value, "\n");
+    absl::StrAppend(&out, Painted(style, Paint::kDim, PadRight(name, 18)), value, "\n");
   };
   fact("server", capabilities.server_version());
   fact("models", absl::StrJoin(capabilities.model_types(), ", "));
   fact("candidate bits", absl::StrJoin(capabilities.candidate_bits(), ", "));
   fact("4-bit formats", Names(capabilities.four_bit_formats(),
                               v1::Quantization::FourBit_Name<v1::Quantization::FourBit>));
+  fact("8-bit formats", Names(capabilities.eight_bit_formats(),
+                              v1::Quantization::EightBit_Name<v1::Quantization::EightBit>));
+  fact("2, 3-bit formats", Names(capabilities.low_bit_formats(),
+                                 v1::Quantization::LowBit_Name<v1::Quantization::LowBit>));
   fact("importances",
        Names(capabilities.importances(), v1::Pruning::Importance_Name<v1::Pruning::Importance>));
   fact("search",

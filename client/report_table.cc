@@ -24,8 +24,9 @@ std::string RowTitle(const std::string& label) {
 
 bool IsResult(const std::string& label) { return label == "chosen" || label == "fine-tuned"; }
 
-// 4 is cool, 16 is warm.
+// Few bits are cool, 16 are warm.
 Paint PaintOfBits(int bits) {
+  if (bits <= 3) return Paint::kCyan;
   if (bits <= 4) return Paint::kBlue;
   if (bits <= 8) return Paint::kGreen;
   return Paint::kYellow;

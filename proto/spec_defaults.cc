@@ -34,7 +34,16 @@ void FillDefaults(v1::CompressionSpec& spec) {
 
   v1::Quantization& quantization = *spec.mutable_quantization();
   QPRUNER_ENUM_DEFAULT(quantization, four_bit, v1::Quantization::NF4);
+  QPRUNER_ENUM_DEFAULT(quantization, eight_bit, v1::Quantization::INT8_ROW);
+  QPRUNER_ENUM_DEFAULT(quantization, low_bit, v1::Quantization::NORMAL_FLOAT);
   QPRUNER_DEFAULT(quantization, group_size, 64);
+  QPRUNER_DEFAULT(quantization, symmetric, false);
+  QPRUNER_DEFAULT(quantization, double_quantization, false);
+  QPRUNER_ENUM_DEFAULT(quantization, method, v1::Quantization::ROUND_TO_NEAREST);
+  if (quantization.method() == v1::Quantization::GPTQ) {
+    QPRUNER_DEFAULT(quantization, damping, 0.01);
+    QPRUNER_DEFAULT(quantization, activation_order, true);
+  }
 
   v1::Search& search = *spec.mutable_search();
   if (search.candidate_bits().empty()) {

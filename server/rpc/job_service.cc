@@ -284,6 +284,8 @@ grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext* context,
   for (const char* type : kModelTypes) response->add_model_types(type);
   for (int bits : kCandidateBits) response->add_candidate_bits(bits);
   for (auto format : kFourBitFormats) response->add_four_bit_formats(format);
+  for (auto format : kEightBitFormats) response->add_eight_bit_formats(format);
+  for (auto format : kLowBitFormats) response->add_low_bit_formats(format);
   for (auto importance : kImportances) response->add_importances(importance);
   for (auto algorithm : kAlgorithms) response->add_algorithms(algorithm);
   for (const char* scheme : kUriSchemes) response->add_uri_schemes(scheme);

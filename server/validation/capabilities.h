@@ -8,11 +8,15 @@
 
 namespace qpruner::server {
 
-inline constexpr std::array<int, 3> kCandidateBits = {4, 8, 16};
+inline constexpr std::array<int, 8> kCandidateBits = {2, 3, 4, 5, 6, 7, 8, 16};
 inline constexpr std::array<int, 3> kGroupSizes = {32, 64, 128};
 
-inline constexpr std::array<v1::Quantization::FourBit, 2> kFourBitFormats = {
-    v1::Quantization::NF4, v1::Quantization::INT4_GROUP};
+inline constexpr std::array<v1::Quantization::FourBit, 3> kFourBitFormats = {
+    v1::Quantization::NF4, v1::Quantization::INT4_GROUP, v1::Quantization::FP4};
+inline constexpr std::array<v1::Quantization::EightBit, 3> kEightBitFormats = {
+    v1::Quantization::INT8_ROW, v1::Quantization::NF8, v1::Quantization::INT8_GROUP};
+inline constexpr std::array<v1::Quantization::LowBit, 2> kLowBitFormats = {
+    v1::Quantization::NORMAL_FLOAT, v1::Quantization::INTEGER_GROUP};
 
 inline constexpr std::array<v1::Pruning::Importance, 7> kImportances = {
     v1::Pruning::L1,           v1::Pruning::L2,

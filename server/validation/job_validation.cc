@@ -181,14 +181,100 @@ void CheckPruning(FieldChecker& check, const v1::Pruning& pruning) {
   }
 }
 
-// Stored bits of a weight that no assignment of these formats can fall below.
+// Whether a width is stored as integers in groups.
+bool IsIntegerGroup(const v1::Quantization& quantization, int bits) {
+  switch (bits) {
+    case 2:
+    case 3:
+      return quantization.low_bit() == v1::Quantization::INTEGER_GROUP;
+    case 4:
+      return quantization.four_bit() == v1::Quantization::INT4_GROUP;
+    case 8:
+      return quantization.eight_bit() == v1::Quantization::INT8_GROUP;
+    default:
+      return bits < 16;
+  }
+}
+
+// Stored bits of a weight that a width cannot fall below, scales included.
+double StoredBits(const v1::Quantization& quantization, int bits) {
+  if (bits == 16) return bits;
+  if (IsIntegerGroup(quantization, bits)) {
+    // A bfloat16 scale, and a zero point as wide as a code.
+    const int of_group = 16 + (quantization.symmetric() ? 0 : bits);
+    return bits + static_cast<double>(of_group) / quantization.group_size();
+  }
+  if (bits == 8 && quantization.eight_bit() == v1::Quantization::INT8_ROW) return bits;
+  // Blocks of 64 with a 32-bit scale, or an 8-bit one and 32 bits for 256 of those.
+  if (bits == 4 && quantization.double_quantization()) return bits + (8 + 32.0 / 256) / 64;
+  return bits + 32.0 / 64;
+}
+
+// Stored bits of a weight that no assignment of the candidates can fall below.
 double SmallestAverageBits(const v1::CompressionSpec& spec) {
+  double smallest = 16;
+  for (const int bits : spec.search().candidate_bits()) {
+    smallest = std::min(smallest, StoredBits(spec.quantization(), bits));
+  }
+  return smallest;
+}
+
+void CheckGptq(FieldChecker& check, const v1::CompressionSpec& spec) {
+  const v1::Quantization& quantization = spec.quantization();
   const auto& candidates = spec.search().candidate_bits();
-  const int bits = candidates.empty() ? kCandidateBits.front()
-                                      : *std::min_element(candidates.begin(), candidates.end());
-  // NF4 stores a 32-bit scale for 64 weights.
-  if (bits == 4 && spec.quantization().four_bit() == v1::Quantization::NF4) return 4.5;
-  return bits;
+  check.Interval("job.spec.quantization.damping", quantization.damping(),
+                 quantization.damping() > 0 && quantization.damping() <= 1, "(0, 1]");
+  if (std::all_of(candidates.begin(), candidates.end(), [&](int bits) {
+        return bits == 16 || (bits == 8 && quantization.eight_bit() == v1::Quantization::INT8_ROW);
+      })) {
+    check.Fail("job.spec.quantization.method",
+               "GPTQ needs a candidate width that it rounds to: neither 16 nor INT8_ROW is");
+  }
+  if (spec.fine_tune().steps() > 0 && spec.fine_tune().init() == v1::FineTune::LOFTQ &&
+      spec.fine_tune().loftq_iterations() > 1) {
+    check.Fail("job.spec.fine_tune.loftq_iterations",
+               absl::StrCat("must be 1 with quantization.method GPTQ, whose weights are quantized "
+                            "once; is ",
+                            spec.fine_tune().loftq_iterations()));
+  }
+}
+
+void CheckQuantization(FieldChecker& check, const v1::CompressionSpec& spec) {
+  const v1::Quantization& quantization = spec.quantization();
+  const std::string at = "job.spec.quantization.";
+  check.Known(at + "four_bit", quantization.four_bit(),
+              v1::Quantization::FourBit_IsValid(quantization.four_bit()));
+  check.Known(at + "eight_bit", quantization.eight_bit(),
+              v1::Quantization::EightBit_IsValid(quantization.eight_bit()));
+  check.Known(at + "low_bit", quantization.low_bit(),
+              v1::Quantization::LowBit_IsValid(quantization.low_bit()));
+  const int group = quantization.group_size();
+  if (std::find(kGroupSizes.begin(), kGroupSizes.end(), group) == kGroupSizes.end()) {
+    check.Fail(at + "group_size",
+               absl::StrCat("must be one of ", absl::StrJoin(kGroupSizes, ", "), ", is ", group));
+  }
+  const auto& candidates = spec.search().candidate_bits();
+  if (quantization.symmetric() && std::none_of(candidates.begin(), candidates.end(), [&](int bits) {
+        return IsIntegerGroup(quantization, bits);
+      })) {
+    check.Fail(at + "symmetric", "needs a candidate width that is stored as integers in groups");
+  }
+  if (quantization.double_quantization() &&
+      (quantization.four_bit() == v1::Quantization::INT4_GROUP ||
+       std::find(candidates.begin(), candidates.end(), 4) == candidates.end())) {
+    check.Fail(at + "double_quantization",
+               "needs a candidate width of 4 bits with four_bit NF4 or FP4");
+  }
+  check.Known(at + "method", quantization.method(),
+              v1::Quantization::Method_IsValid(quantization.method()));
+  if (quantization.method() == v1::Quantization::GPTQ) {
+    CheckGptq(check, spec);
+  } else {
+    if (quantization.has_damping()) check.Fail(at + "damping", "needs method GPTQ");
+    if (quantization.has_activation_order()) {
+      check.Fail(at + "activation_order", "needs method GPTQ");
+    }
+  }
 }
 
 void CheckSearch(FieldChecker& check, const v1::CompressionSpec& spec) {
@@ -215,8 +301,7 @@ void CheckSearch(FieldChecker& check, const v1::CompressionSpec& spec) {
               v1::Search::QualityMetric_IsValid(search.quality_metric()));
   switch (search.budget_case()) {
     case v1::Search::BUDGET_NOT_SET:
-      check.Fail("job.spec.search",
-                 "needs a budget: set max_bytes or max_average_bits (4.5 to 16 make sense)");
+      check.Fail("job.spec.search", "needs a budget: set max_bytes or max_average_bits");
       break;
     case v1::Search::kMaxBytes:
       if (search.max_bytes() <= 0) {
@@ -352,13 +437,7 @@ void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
 
   CheckPruning(check, spec.pruning());
 
-  check.Known("job.spec.quantization.four_bit", spec.quantization().four_bit(),
-              v1::Quantization::FourBit_IsValid(spec.quantization().four_bit()));
-  const int group = spec.quantization().group_size();
-  if (std::find(kGroupSizes.begin(), kGroupSizes.end(), group) == kGroupSizes.end()) {
-    check.Fail("job.spec.quantization.group_size",
-               absl::StrCat("must be one of ", absl::StrJoin(kGroupSizes, ", "), ", is ", group));
-  }
+  CheckQuantization(check, spec);
 
   CheckSearch(check, spec);
   CheckFineTune(check, spec.fine_tune(), options);

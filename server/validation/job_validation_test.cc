@@ -142,8 +142,37 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        }},
       {"job.spec.quantization.group_size", "32, 64, 128, is 48",
        [](auto&, auto& s) { s.mutable_quantization()->set_group_size(48); }},
-      {"job.spec.search.candidate_bits[0]", "4, 8, 16, is 3",
-       [](auto&, auto& s) { s.mutable_search()->add_candidate_bits(3); }},
+      {"job.spec.quantization.eight_bit", "99",
+       [](auto&, auto& s) {
+         s.mutable_quantization()->set_eight_bit(static_cast<v1::Quantization::EightBit>(99));
+       }},
+      {"job.spec.quantization.symmetric", "integers in groups",
+       [](auto&, auto& s) { s.mutable_quantization()->set_symmetric(true); }},
+      {"job.spec.quantization.double_quantization", "NF4 or FP4",
+       [](auto&, auto& s) {
+         s.mutable_quantization()->set_four_bit(v1::Quantization::INT4_GROUP);
+         s.mutable_quantization()->set_double_quantization(true);
+       }},
+      {"job.spec.quantization.method", "neither 16 nor INT8_ROW",
+       [](auto&, auto& s) {
+         s.mutable_quantization()->set_method(v1::Quantization::GPTQ);
+         s.mutable_search()->add_candidate_bits(8);
+         s.mutable_search()->set_max_average_bits(9);
+       }},
+      {"job.spec.quantization.damping", "(0, 1], is 0",
+       [](auto&, auto& s) {
+         s.mutable_quantization()->set_method(v1::Quantization::GPTQ);
+         s.mutable_quantization()->set_damping(0);
+       }},
+      {"job.spec.quantization.activation_order", "needs method GPTQ",
+       [](auto&, auto& s) { s.mutable_quantization()->set_activation_order(false); }},
+      {"job.spec.fine_tune.loftq_iterations", "must be 1 with quantization.method GPTQ",
+       [](auto&, auto& s) {
+         s.mutable_quantization()->set_method(v1::Quantization::GPTQ);
+         s.mutable_fine_tune()->set_loftq_iterations(2);
+       }},
+      {"job.spec.search.candidate_bits[0]", "2, 3, 4, 5, 6, 7, 8, 16, is 9",
+       [](auto&, auto& s) { s.mutable_search()->add_candidate_bits(9); }},
       {"job.spec.search.candidate_bits[1]", "twice",
        [](auto&, auto& s) {
          s.mutable_search()->add_candidate_bits(8);
@@ -243,6 +272,37 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
     EXPECT_EQ(violations[0].field, test.field);
     EXPECT_THAT(violations[0].description, testing::HasSubstr(test.text)) << test.field;
   }
+}
+
+TEST(JobValidation, TheSmallestBudgetIsWhatTheFormatsStore) {
+  const auto smallest = [](const Change& change) {
+    v1::CreateJobRequest request = Smallest();
+    v1::CompressionSpec& spec = *request.mutable_job()->mutable_spec();
+    change(request, spec);
+    spec.mutable_search()->set_max_average_bits(0.5);
+    const auto violations = FieldViolations(ValidateCreateJob(request, {}).status());
+    EXPECT_EQ(violations.size(), 1u);
+    return violations.empty() ? "" : violations[0].description;
+  };
+  EXPECT_THAT(
+      smallest([](auto&, auto& s) { s.mutable_quantization()->set_double_quantization(true); }),
+      testing::HasSubstr("4.12695"));
+  EXPECT_THAT(smallest([](auto&, auto& s) {
+                s.mutable_search()->add_candidate_bits(2);
+                s.mutable_search()->add_candidate_bits(16);
+              }),
+              testing::HasSubstr("at least 2.5 bits"));
+  EXPECT_THAT(smallest([](auto&, auto& s) {
+                s.mutable_search()->add_candidate_bits(3);
+                s.mutable_quantization()->set_low_bit(v1::Quantization::INTEGER_GROUP);
+                s.mutable_quantization()->set_group_size(32);
+              }),
+              testing::HasSubstr("3.59375"));
+  EXPECT_THAT(smallest([](auto&, auto& s) {
+                s.mutable_search()->add_candidate_bits(5);
+                s.mutable_quantization()->set_symmetric(true);
+              }),
+              testing::HasSubstr("5.25"));
 }
 
 TEST(JobValidation, FilesMustLieBelowAnAllowedRoot) {

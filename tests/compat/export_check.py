@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import pathlib
+import re
 import sys
 
 import torch
@@ -26,32 +27,55 @@ from transformers import AutoModelForCausalLM
 
 TOLERANCE = 1e-3
 
-NF4 = torch.tensor(
-    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
-)  # fmt: skip
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
 
-def nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """[..., n] bytes -> [..., 2 n] codes, the high nibble first."""
-    return torch.stack([packed >> 4, packed & 0xF], dim=-1).flatten(-2).long()
+def tables() -> dict[str, torch.Tensor]:
+    """The values of the codebook formats, as bitsandbytes and PEFT define them."""
+    found = {}
+    for name in ("quantize_bitsandbytes", "quantize_peft"):
+        with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+            found |= {key[9:]: file.get_tensor(key) for key in file.keys() if key.startswith("codebook.")}
+    return found
+
+
+def unpack_bits(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """[..., n] bytes of a little-endian bit stream -> [..., n * 8 // bits] codes."""
+    stream = (packed[..., None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(-2)
+    stream = stream[..., : stream.shape[-1] // bits * bits].unflatten(-1, (-1, bits)).long()
+    return (stream << torch.arange(bits)).sum(-1)
+
+
+def decode_codebook(name: str, format: str, count: int, tensor) -> torch.Tensor:
+    kind = format.removesuffix("-dq")
+    bits = int(kind[-1])
+    absmax = tensor(f"{name}.absmax")
+    if format.endswith("-dq"):
+        nested = tensor(f"{name}.nested_absmax").repeat_interleave(256)[: absmax.numel()]
+        absmax = tables()["dynamic"][absmax.long()] * nested + tensor(f"{name}.offset")
+    packed = tensor(f"{name}.codes")
+    # bitsandbytes' two codes a byte have the even element in the high nibble.
+    codes = torch.stack([packed >> 4, packed & 0xF], -1).flatten().long() if bits == 4 else unpack_bits(packed, bits)
+    return tables()[kind][codes[:count]] * absmax.repeat_interleave(64)[:count]
 
 
 def decode(name: str, format: str, shape: list[int], tensor) -> torch.Tensor:
     """One linear as float32; `tensor(name)` gives a tensor of the file."""
     rows, cols = shape
-    if format == "nf4":
-        scales = tensor(f"{name}.absmax").repeat_interleave(64)[: rows * cols]
-        return (NF4[nibbles(tensor(f"{name}.codes"))[: rows * cols]] * scales).reshape(rows, cols)
+    if format.startswith(("nf", "fp")):
+        return decode_codebook(name, format, rows * cols, tensor).reshape(rows, cols)
     if format == "int8-row":
         return tensor(f"{name}.codes").float() * tensor(f"{name}.SCB")[:, None] / 127
     if format == "bfloat16":
         return tensor(f"{name}.weight").float()
-    group = int(format.removeprefix("int4-group"))
+    bits, group = re.fullmatch(r"int(\d)(?:-sym)?-group(\d+)", format).groups()
+    bits, group = int(bits), int(group)
     scale = tensor(f"{name}.scale").float()
-    zero = nibbles(tensor(f"{name}.zero_point"))[:, : scale.shape[1]]
-    codes = nibbles(tensor(f"{name}.codes"))[:, :cols]
+    if "-sym" in format:
+        zero = torch.full_like(scale, 2 ** (bits - 1))
+    else:
+        zero = unpack_bits(tensor(f"{name}.zero_point"), bits)[:, : scale.shape[1]]
+    codes = unpack_bits(tensor(f"{name}.codes"), bits)[:, :cols]
     scale, zero = (t.repeat_interleave(group, dim=1)[:, :cols] for t in (scale, zero))
     return (codes - zero) * scale
 

@@ -30,12 +30,20 @@ AdapterStart StartAdapter(WeightSource& source, QuantizedSource& quantized, Adap
         square += error * error;
         continue;
       }
+      // A weight that was quantized ahead cannot be quantized again here.
+      const bool fixed = quantized.InStore(block, kind);
+      TORCH_CHECK_VALUE(!fixed || loftq_iterations == 1,
+                        "LoftQ with more than 1 iteration quantizes changed weights, which only "
+                        "round-to-nearest can");
       const auto round_trip = [&](const at::Tensor& w) {
-        return Dequantize(Quantize(w, format), at::kFloat, w.device());
+        return Dequantize(fixed ? quantized.Packed(block, kind) : Quantize(w, format), at::kFloat,
+                          w.device());
       };
       const LoftqStart loftq = InitLoftq(weight, round_trip, options.rank, options.scale(),
                                          loftq_iterations, start.adapter.a[block][kind]);
-      quantized.SetPacked(block, kind, Quantize(loftq.base_before_quantization, format));
+      if (!fixed) {
+        quantized.SetPacked(block, kind, Quantize(loftq.base_before_quantization, format));
+      }
       start.adapter.a[block][kind] = loftq.a;
       start.adapter.b[block][kind] = loftq.b;
       square_quantized += loftq.error_quantized * loftq.error_quantized;

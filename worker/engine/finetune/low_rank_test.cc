@@ -29,7 +29,7 @@ double Energy(const LeadingTriplets& svd) {
 // What a real job decomposes; the others are its extremes: no structure at all, and much of it.
 at::Tensor Nf4Error() {
   const at::Tensor weight = Noise(640, 320, 1) * 0.02;
-  return weight - Dequantize(Quantize(weight, {FormatKind::kNf4}), at::kFloat, at::kCPU);
+  return weight - Dequantize(Quantize(weight, Format::NormalFloat(4)), at::kFloat, at::kCPU);
 }
 at::Tensor Decaying() {
   const at::Tensor scale = at::exp(-0.1 * at::arange(320, at::kFloat));

@@ -104,6 +104,15 @@ void QuantizeCodebook(const at::Tensor& values, PackedWeight& packed) {
                      packed.tensors.at("nested_absmax").mutable_data_ptr<float>());
 }
 
+void PackCodebookCodes(const at::Tensor& codes, PackedWeight& packed) {
+  const Codebook codebook = CodebookOf(packed.format);
+  const uint8_t* from = codes.const_data_ptr<uint8_t>();
+  uint8_t* to = packed.tensors.at("codes").mutable_data_ptr<uint8_t>();
+  ForEachStrip(codes.numel(), [&](int64_t first, int64_t size) {
+    PackCodes(codebook, from + first, size, to + first * packed.format.bits / 8);
+  });
+}
+
 at::Tensor CodebookAbsmax(const PackedWeight& packed) {
   const at::Tensor& stored = packed.tensors.at("absmax");
   if (!packed.format.double_quantized) return stored;

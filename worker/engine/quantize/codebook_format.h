@@ -23,6 +23,9 @@ void QuantizeCodebook(const at::Tensor& values, PackedWeight& packed);
 // float32 [rows, cols].
 at::Tensor DequantizeCodebook(const PackedWeight& packed);
 
+// Replaces the codes of `packed` by `codes` [rows, cols] uint8; its scales stay.
+void PackCodebookCodes(const at::Tensor& codes, PackedWeight& packed);
+
 // The absmax of each block in float32, [blocks], also where it is stored doubly quantized.
 at::Tensor CodebookAbsmax(const PackedWeight& packed);
 

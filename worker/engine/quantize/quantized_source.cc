@@ -8,9 +8,10 @@
 namespace qpruner::engine {
 
 absl::StatusOr<std::unique_ptr<QuantizedSource>> QuantizedSource::Create(
-    WeightSource& base, FormatAssignment assignment, Keep keep) {
+    WeightSource& base, FormatAssignment assignment, Keep keep, const PackedWeightStore* store) {
   RETURN_IF_ERROR(CheckAssignment(base.config(), assignment));
-  return std::unique_ptr<QuantizedSource>(new QuantizedSource(base, std::move(assignment), keep));
+  return std::unique_ptr<QuantizedSource>(
+      new QuantizedSource(base, std::move(assignment), keep, store));
 }
 
 at::Tensor QuantizedSource::Stored(const at::Tensor& fixed) const {
@@ -48,6 +49,11 @@ PackedWeight QuantizedSource::Packed(int64_t block, LinearKind kind) {
   return PackedOf(block, kind, {});
 }
 
+bool QuantizedSource::InStore(int64_t block, LinearKind kind) const {
+  return store_ != nullptr &&
+         store_->Find(block, kind, assignment_.at(LinearName(block, kind))).has_value();
+}
+
 void QuantizedSource::SetPacked(int64_t block, LinearKind kind, PackedWeight packed) {
   const std::string name = LinearName(block, kind);
   const std::vector<int64_t> shape =
@@ -62,6 +68,10 @@ void QuantizedSource::SetPacked(int64_t block, LinearKind kind, PackedWeight pac
 PackedWeight QuantizedSource::PackedOf(int64_t block, LinearKind kind, const at::Tensor& weight) {
   if (const auto kept = packed_.find({block, kind}); kept != packed_.end()) return kept->second;
   const std::string name = LinearName(block, kind);
+  if (store_ != nullptr) {
+    // The store is the memory: nothing is kept twice.
+    if (auto stored = store_->Find(block, kind, assignment_.at(name))) return *std::move(stored);
+  }
   PackedWeight packed;
   try {
     packed =

@@ -13,6 +13,7 @@
 #include "worker/engine/model/weights.h"
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/quantize/format.h"
+#include "worker/engine/quantize/packed_weight_store.h"
 
 namespace qpruner::engine {
 
@@ -30,10 +31,11 @@ class QuantizedSource final : public WeightSource {
     kPacked,
   };
 
-  // `base` must outlive this. INVALID_ARGUMENT: as CheckAssignment.
-  static absl::StatusOr<std::unique_ptr<QuantizedSource>> Create(WeightSource& base,
-                                                                 FormatAssignment assignment,
-                                                                 Keep keep = Keep::kPacked);
+  // What `store` has is taken from there, all else rounded to nearest; null: everything is. `base`
+  // and `store` must outlive this. INVALID_ARGUMENT: as CheckAssignment.
+  static absl::StatusOr<std::unique_ptr<QuantizedSource>> Create(
+      WeightSource& base, FormatAssignment assignment, Keep keep = Keep::kPacked,
+      const PackedWeightStore* store = nullptr);
 
   const ModelConfig& config() const override { return base_.config(); }
   at::Device device() const override { return base_.device(); }
@@ -47,14 +49,17 @@ class QuantizedSource final : public WeightSource {
   const FormatAssignment& assignment() const { return assignment_; }
   // One linear as it is stored.
   PackedWeight Packed(int64_t block, LinearKind kind);
+  // Whether that comes from the store.
+  bool InStore(int64_t block, LinearKind kind) const;
   // Stores `packed` for one linear instead of what the base's weight quantizes to: LoftQ changes
   // the weight before it quantizes it. Throws c10::Error if format or shape are not the assigned
   // ones.
   void SetPacked(int64_t block, LinearKind kind, PackedWeight packed);
 
  private:
-  QuantizedSource(WeightSource& base, FormatAssignment assignment, Keep keep)
-      : base_(base), assignment_(std::move(assignment)), keep_(keep) {}
+  QuantizedSource(WeightSource& base, FormatAssignment assignment, Keep keep,
+                  const PackedWeightStore* store)
+      : base_(base), assignment_(std::move(assignment)), keep_(keep), store_(store) {}
 
   // `weight` is the base's, or undefined to have it fetched when it is needed.
   PackedWeight PackedOf(int64_t block, LinearKind kind, const at::Tensor& weight);
@@ -63,6 +68,7 @@ class QuantizedSource final : public WeightSource {
   WeightSource& base_;
   const FormatAssignment assignment_;
   const Keep keep_;
+  const PackedWeightStore* const store_;
   std::map<std::pair<int64_t, LinearKind>, PackedWeight> packed_;
   // Rounded once: the largest tensors of a small model.
   at::Tensor embedding_;

@@ -30,7 +30,8 @@ class GradientScoring final : public LinearTracing {
       PerLinear<at::Tensor>& difference = differences_.emplace_back();
       for (LinearKind kind : kLinearKinds) {
         const at::Tensor& weight = weights.weight[kind];
-        difference[kind] = quantized_(weight, format).to(at::kFloat) - weight.to(at::kFloat);
+        difference[kind] =
+            quantized_(block, kind, weight, format).to(at::kFloat) - weight.to(at::kFloat);
       }
     }
   }
@@ -63,6 +64,12 @@ class GradientScoring final : public LinearTracing {
 
 at::Tensor RoundToNearest(const at::Tensor& weight, const Format& format) {
   return Dequantize(Quantize(weight, format), weight.scalar_type(), weight.device());
+}
+
+QuantizedWeight RoundingToNearest() {
+  return [](int64_t, LinearKind, const at::Tensor& weight, const Format& format) {
+    return RoundToNearest(weight, format);
+  };
 }
 
 std::vector<std::vector<double>> ScoreByGradient(

@@ -7,6 +7,7 @@
 #ifndef QPRUNER_WORKER_ENGINE_SCORE_GRADIENT_SCORE_H_
 #define QPRUNER_WORKER_ENGINE_SCORE_GRADIENT_SCORE_H_
 
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -17,17 +18,20 @@
 
 namespace qpruner::engine {
 
-// The weight as it would be computed with after storage in `format`: same shape, dtype and device.
-using QuantizedWeight = std::function<at::Tensor(const at::Tensor& weight, const Format& format)>;
+// The linear's weight as it would be computed with after storage in `format`: same shape, dtype and
+// device as `weight`.
+using QuantizedWeight = std::function<at::Tensor(int64_t block, LinearKind kind,
+                                                 const at::Tensor& weight, const Format& format)>;
 
 // Round-to-nearest by quantize/format.h.
 at::Tensor RoundToNearest(const at::Tensor& weight, const Format& format);
+QuantizedWeight RoundingToNearest();
 
 // scores[group][format], nats a token. One block on the device at a time.
 std::vector<std::vector<double>> ScoreByGradient(
     WeightSource& source, const std::vector<TokenBatch>& batches,
     const std::vector<LinearGroup>& groups, const std::vector<Format>& formats,
-    const QuantizedWeight& quantized = RoundToNearest,
+    const QuantizedWeight& quantized = RoundingToNearest(),
     const std::function<void(double fraction)>& on_progress = {});
 
 }  // namespace qpruner::engine

@@ -108,7 +108,7 @@ std::vector<std::vector<double>> MeasureSensitivity(
           BlockWeights changed = weights;
           bool differs = false;
           for (LinearKind kind : groups[group].linears) {
-            changed.weight[kind] = quantized(weights.weight[kind], formats[format]);
+            changed.weight[kind] = quantized(block, kind, weights.weight[kind], formats[format]);
             differs = differs || !at::equal(changed.weight[kind], weights.weight[kind]);
           }
           if (!differs) continue;

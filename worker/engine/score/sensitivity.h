@@ -23,7 +23,7 @@ namespace qpruner::engine {
 std::vector<std::vector<double>> MeasureSensitivity(
     WeightSource& source, const std::vector<TokenBatch>& batches,
     const std::vector<LinearGroup>& groups, const std::vector<Format>& formats,
-    const QuantizedWeight& quantized = RoundToNearest,
+    const QuantizedWeight& quantized = RoundingToNearest(),
     const std::function<void(double fraction)>& on_progress = {});
 
 }  // namespace qpruner::engine

@@ -39,17 +39,17 @@ double PlainDivergence(MemoryWeightSource& model, const LinearGroup& group, cons
 TEST(SensitivityTest, EqualsRunningTheWholeModelForEachVariant) {
   MemoryWeightSource model = RandomModel();
   const std::vector<TokenBatch> batches = {RandomBatch({8, 5}, 40, 9), RandomBatch({12}, 40, 10)};
-  const std::vector<Format> formats = {
-      Format::NormalFloat(4), Format::Integer8Row(), Format::Bfloat16()};
+  const std::vector<Format> formats = {Format::NormalFloat(4), Format::Integer8Row(),
+                                       Format::Bfloat16()};
   for (SearchGranularity granularity :
        {SearchGranularity::kBlock, SearchGranularity::kFusedGroup}) {
     const std::vector<LinearGroup> groups = MakeSearchGroups(3, granularity);
     double last = 0;
-    const auto found =
-        MeasureSensitivity(model, batches, groups, formats, RoundToNearest, [&](double fraction) {
-          EXPECT_GT(fraction, last);
-          last = fraction;
-        });
+    const auto found = MeasureSensitivity(model, batches, groups, formats, RoundingToNearest(),
+                                          [&](double fraction) {
+                                            EXPECT_GT(fraction, last);
+                                            last = fraction;
+                                          });
     EXPECT_DOUBLE_EQ(last, 1);
     ASSERT_EQ(found.size(), groups.size());
     for (size_t group = 0; group < groups.size(); ++group) {
@@ -67,9 +67,9 @@ TEST(SensitivityTest, EqualsRunningTheWholeModelForEachVariant) {
 TEST(SensitivityTest, AFormatThatChangesNothingCostsNothing) {
   MemoryWeightSource model = RandomModel();
   const std::vector<LinearGroup> groups = MakeSearchGroups(3, SearchGranularity::kBlock);
-  const auto found =
-      MeasureSensitivity(model, {RandomBatch({6}, 40, 9)}, groups, {Format::NormalFloat(4)},
-                         [](const at::Tensor& weight, const Format&) { return weight; });
+  const auto found = MeasureSensitivity(
+      model, {RandomBatch({6}, 40, 9)}, groups, {Format::NormalFloat(4)},
+      [](int64_t, LinearKind, const at::Tensor& weight, const Format&) { return weight; });
   for (const auto& of_group : found) EXPECT_EQ(of_group[0], 0);
 }
 

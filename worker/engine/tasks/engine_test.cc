@@ -307,6 +307,60 @@ TEST_F(EngineTest, AnInterruptedRecoveryGoesOnToTheSameResult) {
   EXPECT_EQ(restarted->SerializeAsString(), whole->SerializeAsString());
 }
 
+TEST_F(EngineTest, GptqQuantizesOnceAndLosesLessThanRounding) {
+  // Every width there is, integers where there is a choice.
+  const auto with = [&](v1::Quantization::Method method) {
+    TaskSpec task = Task();
+    auto& spec = *task.mutable_spec();
+    spec.mutable_calibration()->set_sample_count(24);
+    spec.mutable_pruning()->set_ratio(0);
+    spec.mutable_fine_tune()->set_steps(2);
+    spec.mutable_search()->set_granularity(v1::Search::BLOCK);
+    for (const int bits : {2, 3, 4, 5, 6, 7, 8, 16})
+      spec.mutable_search()->add_candidate_bits(bits);
+    spec.mutable_quantization()->set_four_bit(v1::Quantization::INT4_GROUP);
+    spec.mutable_quantization()->set_eight_bit(v1::Quantization::INT8_GROUP);
+    spec.mutable_quantization()->set_group_size(32);
+    spec.mutable_quantization()->set_method(method);
+    return task;
+  };
+  std::map<int, std::map<int, internal::v1::TrialResult>> trials;  // [method][bits]
+  for (const auto method : {v1::Quantization::ROUND_TO_NEAREST, v1::Quantization::GPTQ}) {
+    TaskSpec prepare = with(method);
+    prepare.mutable_prepare();
+    const auto prepared = Run(prepare, absl::StrCat("prepare-", method));
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    inputs_ = folder_ / absl::StrCat("prepare-", method);
+    EXPECT_EQ(Digests(*prepared).count("prepared/weights/block-00004.safetensors"),
+              method == v1::Quantization::GPTQ ? 1u : 0u);
+    EXPECT_EQ(prepared->prepare().groups(0).choices_size(), 8);
+    for (const int bits : {2, 3, 4, 8}) {
+      TaskSpec task = with(method);
+      task.mutable_trial()->set_index(1);
+      task.mutable_trial()->set_measure_on_test(true);
+      Assign(*prepared, bits, task, *task.mutable_trial());
+      const auto trial = Run(task, absl::StrCat("trial-", method, "-", bits));
+      ASSERT_TRUE(trial.ok()) << trial.status();
+      trials[method][bits] = trial->trial();
+    }
+    if (method != v1::Quantization::GPTQ) continue;
+    // The same weights in FINALIZE, with LoftQ's adapter on them.
+    TaskSpec task = with(method);
+    Assign(*prepared, 3, task, *task.mutable_finalize());
+    const auto final = Run(task, "finalize-gptq");
+    ASSERT_TRUE(final.ok()) << final.status();
+    EXPECT_EQ(final->finalize().chosen_test().perplexity(), trials[method][3].test().perplexity());
+  }
+  for (const int bits : {2, 3, 4}) {
+    const auto& rounded = trials[v1::Quantization::ROUND_TO_NEAREST][bits].test();
+    const auto& corrected = trials[v1::Quantization::GPTQ][bits].test();
+    EXPECT_EQ(corrected.weight_bytes(), rounded.weight_bytes());
+    EXPECT_LT(corrected.kl_divergence(), rounded.kl_divergence()) << bits << " bits";
+    RecordProperty(absl::StrCat("kl_", bits, "_rtn"), absl::StrCat(rounded.kl_divergence()));
+    RecordProperty(absl::StrCat("kl_", bits, "_gptq"), absl::StrCat(corrected.kl_divergence()));
+  }
+}
+
 TEST_F(EngineTest, BadInputIsRefusedByNameAndTheEngineLives) {
   const auto refuse = [&](const TaskSpec& bad, absl::StatusCode code, const std::string& text) {
     TaskSpec task = bad;

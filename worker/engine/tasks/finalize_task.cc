@@ -183,7 +183,9 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
   const auto measure_quietly = [&](WeightSource& source) {
     return EvaluateModel(source, model.reference.test.batches, &test_states);
   };
-  ASSIGN_OR_RETURN(const auto base, QuantizedSource::Create(*model.source, assignment));
+  ASSIGN_OR_RETURN(const auto base,
+                   QuantizedSource::Create(*model.source, assignment,
+                                           QuantizedSource::Keep::kPacked, model.weights.get()));
   const at::ScalarType export_dtype = ExportDTypeOf(spec.export_());
 
   if (!fine_tune) {

@@ -57,7 +57,7 @@ std::map<std::string, GgmlType> GgufTypesOf(const v1::Export& options,
                                             const FormatAssignment& assignment) {
   std::map<std::string, GgmlType> types;
   for (const auto& [linear, format] : assignment) {
-    const int bits = NominalBits(format);
+    const int bits = format.bits;
     types[linear] = bits <= 4   ? TypeOf(options.gguf_four_bit(), GgmlType::kQ4_K)
                     : bits <= 8 ? TypeOf(options.gguf_eight_bit(), GgmlType::kQ8_0)
                                 : TypeOf(options.gguf_sixteen_bit(), GgmlType::kBF16);

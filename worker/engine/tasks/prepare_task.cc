@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "worker/engine/calibrate/weight_database.h"
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/export/gguf_model.h"
 #include "worker/engine/export/hf_model.h"
@@ -72,6 +73,7 @@ class Preparation {
         prepared_dir_(absl::StrCat(output_dir, "/", kPreparedFolder)),
         reference_path_(absl::StrCat(output_dir, "/", kReferencePath)),
         scores_path_(absl::StrCat(output_dir, "/", kScoresPath)),
+        weights_dir_(absl::StrCat(output_dir, "/", kWeightDatabaseFolder)),
         device_(device),
         progress_(progress) {}
 
@@ -85,6 +87,8 @@ class Preparation {
   // From here on the model is what was written.
   absl::Status OpenPrepared();
   void MeasurePrepared();
+  // With GPTQ: every linear in every candidate format, once for all trials.
+  absl::Status QuantizeCandidates();
   void ScoreGroups();
   absl::Status Report();
 
@@ -100,6 +104,7 @@ class Preparation {
   const std::string prepared_dir_;
   const std::string reference_path_;
   const std::string scores_path_;
+  const std::string weights_dir_;
   const at::Device device_;
   ProgressReporter& progress_;
   PrepareResult result_;
@@ -123,6 +128,8 @@ class Preparation {
   // Set by OpenPrepared.
   std::shared_ptr<const Checkpoint> prepared_;
   std::unique_ptr<WeightSource> model_;
+  // Set by QuantizeCandidates, with GPTQ.
+  std::unique_ptr<WeightDatabase> weights_;
 };
 
 void Preparation::LowerToPositions(absl::string_view field, int64_t& length) {
@@ -223,17 +230,34 @@ void Preparation::MeasurePrepared() {
       Phase(progress_, 0.53, 0.65, "measuring the pruned model on the test share"));
 }
 
+absl::Status Preparation::QuantizeCandidates() {
+  if (spec_.quantization().method() != v1::Quantization::GPTQ) return absl::OkStatus();
+  const Phase phase(progress_, 0.65, 0.75, "quantizing every layer with GPTQ");
+  RETURN_IF_ERROR(WriteWeightDatabase(weights_dir_, *model_, calibration_, scores_.formats,
+                                      GptqOptionsOf(spec_.quantization()), phase.Fractions()));
+  ASSIGN_OR_RETURN(weights_, WeightDatabase::Open(weights_dir_, model_->config(), scores_.formats));
+  return absl::OkStatus();
+}
+
 void Preparation::ScoreGroups() {
   scores_.groups = MakeSearchGroups(model_->config().num_blocks(), GranularityOf(spec_.search()));
+  const QuantizedWeight quantized = [this](int64_t block, LinearKind kind, const at::Tensor& weight,
+                                           const Format& format) {
+    std::optional<PackedWeight> found;
+    if (weights_) found = weights_->Find(block, kind, format);
+    return found ? Dequantize(*found, weight.scalar_type(), weight.device())
+                 : RoundToNearest(weight, format);
+  };
   {
-    const Phase phase(progress_, 0.65, 0.9, "measuring the layers' sensitivities");
+    const Phase phase(progress_, weights_ ? 0.75 : 0.65, 0.9,
+                      "measuring the layers' sensitivities");
     scores_.sensitivities = MeasureSensitivity(*model_, calibration_, scores_.groups,
-                                               scores_.formats, RoundToNearest, phase.Fractions());
+                                               scores_.formats, quantized, phase.Fractions());
   }
   {
     const Phase phase(progress_, 0.9, 0.96, "scoring the layers by gradients");
     scores_.gradient_scores = ScoreByGradient(*model_, calibration_, scores_.groups,
-                                              scores_.formats, RoundToNearest, phase.Fractions());
+                                              scores_.formats, quantized, phase.Fractions());
   }
   const Phase phase(progress_, 0.96, 1, "estimating mutual information");
   scores_.information = MeasureMutualInformation(
@@ -269,6 +293,7 @@ absl::StatusOr<PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
   RETURN_IF_ERROR(preparation.WritePrepared());
   RETURN_IF_ERROR(preparation.OpenPrepared());
   preparation.MeasurePrepared();
+  RETURN_IF_ERROR(preparation.QuantizeCandidates());
   preparation.ScoreGroups();
   RETURN_IF_ERROR(preparation.Report());
   return std::move(preparation).TakeResult();

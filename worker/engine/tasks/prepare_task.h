@@ -18,6 +18,7 @@ namespace qpruner::engine {
 //   prepared/  the pruned model as a Hugging Face folder, in the original's dtype, and
 //              reference.safetensors (reference_file.h): no later task reads the original,
 //   unless fine-tuning is to learn from it
+//   prepared/weights/  with GPTQ: every linear in every candidate format (weight_database.h)
 //   report/scores.json  everything that was scored, for people
 //
 // Everything that can be known from configuration, tokenizer and texts is refused before the first

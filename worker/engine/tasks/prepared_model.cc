@@ -8,10 +8,12 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "proto/spec_defaults.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/model/memory_source.h"
 #include "worker/engine/tasks/metrics.h"
+#include "worker/engine/tasks/spec_mapping.h"
 
 namespace qpruner::engine {
 
@@ -53,6 +55,14 @@ absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(const internal::v1:
   ASSIGN_OR_RETURN(auto checkpoint,
                    Checkpoint::Open(absl::StrCat(input_dir, "/", kPreparedFolder)));
   const at::ScalarType stored = ScalarTypeOf(checkpoint->tensor("model.embed_tokens.weight").dtype);
+  if (absl::StrContains(key, absl::StrCat(kWeightDatabaseFolder, "/"))) {
+    v1::CompressionSpec spec = task.spec();
+    FillDefaults(spec);
+    ASSIGN_OR_RETURN(const std::vector<Format> formats, CandidateFormats(spec));
+    ASSIGN_OR_RETURN(model->weights,
+                     WeightDatabase::Open(absl::StrCat(input_dir, "/", kWeightDatabaseFolder),
+                                          checkpoint->config(), formats));
+  }
   model->source =
       MakeCheckpointSource(std::move(checkpoint), device_, ComputeDType(device_, stored));
   ASSIGN_OR_RETURN(model->reference, ReadReference(absl::StrCat(input_dir, "/", kReferencePath)));

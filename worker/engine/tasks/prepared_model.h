@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "qpruner/internal/v1/task.pb.h"
+#include "worker/engine/calibrate/weight_database.h"
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/model/weights.h"
 #include "worker/engine/tasks/reference_file.h"
@@ -18,6 +19,7 @@ namespace qpruner::engine {
 // Names of PREPARE's artifacts.
 inline constexpr char kPreparedFolder[] = "prepared";
 inline constexpr char kReferencePath[] = "prepared/reference.safetensors";
+inline constexpr char kWeightDatabaseFolder[] = "prepared/weights";
 inline constexpr char kScoresPath[] = "report/scores.json";
 
 // What the model is computed in: float32 on the CPU, where it costs little; on other devices the
@@ -34,6 +36,8 @@ std::unique_ptr<WeightSource> MakeResident(WeightSource& source);
 struct PreparedModel {
   std::unique_ptr<WeightSource> source;
   Reference reference;
+  // The linears as they were quantized in PREPARE; null where trials round to nearest.
+  std::unique_ptr<WeightDatabase> weights;
 
   // The original's states over a share, with the head that was never pruned.
   ReferenceStates States(const ReferenceShare& share) const {

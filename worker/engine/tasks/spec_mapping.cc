@@ -86,19 +86,40 @@ SearchGranularity GranularityOf(const v1::Search& search) {
 }
 
 absl::StatusOr<Format> FormatOf(const v1::Quantization& quantization, int bits) {
+  const Format integers =
+      Format::IntegerGroup(bits, quantization.group_size(), quantization.symmetric());
   switch (bits) {
+    case 2:
+    case 3:
+      return quantization.low_bit() == v1::Quantization::INTEGER_GROUP ? integers
+                                                                       : Format::NormalFloat(bits);
     case 4:
-      if (quantization.four_bit() == v1::Quantization::INT4_GROUP) {
-        return Format::IntegerGroup(4, quantization.group_size());
+      switch (quantization.four_bit()) {
+        case v1::Quantization::INT4_GROUP:
+          return integers;
+        case v1::Quantization::FP4:
+          return Format::Float4(quantization.double_quantization());
+        default:
+          return Format::NormalFloat(4, quantization.double_quantization());
       }
-      return Format::NormalFloat(4);
+    case 5:
+    case 6:
+    case 7:
+      return integers;
     case 8:
-      return Format::Integer8Row();
+      switch (quantization.eight_bit()) {
+        case v1::Quantization::INT8_GROUP:
+          return integers;
+        case v1::Quantization::NF8:
+          return Format::NormalFloat(8);
+        default:
+          return Format::Integer8Row();
+      }
     case 16:
       return Format::Bfloat16();
     default:
       return absl::InvalidArgumentError(
-          absl::StrCat("search.candidate_bits: 4, 8 and 16 are available, not ", bits));
+          absl::StrCat("search.candidate_bits: 2 to 8 and 16 are available, not ", bits));
   }
 }
 
@@ -111,6 +132,10 @@ absl::StatusOr<std::vector<Format>> CandidateFormats(const v1::CompressionSpec& 
     formats.push_back(format);
   }
   return formats;
+}
+
+GptqOptions GptqOptionsOf(const v1::Quantization& quantization) {
+  return {.damping = quantization.damping(), .activation_order = quantization.activation_order()};
 }
 
 absl::StatusOr<FormatAssignment> AssignmentOf(

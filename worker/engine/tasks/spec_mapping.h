@@ -21,6 +21,7 @@
 #include "worker/engine/prune/pruning_plan.h"
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/quantize/format.h"
+#include "worker/engine/quantize/gptq.h"
 #include "worker/engine/score/search_groups.h"
 
 namespace qpruner::engine {
@@ -44,6 +45,7 @@ SearchGranularity GranularityOf(const v1::Search& search);
 absl::StatusOr<Format> FormatOf(const v1::Quantization& quantization, int bits);
 // The candidates by growing bits, each once.
 absl::StatusOr<std::vector<Format>> CandidateFormats(const v1::CompressionSpec& spec);
+GptqOptions GptqOptionsOf(const v1::Quantization& quantization);
 // The format of every linear. INVALID_ARGUMENT: a group is unknown, named twice or missing, or has
 // a width that is not there.
 absl::StatusOr<FormatAssignment> AssignmentOf(

@@ -113,8 +113,39 @@ TEST(SpecMapping, CandidatesAreSortedAndUnique) {
   ASSERT_EQ(formats->size(), 2u);
   EXPECT_EQ((*formats)[0], Format::IntegerGroup(4, 128));
   EXPECT_EQ((*formats)[1].kind, FormatKind::kBfloat16);
-  spec.mutable_search()->add_candidate_bits(5);
-  EXPECT_THAT(std::string(CandidateFormats(spec).status().message()), HasSubstr("not 5"));
+  spec.mutable_search()->add_candidate_bits(9);
+  EXPECT_THAT(std::string(CandidateFormats(spec).status().message()), HasSubstr("not 9"));
+}
+
+TEST(SpecMapping, TheFormatBehindEachWidth) {
+  v1::CompressionSpec spec;
+  for (const int bits : {2, 3, 4, 5, 6, 7, 8, 16}) spec.mutable_search()->add_candidate_bits(bits);
+  FillDefaults(spec);
+  const auto names = [&] {
+    std::vector<std::string> names;
+    const auto formats = CandidateFormats(spec);
+    for (const Format& format : *formats) names.push_back(FormatName(format));
+    return names;
+  };
+  using ::testing::ElementsAre;
+  EXPECT_THAT(names(), ElementsAre("nf2", "nf3", "nf4", "int5-group64", "int6-group64",
+                                   "int7-group64", "int8-row", "bfloat16"));
+  v1::Quantization& quantization = *spec.mutable_quantization();
+  quantization.set_low_bit(v1::Quantization::INTEGER_GROUP);
+  quantization.set_four_bit(v1::Quantization::INT4_GROUP);
+  quantization.set_eight_bit(v1::Quantization::INT8_GROUP);
+  quantization.set_group_size(32);
+  quantization.set_symmetric(true);
+  EXPECT_THAT(names(), ElementsAre("int2-sym-group32", "int3-sym-group32", "int4-sym-group32",
+                                   "int5-sym-group32", "int6-sym-group32", "int7-sym-group32",
+                                   "int8-sym-group32", "bfloat16"));
+  quantization.set_four_bit(v1::Quantization::FP4);
+  quantization.set_double_quantization(true);
+  quantization.set_eight_bit(v1::Quantization::NF8);
+  EXPECT_EQ(names()[2], "fp4-dq");
+  EXPECT_EQ(names()[6], "nf8");
+  quantization.set_four_bit(v1::Quantization::NF4);
+  EXPECT_EQ(names()[2], "nf4-dq");
 }
 
 TEST(SpecMapping, AnAssignmentNamesEveryLinear) {
@@ -142,8 +173,8 @@ TEST(SpecMapping, AnAssignmentThatDoesNotFitIsRefusedByGroup) {
   unknown.Add()->set_group("model.layers.9.attn_qkv");
   EXPECT_THAT(message(unknown), HasSubstr("no group model.layers.9.attn_qkv"));
   auto width = Precisions();
-  width.Mutable(0)->set_bits(3);
-  EXPECT_THAT(message(width), HasSubstr("not 3"));
+  width.Mutable(0)->set_bits(9);
+  EXPECT_THAT(message(width), HasSubstr("not 9"));
 }
 
 }  // namespace

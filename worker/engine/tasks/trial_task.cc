@@ -22,7 +22,8 @@ absl::StatusOr<internal::v1::TrialResult> RunTrial(const v1::CompressionSpec& sp
       const auto quantized,
       QuantizedSource::Create(*model.source, std::move(assignment),
                               trial.measure_on_test() ? QuantizedSource::Keep::kPacked
-                                                      : QuantizedSource::Keep::kNothing));
+                                                      : QuantizedSource::Keep::kNothing,
+                              model.weights.get()));
 
   const auto measure = [&](const ReferenceShare& share, const Phase& phase) {
     const ReferenceStates states = model.States(share);
