@@ -39,6 +39,7 @@ void FillDefaults(v1::CompressionSpec& spec) {
   QPRUNER_DEFAULT(quantization, group_size, 64);
   QPRUNER_DEFAULT(quantization, symmetric, false);
   QPRUNER_DEFAULT(quantization, double_quantization, false);
+  QPRUNER_DEFAULT(quantization, activation_scaling, false);
   QPRUNER_ENUM_DEFAULT(quantization, method, v1::Quantization::ROUND_TO_NEAREST);
   if (quantization.method() == v1::Quantization::GPTQ) {
     QPRUNER_DEFAULT(quantization, damping, 0.01);
@@ -97,6 +98,7 @@ void FillDefaults(v1::CompressionSpec& spec) {
   v1::Export& output = *spec.mutable_export_();
   QPRUNER_ENUM_DEFAULT(output, dtype, v1::Export::BFLOAT16);
   if (output.formats().empty()) output.add_formats(v1::Export::HUGGING_FACE);
+  QPRUNER_ENUM_DEFAULT(output, adapter, v1::Export::MERGED);
   if (std::count(output.formats().begin(), output.formats().end(), v1::Export::GGUF) != 0) {
     QPRUNER_ENUM_DEFAULT(output, gguf_four_bit, v1::Export::Q4_K);
     QPRUNER_ENUM_DEFAULT(output, gguf_eight_bit, v1::Export::Q8_0);

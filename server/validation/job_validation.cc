@@ -399,31 +399,81 @@ void CheckGgufType(FieldChecker& check, const std::string& field, v1::Export::Gg
                                      : absl::StrCat(static_cast<int>(type))));
 }
 
+// Why an export cannot hold models of these candidates; empty: it can.
+std::string ExportProblem(const v1::CompressionSpec& spec, v1::Export::Format format) {
+  const v1::Quantization& quantization = spec.quantization();
+  const auto& candidates = spec.search().candidate_bits();
+  if (format == v1::Export::HUGGING_FACE || format == v1::Export::FORMAT_UNSPECIFIED) return "";
+  const std::string name = v1::Export::Format_Name(format);
+  if (spec.pruning().layout() == v1::Pruning::PER_LAYER && spec.pruning().ratio() > 0) {
+    return absl::StrCat(name,
+                        " holds models whose blocks have one shape: it needs pruning.layout "
+                        "UNIFORM, not PER_LAYER");
+  }
+  if (format == v1::Export::GGUF) return "";
+  if (format == v1::Export::COMPRESSED_TENSORS) {
+    for (const int bits : candidates) {
+      const bool held = bits == 16 ||
+                        (bits == 8 && quantization.eight_bit() == v1::Quantization::INT8_ROW) ||
+                        ((bits == 4 || bits == 8) && IsIntegerGroup(quantization, bits) &&
+                         quantization.symmetric());
+      if (!held) {
+        return absl::StrCat(name,
+                            " holds 4 bits as INT4_GROUP and 8 bits as INT8_GROUP, both with "
+                            "quantization.symmetric, 8 bits as INT8_ROW, and 16, not ",
+                            bits, " bits as they are asked for");
+      }
+    }
+    return "";
+  }
+  int widths = 0;
+  for (const int bits : candidates) {
+    const bool held = bits == 16 ||
+                      (bits == 4 && quantization.four_bit() != v1::Quantization::INT4_GROUP) ||
+                      (bits == 8 && quantization.eight_bit() == v1::Quantization::INT8_ROW);
+    if (!held) {
+      return absl::StrCat(name, " holds 4 bits as NF4 or FP4, or 8 bits as INT8_ROW, and 16, not ",
+                          bits, " bits as they are asked for");
+    }
+    if (bits != 16) ++widths;
+  }
+  if (widths > 1) {
+    return absl::StrCat(name, " holds one width besides 16: candidate_bits 4 or 8, not both");
+  }
+  return "";
+}
+
 void CheckExport(FieldChecker& check, const v1::CompressionSpec& spec) {
-  using Export = v1::Export;
-  const Export& output = spec.export_();
+  const v1::Export& exports = spec.export_();
   const std::string at = "job.spec.export.";
-  check.Known(at + "dtype", output.dtype(), Export::DType_IsValid(output.dtype()));
+  check.Known(at + "dtype", exports.dtype(), v1::Export::DType_IsValid(exports.dtype()));
   std::set<int> seen;
-  for (const int format : output.formats()) {
-    check.Known(at + "formats", format, Export::Format_IsValid(format));
-    if (!seen.insert(format).second) check.Fail(at + "formats", "must not name a format twice");
+  for (int i = 0; i < exports.formats_size(); ++i) {
+    const v1::Export::Format format = exports.formats(i);
+    const std::string field = absl::StrCat(at, "formats[", i, "]");
+    if (!v1::Export::Format_IsValid(format)) {
+      check.Fail(field, absl::StrCat("is not a value this server knows: ", format));
+    } else if (!seen.insert(format).second) {
+      check.Fail(field, absl::StrCat("names ", v1::Export::Format_Name(format), " twice"));
+    } else if (const std::string problem = ExportProblem(spec, format); !problem.empty()) {
+      check.Fail(field, problem);
+    }
   }
-  if (seen.count(Export::GGUF) != 0 && spec.pruning().ratio() > 0 &&
-      spec.pruning().layout() == v1::Pruning::PER_LAYER) {
-    check.Fail(at + "formats",
-               "cannot hold GGUF with pruning.layout PER_LAYER: llama.cpp takes one shape for all "
-               "blocks; use layout UNIFORM");
+  CheckGgufType(
+      check, at + "gguf_four_bit", exports.gguf_four_bit(),
+      {v1::Export::Q4_0, v1::Export::Q4_1, v1::Export::Q5_0, v1::Export::Q5_1, v1::Export::Q4_K});
+  CheckGgufType(check, at + "gguf_eight_bit", exports.gguf_eight_bit(),
+                {v1::Export::Q8_0, v1::Export::Q6_K});
+  CheckGgufType(check, at + "gguf_sixteen_bit", exports.gguf_sixteen_bit(),
+                {v1::Export::BF16, v1::Export::F16, v1::Export::F32});
+  CheckGgufType(
+      check, at + "gguf_embedding", exports.gguf_embedding(),
+      {v1::Export::F32, v1::Export::F16, v1::Export::BF16, v1::Export::Q8_0, v1::Export::Q4_0,
+       v1::Export::Q4_1, v1::Export::Q5_0, v1::Export::Q5_1, v1::Export::Q4_K, v1::Export::Q6_K});
+  check.Known(at + "adapter", exports.adapter(), v1::Export::Adapter_IsValid(exports.adapter()));
+  if (exports.adapter() == v1::Export::BESIDE && spec.fine_tune().steps() == 0) {
+    check.Fail(at + "adapter", "BESIDE needs an adapter: fine_tune.steps is 0");
   }
-  CheckGgufType(check, at + "gguf_four_bit", output.gguf_four_bit(),
-                {Export::Q4_0, Export::Q4_1, Export::Q5_0, Export::Q5_1, Export::Q4_K});
-  CheckGgufType(check, at + "gguf_eight_bit", output.gguf_eight_bit(),
-                {Export::Q8_0, Export::Q6_K});
-  CheckGgufType(check, at + "gguf_sixteen_bit", output.gguf_sixteen_bit(),
-                {Export::BF16, Export::F16, Export::F32});
-  CheckGgufType(check, at + "gguf_embedding", output.gguf_embedding(),
-                {Export::F32, Export::F16, Export::BF16, Export::Q8_0, Export::Q4_0, Export::Q4_1,
-                 Export::Q5_0, Export::Q5_1, Export::Q4_K, Export::Q6_K});
 }
 
 void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,

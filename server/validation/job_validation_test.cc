@@ -119,13 +119,13 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
          s.mutable_pruning()->set_first_block(3);
          s.mutable_pruning()->set_last_block(3);
        }},
-      {"job.spec.export.formats", "PER_LAYER",
+      {"job.spec.export.formats[0]", "PER_LAYER",
        [](auto&, auto& s) {
          s.mutable_pruning()->set_layout(v1::Pruning::PER_LAYER);
          s.mutable_pruning()->set_ratio(0.2);
          s.mutable_export_()->add_formats(v1::Export::GGUF);
        }},
-      {"job.spec.export.formats", "twice",
+      {"job.spec.export.formats[1]", "twice",
        [](auto&, auto& s) {
          s.mutable_export_()->add_formats(v1::Export::GGUF);
          s.mutable_export_()->add_formats(v1::Export::GGUF);
@@ -260,6 +260,34 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto&, auto& s) { s.mutable_evaluation()->set_max_selection_tokens(255); }},
       {"job.spec.evaluation.max_test_tokens", "256",
        [](auto&, auto& s) { s.mutable_evaluation()->set_max_test_tokens(255); }},
+      {"job.spec.export.formats[0]", "not 4 bits as they are asked for",
+       [](auto&, auto& s) { s.mutable_export_()->add_formats(v1::Export::COMPRESSED_TENSORS); }},
+      {"job.spec.export.formats[1]", "candidate_bits 4 or 8, not both",
+       [](auto&, auto& s) {
+         s.mutable_export_()->add_formats(v1::Export::HUGGING_FACE);
+         s.mutable_export_()->add_formats(v1::Export::BITSANDBYTES);
+       }},
+      {"job.spec.export.formats[0]", "pruning.layout UNIFORM",
+       [](auto&, auto& s) {
+         s.mutable_export_()->add_formats(v1::Export::BITSANDBYTES);
+         s.mutable_search()->add_candidate_bits(4);
+         s.mutable_pruning()->set_layout(v1::Pruning::PER_LAYER);
+         s.mutable_pruning()->set_ratio(0.2);
+       }},
+      {"job.spec.export.formats[1]", "HUGGING_FACE twice",
+       [](auto&, auto& s) {
+         s.mutable_export_()->add_formats(v1::Export::HUGGING_FACE);
+         s.mutable_export_()->add_formats(v1::Export::HUGGING_FACE);
+       }},
+      {"job.spec.export.formats[0]", "99",
+       [](auto&, auto& s) {
+         s.mutable_export_()->add_formats(static_cast<v1::Export::Format>(99));
+       }},
+      {"job.spec.export.adapter", "fine_tune.steps is 0",
+       [](auto&, auto& s) {
+         s.mutable_export_()->set_adapter(v1::Export::BESIDE);
+         s.mutable_fine_tune()->set_steps(0);
+       }},
       {"job.spec.limits.max_attempts", "1 to 20",
        [](auto&, auto& s) { s.mutable_limits()->set_max_attempts(21); }},
   };
@@ -272,6 +300,24 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
     EXPECT_EQ(violations[0].field, test.field);
     EXPECT_THAT(violations[0].description, testing::HasSubstr(test.text)) << test.field;
   }
+}
+
+TEST(JobValidation, ExportsThatHoldTheCandidatesAreTaken) {
+  const auto ok = [](v1::Export::Format format, std::vector<int> bits,
+                     v1::Quantization::FourBit four_bit) {
+    v1::CreateJobRequest request = Smallest();
+    v1::CompressionSpec& spec = *request.mutable_job()->mutable_spec();
+    for (const int width : bits) spec.mutable_search()->add_candidate_bits(width);
+    spec.mutable_search()->set_max_average_bits(16);
+    spec.mutable_quantization()->set_four_bit(four_bit);
+    spec.mutable_export_()->add_formats(format);
+    return ValidateCreateJob(request, {}).ok();
+  };
+  EXPECT_TRUE(ok(v1::Export::COMPRESSED_TENSORS, {4, 8, 16}, v1::Quantization::INT4_GROUP));
+  EXPECT_FALSE(ok(v1::Export::COMPRESSED_TENSORS, {3, 16}, v1::Quantization::INT4_GROUP));
+  EXPECT_TRUE(ok(v1::Export::BITSANDBYTES, {4, 16}, v1::Quantization::FP4));
+  EXPECT_TRUE(ok(v1::Export::BITSANDBYTES, {8}, v1::Quantization::INT4_GROUP));
+  EXPECT_FALSE(ok(v1::Export::BITSANDBYTES, {4}, v1::Quantization::INT4_GROUP));
 }
 
 TEST(JobValidation, TheSmallestBudgetIsWhatTheFormatsStore) {

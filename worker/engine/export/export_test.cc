@@ -3,7 +3,6 @@
 //   QPRUNER_EXPORT_DIR=/tmp/export build/release/tests/engine_export_test
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <stdlib.h>
 
 #include <cmath>
 #include <filesystem>
@@ -22,6 +21,7 @@
 #include "worker/engine/export/model_card.h"
 #include "worker/engine/export/packed_model.h"
 #include "worker/engine/export/peft_adapter.h"
+#include "worker/engine/export/testing_model.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/formats/safetensors_writer.h"
 #include "worker/engine/model/checkpoint_source.h"
@@ -36,12 +36,6 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 constexpr char kModel[] = "data/models/stories260k";
-
-std::unique_ptr<WeightSource> OpenModel(const std::string& folder) {
-  auto checkpoint = Checkpoint::Open(folder);
-  if (!checkpoint.ok()) throw std::runtime_error(std::string(checkpoint.status().message()));
-  return MakeCheckpointSource(*checkpoint, at::kCPU, at::kFloat);
-}
 
 // Every format somewhere.
 FormatAssignment MixedAssignment(const ModelConfig& config) {
@@ -84,55 +78,19 @@ MemoryWeightSource Merge(WeightSource& source, const PeftAdapter& adapter) {
   return MemoryWeightSource(source.config(), blocks, source.Embedding(), source.FinalNorm());
 }
 
-// Texts that the model itself writes, drawn with a fixed seed. [4, 64]
-at::Tensor WriteTexts(WeightSource& source) {
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(5);
-  at::Tensor ids = at::ones({4, 1}, at::kLong);  // <s>
-  while (ids.size(1) < 64) {
-    const at::Tensor hidden = ForwardHidden(source, {ids})[0].select(1, -1);
-    const at::Tensor next = at::multinomial(at::softmax(at::matmul(hidden, source.Head().t()), -1),
-                                            1, false, generator);
-    ids = at::cat({ids, next}, 1);
-  }
-  return ids;
-}
-
-double Perplexity(WeightSource& source, const at::Tensor& ids) {
-  const at::Tensor hidden = ForwardHidden(source, {ids})[0];
-  const at::Tensor log_p = at::log_softmax(at::matmul(hidden, source.Head().t()), -1);
-  const at::Tensor targets = ids.slice(1, 1).unsqueeze(-1);
-  return std::exp(-log_p.slice(1, 0, -1).gather(-1, targets).to(at::kDouble).mean().item<double>());
-}
-
-nlohmann::json ReadJson(const std::string& path) {
-  const auto text = ReadFile(path, 1 << 20);
-  if (!text.ok()) throw std::runtime_error(std::string(text.status().message()));
-  return nlohmann::json::parse(*text);
-}
-
 class ExportTest : public ::testing::Test {
  protected:
   ExportTest() {
     // The models are so small that a second thread costs more than it gives.
     at::set_num_threads(1);
-    if (const char* kept = ::getenv("QPRUNER_EXPORT_DIR")) {
-      folder_ = kept;
-    } else {
-      std::string name = ::testing::TempDir() + "export_test.XXXXXX";
-      folder_ = ::mkdtemp(name.data());
-      temporary_ = true;
-    }
     base_ = OpenModel(kModel);
     auto source = QuantizedSource::Create(*base_, MixedAssignment(base_->config()));
     if (!source.ok()) throw std::runtime_error(std::string(source.status().message()));
     quantized_ = *std::move(source);
   }
-  ~ExportTest() override {
-    if (temporary_) std::filesystem::remove_all(folder_);
-  }
 
-  std::string folder_;
-  bool temporary_ = false;
+  const ExportFolder export_folder_;
+  const std::string& folder_ = export_folder_.path();
   std::unique_ptr<WeightSource> base_;
   std::unique_ptr<QuantizedSource> quantized_;
 };
@@ -367,9 +325,9 @@ TEST_F(ExportTest, ModelCardSaysWhatWasDone) {
   EXPECT_THAT(text, HasSubstr("| chosen | 400 | 5.250 | 4.3100 | 0.01230 |\n"));
   EXPECT_THAT(text, HasSubstr("- One note\n"));
   EXPECT_THAT(text, Not(HasSubstr("Fine-tuning**")));
-  EXPECT_THAT(text, HasSubstr("from_pretrained"));
-  card.uniform = false;
-  EXPECT_THAT(RenderModelCard(card), Not(HasSubstr("from_pretrained")));
+  EXPECT_THAT(text, Not(HasSubstr("## Use")));
+  card.use = "Load `it`.";
+  EXPECT_THAT(RenderModelCard(card), HasSubstr("\n## Use\n\nLoad `it`.\n"));
 }
 
 // A whole export: the merged model, the packed base and the adapter belong together.
@@ -387,15 +345,7 @@ TEST_F(ExportTest, TheMergedModelIsThePackedBaseWithTheAdapter) {
   EXPECT_NEAR(perplexity / Perplexity(merged, ids), 1, 0.01);
   EXPECT_GT(std::abs(Perplexity(*quantized_, ids) / perplexity - 1), 0.02);
 
-  nlohmann::json documents = nlohmann::json::array();
-  for (int64_t i = 0; i < ids.size(0); ++i) {
-    const int64_t* row = ids[i].const_data_ptr<int64_t>();
-    documents.push_back(std::vector<int64_t>(row, row + ids.size(1)));
-  }
-  ASSERT_TRUE(
-      WriteFileDurably(folder_ + "/ids.json",
-                       nlohmann::json{{"documents", documents}, {"perplexity", perplexity}}.dump())
-          .ok());
+  ASSERT_TRUE(WriteDocuments(folder_ + "/ids.json", ids, perplexity).ok());
 }
 
 std::map<std::string, GgmlType> GgufTypes(const ModelConfig& config, GgmlType type) {

@@ -9,8 +9,8 @@
 #include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "worker/engine/export/checkpoint_tensors.h"
+#include "worker/engine/export/model_folder.h"
 #include "worker/engine/formats/safetensors_writer.h"
-#include "worker/engine/formats/tokenizer_files.h"
 #include "worker/engine/model/checkpoint_source.h"
 
 namespace qpruner::engine {
@@ -42,18 +42,11 @@ absl::StatusOr<std::vector<std::string>> WriteHfModel(const std::string& folder,
   written.push_back("model.safetensors");
 
   const char* dtype_name = options.dtype == at::kFloat ? "float32" : "bfloat16";
-  RETURN_IF_ERROR(
-      WriteFileDurably(absl::StrCat(folder, "/config.json"),
-                       absl::StrCat(ModelConfigToJson(config, dtype_name).dump(2), "\n")));
+  RETURN_IF_ERROR(WriteModelConfig(folder, ModelConfigToJson(config, dtype_name)));
   written.push_back("config.json");
-
-  if (!options.tokenizer_from.empty()) {
-    ASSIGN_OR_RETURN(const TokenizerFiles files, ReadTokenizerFiles(options.tokenizer_from));
-    for (const auto& [name, content] : files) {
-      RETURN_IF_ERROR(WriteFileDurably(absl::StrCat(folder, "/", name), content));
-      written.push_back(name);
-    }
-  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> tokenizer,
+                   WriteTokenizerFiles(options.tokenizer_from, folder));
+  written.insert(written.end(), tokenizer.begin(), tokenizer.end());
   std::sort(written.begin(), written.end());
   return written;
 }

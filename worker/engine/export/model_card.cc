@@ -67,22 +67,7 @@ std::string RenderModelCard(const ModelCard& card) {
   }
   if (!card.notes.empty()) absl::StrAppend(&text, "\n");
   for (const std::string& note : card.notes) absl::StrAppend(&text, "- ", Inline(note), "\n");
-  absl::StrAppend(&text, "\n## Use\n\n");
-  if (card.gguf) {
-    absl::StrAppend(
-        &text,
-        "`model.gguf` holds weights, metadata and tokenizer, for llama.cpp and software "
-        "built on it. The scores of the last row are of this file.\n");
-  } else if (card.uniform) {
-    absl::StrAppend(&text,
-                    "This folder holds the dequantized weights with the adapter merged, as a plain "
-                    "model: `AutoModelForCausalLM.from_pretrained(folder)`. The scores of the last "
-                    "row are of these weights.\n");
-  } else {
-    absl::StrAppend(&text,
-                    "The blocks of this model differ in shape (`qpruner_block_shapes` in "
-                    "config.json), which `transformers` cannot load. QPruner reads it.\n");
-  }
+  if (!card.use.empty()) absl::StrAppend(&text, "\n## Use\n\n", card.use, "\n");
   return text;
 }
 

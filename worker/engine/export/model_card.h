@@ -30,10 +30,8 @@ struct ModelCard {
   std::string evaluation;    // What the scores were measured on.
   std::vector<ModelCardRow> rows;
   std::vector<std::string> notes;
-  // True: the card of a GGUF file; else of a Hugging Face folder.
-  bool gguf = false;
-  // False: blocks differ in shape, which transformers cannot load.
-  bool uniform = true;
+  // Markdown, as it stands: what this folder holds and how to load it.
+  std::string use;
 };
 
 // The card as Markdown with a YAML front matter.

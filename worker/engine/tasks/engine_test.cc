@@ -307,6 +307,62 @@ TEST_F(EngineTest, AnInterruptedRecoveryGoesOnToTheSameResult) {
   EXPECT_EQ(restarted->SerializeAsString(), whole->SerializeAsString());
 }
 
+TEST_F(EngineTest, ExportsWhatServingEnginesRead) {
+  // 64 inputs and 128 MLP channels: rows of whole groups.
+  TaskSpec asked = Task();
+  auto& spec = *asked.mutable_spec();
+  spec.mutable_quantization()->set_four_bit(v1::Quantization::INT4_GROUP);
+  spec.mutable_quantization()->set_group_size(32);
+  spec.mutable_quantization()->set_activation_scaling(true);
+  spec.mutable_export_()->add_formats(v1::Export::HUGGING_FACE);
+  spec.mutable_export_()->add_formats(v1::Export::COMPRESSED_TENSORS);
+  spec.mutable_export_()->set_adapter(v1::Export::BESIDE);
+  TaskSpec prepare = asked;
+  prepare.mutable_prepare();
+  const auto prepared = Run(prepare, "prepare-serving");
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  inputs_ = folder_ / "prepare-serving";
+  // The scaled model is the pruned model: a plain one measures the same.
+  const auto plain = Prepare("prepare-plain");
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_NEAR(
+      prepared->prepare().pruned_test().perplexity() / plain->prepare().pruned_test().perplexity(),
+      1, 1e-4);
+  inputs_ = folder_ / "prepare-serving";
+  TaskSpec task = asked;
+  Assign(*prepared, 4, task, *task.mutable_finalize());
+  const auto final = Run(task, "finalize-serving");
+  ASSERT_TRUE(final.ok()) << final.status();
+  for (const char* path :
+       {"model/model.safetensors", "compressed-tensors/model.safetensors",
+        "compressed-tensors/config.json", "compressed-tensors/tokenizer.json",
+        "compressed-tensors/README.md", "adapter/adapter_config.json", "adapter/README.md"}) {
+    EXPECT_TRUE(Digests(*final).count(path)) << path;
+  }
+  EXPECT_FALSE(Digests(*final).count("bitsandbytes/config.json"));
+  const std::string adapter =
+      *ReadFile((folder_ / "finalize-serving/adapter/adapter_config.json").string(), 1 << 20);
+  EXPECT_THAT(adapter, HasSubstr("\"base_model_name_or_path\": \"model\""));
+  // With the adapter beside it, model/ is the quantized model alone.
+  TaskSpec measured = Task();
+  measured.mutable_spec()->mutable_model()->set_uri("file://" +
+                                                    (folder_ / "finalize-serving/model").string());
+  measured.mutable_spec()->mutable_pruning()->set_ratio(0);
+  measured.mutable_prepare();
+  const auto exported = Run(measured, "measure-base");
+  ASSERT_TRUE(exported.ok()) << exported.status();
+  // bfloat16 rounds the dequantized weights once more.
+  EXPECT_NEAR(exported->prepare().original_test().perplexity() /
+                  final->finalize().chosen_test().perplexity(),
+              1, 5e-3);
+
+  // 172 channels are no whole groups: refused before any work is done.
+  prepare.mutable_spec()->mutable_pruning()->set_ratio(0);
+  const auto refused = Run(prepare, "refused");
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("172"));
+}
+
 TEST_F(EngineTest, GptqQuantizesOnceAndLosesLessThanRounding) {
   // Every width there is, integers where there is a choice.
   const auto with = [&](v1::Quantization::Method method) {

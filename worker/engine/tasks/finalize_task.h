@@ -11,13 +11,8 @@
 
 namespace qpruner::engine {
 
-// Writes into `output_dir`:
-//
-//   model/      a Hugging Face folder: the dequantized base with the adapter merged, in the
-//   export's
-//               dtype, with a README.md. Its weights as written are what the result measures.
-//   quantized/  the base in its packed bytes, with metadata
-//   adapter/    the adapter in PEFT's layout; only with fine-tuning
+// Writes the folders of exports.h into `output_dir`. What the result measures are the weights as
+// exported.
 //
 // The original model is read again (`builtin_dir`: what builtin:// means) only to learn from it.
 // INVALID_ARGUMENT: the assignment does not fit the model, or fine-tuning's settings are bad.

@@ -95,7 +95,9 @@ absl::StatusOr<GgufExport> ExportGguf(const std::string& folder, const v1::Expor
   result.metrics =
       CheckpointMetrics(source.config(), written->weight_bytes(), measure(*as_written));
   result.notes = summary.notes;
-  card.gguf = true;
+  card.use =
+      "`model.gguf` holds weights, metadata and tokenizer, for llama.cpp and software built on it. "
+      "The scores of the last row are of this file.";
   card.rows.push_back({.label = "model.gguf, as read back",
                        .weight_bytes = result.metrics.weight_bytes(),
                        .average_bits = result.metrics.average_bits(),
