@@ -310,6 +310,7 @@ TEST(JobValidation, ExportsThatHoldTheCandidatesAreTaken) {
     for (const int width : bits) spec.mutable_search()->add_candidate_bits(width);
     spec.mutable_search()->set_max_average_bits(16);
     spec.mutable_quantization()->set_four_bit(four_bit);
+    spec.mutable_quantization()->set_symmetric(format == v1::Export::COMPRESSED_TENSORS);
     spec.mutable_export_()->add_formats(format);
     return ValidateCreateJob(request, {}).ok();
   };

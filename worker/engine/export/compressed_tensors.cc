@@ -22,7 +22,7 @@ constexpr int64_t Words(int64_t count, int bits) { return (count * bits + 31) / 
 bool Holds(const Format& format) {
   switch (format.kind) {
     case FormatKind::kIntegerGroup:
-      return format.bits == 4 || format.bits == 8;
+      return format.symmetric && (format.bits == 4 || format.bits == 8);
     case FormatKind::kInteger8Row:
     case FormatKind::kBfloat16:
       return true;
@@ -67,11 +67,6 @@ std::vector<TensorToWrite> PackLinearWords(const std::string& prefix, const Form
   const int64_t groups = cols / format.group_size;
   tensors.push_back(PackedTensorToWrite(prefix + "weight_scale", DType::kBF16, {rows, groups},
                                         [=] { return packed().tensors.at("scale"); }));
-  if (!format.symmetric) {
-    tensors.push_back(PackedTensorToWrite(
-        prefix + "weight_zero_point", DType::kI32, {Words(rows, bits), groups},
-        [=] { return PackWords(UnpackIntegers(packed()).zero_point.t(), bits).t(); }));
-  }
   return tensors;
 }
 
@@ -119,10 +114,10 @@ absl::Status CheckCompressedTensors(const ModelConfig& config, const std::vector
   }
   for (const Format& format : formats) {
     if (!Holds(format)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("export.formats COMPRESSED_TENSORS holds integers of 4 or 8 bits in groups, "
-                       "int8-row and bfloat16, not ",
-                       FormatName(format)));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "export.formats COMPRESSED_TENSORS holds symmetric integers of 4 or 8 bits in "
+          "groups, int8-row and bfloat16, not ",
+          FormatName(format)));
     }
     if (format.kind != FormatKind::kIntegerGroup) continue;
     for (LinearKind kind : kLinearKinds) {

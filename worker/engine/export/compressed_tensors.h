@@ -20,7 +20,8 @@
 namespace qpruner::engine {
 
 // Whether the export can hold a model whose linears take any of `formats`. INVALID_ARGUMENT names
-// the format or linear and the rule: integers of 4 or 8 bits in groups, int8-row and bfloat16; rows
+// the format or linear and the rule: symmetric integers of 4 or 8 bits in groups, int8-row and
+// bfloat16; rows
 // that are whole groups; blocks of one shape.
 absl::Status CheckCompressedTensors(const ModelConfig& config, const std::vector<Format>& formats);
 

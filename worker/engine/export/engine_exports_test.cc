@@ -96,18 +96,19 @@ at::Tensor UnpackWords(const at::Tensor& words, int bits, int64_t count) {
 }
 
 TEST_F(ServingExportTest, CompressedTensorsHoldsAWidthPerLayer) {
-  for (const bool symmetric : {true, false}) {
-    const Format four = Format::IntegerGroup(4, 32, symmetric);
-    const Format eight = Format::IntegerGroup(8, 32, symmetric);
+  for (const bool uniform : {true, false}) {
+    const Format four = Format::IntegerGroup(4, 32, /*symmetric=*/true);
+    const Format eight = Format::IntegerGroup(8, 32, /*symmetric=*/true);
     FormatAssignment mixed = UniformAssignment(model_.config(), four);
     for (const auto& [linear, format] : UniformAssignment(model_.config(), four)) {
+      if (uniform) break;
       if (linear.find("layers.3.") != std::string::npos) mixed[linear] = eight;
       if (linear.find("layers.4.mlp") != std::string::npos) mixed[linear] = Format::Integer8Row();
       if (linear.find("layers.0.") != std::string::npos) mixed[linear] = Format::Bfloat16();
     }
     const auto source = Quantized(mixed);
     const std::string folder =
-        Folder(symmetric ? "compressed-tensors-symmetric" : "compressed-tensors", *source);
+        Folder(uniform ? "compressed-tensors-uniform" : "compressed-tensors-mixed", *source);
     ASSERT_TRUE(CheckCompressedTensors(model_.config(),
                                        {four, eight, Format::Integer8Row(), Format::Bfloat16()})
                     .ok());
@@ -129,14 +130,7 @@ TEST_F(ServingExportTest, CompressedTensorsHoldsAWidthPerLayer) {
         const int64_t rows = expected.size(0), cols = expected.size(1);
         EXPECT_TRUE(at::equal(Get(name + ".weight_shape"), at::tensor({rows, cols}, at::kLong)));
         at::Tensor scale = Get(name + ".weight_scale").to(at::kFloat);
-        at::Tensor codes = UnpackWords(Get(name + ".weight_packed"), format.bits, cols);
-        if (format.kind == FormatKind::kIntegerGroup && !symmetric) {
-          const at::Tensor zero =
-              UnpackWords(Get(name + ".weight_zero_point").t(), format.bits, rows).t();
-          codes = codes - zero.repeat_interleave(32, 1);
-        } else {
-          EXPECT_FALSE(Has(name + ".weight_zero_point")) << name;
-        }
+        const at::Tensor codes = UnpackWords(Get(name + ".weight_packed"), format.bits, cols);
         scale = scale.repeat_interleave(cols / scale.size(1), 1);
         // int8-row: SCB / 127 is rounded once more.
         EXPECT_TRUE(at::allclose(codes * scale, expected, 1e-6, 0)) << name;
@@ -144,15 +138,16 @@ TEST_F(ServingExportTest, CompressedTensorsHoldsAWidthPerLayer) {
     }
     const nlohmann::json config = ReadJson(folder + "/config.json")["quantization_config"];
     EXPECT_EQ(config["format"], "pack-quantized");
-    ASSERT_EQ(config["config_groups"].size(), 3u);
+    ASSERT_EQ(config["config_groups"].size(), uniform ? 1u : 3u);
     std::map<std::string, nlohmann::json> groups;
     for (const auto& group : config["config_groups"]) {
       groups[absl::StrCat(group["weights"]["num_bits"].get<int>(),
                           group["weights"]["strategy"].get<std::string>())] = group;
     }
-    EXPECT_EQ(groups["4group"]["weights"]["symmetric"], symmetric);
+    EXPECT_EQ(groups["4group"]["weights"]["symmetric"], true);
     EXPECT_EQ(groups["4group"]["weights"]["group_size"], 32);
     EXPECT_EQ(groups["4group"]["targets"].size(), 7u);
+    if (uniform) continue;
     EXPECT_EQ(groups["4group"]["targets"][0], "re:^model\\.layers\\.(1|2|4)\\.self_attn\\.q_proj$");
     EXPECT_THAT(groups["8channel"]["targets"],
                 UnorderedElementsAre("re:^model\\.layers\\.(4)\\.mlp\\.gate_proj$",
@@ -212,9 +207,11 @@ TEST_F(ServingExportTest, WhatAFormatCannotHoldIsRefusedByName) {
     return std::string(CheckCompressedTensors(config, {Format::Bfloat16(), format}).message());
   };
   EXPECT_THAT(compressed(model_.config(), Format::NormalFloat(4)), HasSubstr("not nf4"));
-  EXPECT_THAT(compressed(model_.config(), Format::IntegerGroup(3, 32)),
-              HasSubstr("not int3-group32"));
-  EXPECT_THAT(compressed(whole->config(), Format::IntegerGroup(4, 32)),
+  EXPECT_THAT(compressed(model_.config(), Format::IntegerGroup(3, 32, true)),
+              HasSubstr("not int3-sym-group32"));
+  EXPECT_THAT(compressed(model_.config(), Format::IntegerGroup(4, 32)),
+              HasSubstr("not int4-group32"));
+  EXPECT_THAT(compressed(whole->config(), Format::IntegerGroup(4, 32, true)),
               HasSubstr("model.layers.0.mlp.down_proj have 172 weights"));
   const auto bitsandbytes = [&](const std::vector<Format>& formats) {
     return std::string(CheckBitsandbytes(model_.config(), formats).message());

@@ -313,6 +313,7 @@ TEST_F(EngineTest, ExportsWhatServingEnginesRead) {
   auto& spec = *asked.mutable_spec();
   spec.mutable_quantization()->set_four_bit(v1::Quantization::INT4_GROUP);
   spec.mutable_quantization()->set_group_size(32);
+  spec.mutable_quantization()->set_symmetric(true);
   spec.mutable_quantization()->set_activation_scaling(true);
   spec.mutable_export_()->add_formats(v1::Export::HUGGING_FACE);
   spec.mutable_export_()->add_formats(v1::Export::COMPRESSED_TENSORS);
