@@ -133,8 +133,9 @@ absl::Status CheckCompressedTensors(const ModelConfig& config, const std::vector
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<std::string>> WriteCompressedTensors(
-    const std::string& folder, QuantizedSource& source, const std::string& tokenizer_from) {
+absl::StatusOr<std::vector<std::string>> WriteCompressedTensors(const std::string& folder,
+                                                                QuantizedSource& source,
+                                                                const std::string& tokenizer_from) {
   std::map<std::string, Format> formats;
   for (const auto& [linear, format] : source.assignment()) formats[FormatName(format)] = format;
   Json groups = Json::object();

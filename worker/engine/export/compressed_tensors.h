@@ -26,8 +26,9 @@ namespace qpruner::engine {
 absl::Status CheckCompressedTensors(const ModelConfig& config, const std::vector<Format>& formats);
 
 // Writes the folder. REQUIRES: CheckCompressedTensors. Otherwise as WriteQuantizedCheckpoint.
-absl::StatusOr<std::vector<std::string>> WriteCompressedTensors(
-    const std::string& folder, QuantizedSource& source, const std::string& tokenizer_from);
+absl::StatusOr<std::vector<std::string>> WriteCompressedTensors(const std::string& folder,
+                                                                QuantizedSource& source,
+                                                                const std::string& tokenizer_from);
 
 }  // namespace qpruner::engine
 

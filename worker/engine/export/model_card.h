@@ -30,6 +30,8 @@ struct ModelCard {
   std::string evaluation;    // What the scores were measured on.
   std::vector<ModelCardRow> rows;
   std::vector<std::string> notes;
+  // True: the card of a GGUF file; else of a Hugging Face folder.
+  bool gguf = false;
   // Markdown, as it stands: what this folder holds and how to load it.
   std::string use;
 };

@@ -8,8 +8,7 @@
 namespace qpruner::engine {
 
 absl::Status WriteModelConfig(const std::string& folder, const nlohmann::json& config) {
-  return WriteFileDurably(absl::StrCat(folder, "/config.json"),
-                          absl::StrCat(config.dump(2), "\n"));
+  return WriteFileDurably(absl::StrCat(folder, "/config.json"), absl::StrCat(config.dump(2), "\n"));
 }
 
 absl::StatusOr<std::vector<std::string>> WriteTokenizerFiles(const std::string& from,

@@ -53,6 +53,13 @@ class SortedTable {
   std::array<std::pair<float, uint8_t>, 256> entries_;
 };
 
+const SortedTable& TableOf(Codebook codebook) {
+  static const std::array<SortedTable, 5> tables = {
+      SortedTable(Codebook::kNf2), SortedTable(Codebook::kNf3), SortedTable(Codebook::kNf4),
+      SortedTable(Codebook::kNf8), SortedTable(Codebook::kFp4)};
+  return tables[static_cast<size_t>(codebook)];
+}
+
 }  // namespace
 
 void RoundRowToIntegers(float* w, int64_t count, const float* u, int64_t stride, const float* scale,
@@ -67,7 +74,7 @@ void RoundRowToIntegers(float* w, int64_t count, const float* u, int64_t stride,
 
 void RoundRowToCodebook(float* w, int64_t count, const float* u, int64_t stride,
                         const float* absmax, Codebook codebook, uint8_t* codes, float* errors) {
-  const SortedTable table(codebook);
+  const SortedTable& table = TableOf(codebook);
   RoundRow(w, count, u, stride, errors, [&](int64_t i, float value) {
     const auto& [entry, code] = table.Nearest(absmax[i] > 0 ? value / absmax[i] : 0);
     codes[i] = code;

@@ -95,6 +95,7 @@ absl::StatusOr<GgufExport> ExportGguf(const std::string& folder, const v1::Expor
   result.metrics =
       CheckpointMetrics(source.config(), written->weight_bytes(), measure(*as_written));
   result.notes = summary.notes;
+  card.gguf = true;
   card.use =
       "`model.gguf` holds weights, metadata and tokenizer, for llama.cpp and software built on it. "
       "The scores of the last row are of this file.";
