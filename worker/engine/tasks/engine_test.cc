@@ -308,8 +308,10 @@ TEST_F(EngineTest, AnInterruptedRecoveryGoesOnToTheSameResult) {
 }
 
 TEST_F(EngineTest, ExportsWhatServingEnginesRead) {
-  // 64 inputs and 128 MLP channels: rows of whole groups.
-  TaskSpec asked = Task();
+  // All heads and 128 MLP channels stay: rows of whole groups.
+  TaskSpec unscaled = Task();
+  unscaled.mutable_spec()->mutable_pruning()->set_ratio(0.24);
+  TaskSpec asked = unscaled;
   auto& spec = *asked.mutable_spec();
   spec.mutable_quantization()->set_four_bit(v1::Quantization::INT4_GROUP);
   spec.mutable_quantization()->set_group_size(32);
@@ -322,9 +324,9 @@ TEST_F(EngineTest, ExportsWhatServingEnginesRead) {
   prepare.mutable_prepare();
   const auto prepared = Run(prepare, "prepare-serving");
   ASSERT_TRUE(prepared.ok()) << prepared.status();
-  inputs_ = folder_ / "prepare-serving";
-  // The scaled model is the pruned model: a plain one measures the same.
-  const auto plain = Prepare("prepare-plain");
+  // The scaled model is the pruned model: without scaling it measures the same.
+  unscaled.mutable_prepare();
+  const auto plain = Run(unscaled, "prepare-unscaled");
   ASSERT_TRUE(plain.ok()) << plain.status();
   EXPECT_NEAR(
       prepared->prepare().pruned_test().perplexity() / plain->prepare().pruned_test().perplexity(),
