@@ -15,10 +15,8 @@ namespace {
 // A square projection of a 7B model.
 constexpr int64_t kSize = 4096;
 
-const Format kFormats[] = {Format::NormalFloat(4),
-                           Format::IntegerGroup(4, 64),
-                           Format::Integer8Row(),
-                           Format::Bfloat16()};
+const Format kFormats[] = {Format::NormalFloat(4), Format::IntegerGroup(4, 64),
+                           Format::Integer8Row(), Format::Bfloat16()};
 
 at::Tensor Weight() {
   return at::randn({kSize, kSize}, at::make_generator<at::CPUGeneratorImpl>(1)) * 0.02;

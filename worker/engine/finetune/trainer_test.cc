@@ -228,8 +228,8 @@ TEST(TrainerTest, StoppedAndContinuedEqualsUndisturbed) {
 
 TEST(TrainerTest, RecoversAQuantizedModelAndReturnsTheBest) {
   const auto stories = Stories();
-  auto quantized =
-      QuantizedSource::Create(*stories, UniformAssignment(stories->config(), Format::NormalFloat(4)));
+  auto quantized = QuantizedSource::Create(
+      *stories, UniformAssignment(stories->config(), Format::NormalFloat(4)));
   ASSERT_TRUE(quantized.ok()) << quantized.status();
   AdapterStart start = StartAdapter(*stories, **quantized, AdapterInit::kLoftq, 1, {.rank = 4});
   // Real text: 4 samples to train on, 2 held out.
