@@ -90,6 +90,11 @@ void ResolveUris(v1::CompressionJob& job, const std::string& folder) {
   if (spec.evaluation().has_dataset()) {
     ResolveUri(spec.mutable_evaluation()->mutable_dataset()->mutable_uri(), folder);
   }
+  if (spec.has_evaluation()) {
+    for (v1::EvaluationTask& task : *spec.mutable_evaluation()->mutable_tasks()) {
+      ResolveUri(task.mutable_uri(), folder);
+    }
+  }
 }
 
 // The shortest digits that read back as the same number.

@@ -235,11 +235,13 @@ TEST(JobFileTest, PathsBecomeFileUris) {
   EXPECT_EQ(LocalUri("builtin://stories260k", "/jobs"), "builtin://stories260k");
   EXPECT_EQ(LocalUri("../models/a/", "/jobs/b"), "file:///jobs/models/a");
   EXPECT_EQ(LocalUri("/models/a", "/jobs"), "file:///models/a");
-  absl::StatusOr<JobFile> file =
-      Parse("spec: {model: {uri: ./m}, fine_tune: {dataset: {uri: t.txt}}}\n");
+  absl::StatusOr<JobFile> file = Parse(
+      "spec: {model: {uri: ./m}, fine_tune: {dataset: {uri: t.txt}},"
+      " evaluation: {tasks: [{name: piqa, uri: eval/piqa.jsonl}]}}\n");
   ASSERT_TRUE(file.ok()) << file.status();
   EXPECT_EQ(file->job.spec().model().uri(), "file:///jobs/m");
   EXPECT_EQ(file->job.spec().fine_tune().dataset().uri(), "file:///jobs/t.txt");
+  EXPECT_EQ(file->job.spec().evaluation().tasks(0).uri(), "file:///jobs/eval/piqa.jsonl");
 }
 
 TEST(JobFileTest, OverridesReplace) {

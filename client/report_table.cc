@@ -46,6 +46,74 @@ bool SplitGroup(const std::string& group, int* block, std::string* kind) {
   return false;
 }
 
+// Rows of cells under a header, the first column to the left and the others to the right. A row
+// whose mark is true stands out; remarks follow the rows they belong to.
+std::string FormatTable(const std::vector<std::string>& header,
+                        const std::vector<std::vector<std::string>>& rows,
+                        const std::vector<bool>& marks, const std::vector<std::string>& remarks,
+                        const TextStyle& style) {
+  std::vector<int> widths;
+  for (size_t i = 0; i < header.size(); ++i) {
+    int width = DisplayWidth(header[i]);
+    for (const auto& row : rows) width = std::max(width, DisplayWidth(row[i]));
+    widths.push_back(width);
+  }
+  const auto line = [&](const std::vector<std::string>& cells) {
+    std::string out;
+    for (size_t i = 0; i < cells.size(); ++i) {
+      absl::StrAppend(&out, i == 0 ? PadRight(cells[i], widths[i])
+                                   : absl::StrCat("   ", PadLeft(cells[i], widths[i])));
+    }
+    return out;
+  };
+  int total = 0;
+  for (const int width : widths) total += width + 3;
+  // One escape sequence for the whole rule, not one for each piece of it.
+  std::string rule;
+  for (int i = 0; i < total; ++i) absl::StrAppend(&rule, style.unicode ? "─" : "-");
+  std::string out = absl::StrCat("    ", Painted(style, Paint::kBold, line(header)), "\n  ",
+                                 Painted(style, Paint::kDim, rule), "\n");
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const std::string mark = marks[i] ? (style.unicode ? "▸ " : "> ") : "  ";
+    absl::StrAppend(&out, "  ",
+                    Painted(style, marks[i] ? Paint::kBoldGreen : Paint::kNone,
+                            absl::StrCat(mark, line(rows[i]))),
+                    Painted(style, Paint::kDim, remarks[i]), "\n");
+  }
+  return out;
+}
+
+// The metrics of the tasks, a column for each model that was scored on them. Empty without tasks.
+std::string FormatTasks(const v1::JobReport& report, const TextStyle& style) {
+  std::vector<std::string> header = {"task"};
+  std::vector<std::vector<std::string>> rows;
+  const auto cell = [&](const v1::TaskScore::Accuracy& accuracy) {
+    return absl::StrFormat("%.3f %s %.3f", accuracy.mean(), style.unicode ? "±" : "+-",
+                           accuracy.standard_error());
+  };
+  for (const v1::JobReport::Row& row : report.rows()) {
+    if (row.metrics().tasks().empty()) continue;
+    header.push_back(RowTitle(row.label()));
+    size_t line = 0;
+    const auto add = [&](const v1::TaskScore& task, const char* metric,
+                         const v1::TaskScore::Accuracy& accuracy) {
+      if (line == rows.size()) {
+        rows.emplace_back(header.size() - 1, "-");
+        rows.back()[0] = absl::StrCat(Printable(task.name()), " ", metric);
+      }
+      rows[line++].push_back(cell(accuracy));
+    };
+    for (const v1::TaskScore& task : row.metrics().tasks()) {
+      add(task, "acc", task.acc());
+      if (task.has_acc_norm()) add(task, "acc_norm", task.acc_norm());
+    }
+    for (; line < rows.size(); ++line) rows[line].push_back("-");
+  }
+  if (rows.empty()) return "";
+  return absl::StrCat("\n", FormatTable(header, rows, std::vector<bool>(rows.size()),
+                                        std::vector<std::string>(rows.size()), style));
+}
+
 }  // namespace
 
 std::string Sparkline(const std::vector<double>& values, const TextStyle& style) {
@@ -66,6 +134,7 @@ std::string FormatReport(const v1::JobReport& report, const TextStyle& style) {
   const std::vector<std::string> header = {"",     "weights",    "size",
                                            "bits", "perplexity", "KL to original"};
   std::vector<std::vector<std::string>> rows;
+  std::vector<bool> marks;
   std::vector<std::string> remarks;
   double original = 0;
   for (const v1::JobReport::Row& row : report.rows()) {
@@ -78,47 +147,13 @@ std::string FormatReport(const v1::JobReport& report, const TextStyle& style) {
              : "-",
          m.average_bits() > 0 ? absl::StrFormat("%.2f", m.average_bits()) : "-",
          FormatPerplexity(m.perplexity()), FormatQuality(m.kl_divergence())});
+    marks.push_back(IsResult(row.label()));
     remarks.push_back(row.adapter_bytes() > 0
                           ? absl::StrCat("  + ", FormatBytes(row.adapter_bytes()), " adapter")
                           : "");
   }
-  std::vector<int> widths;
-  for (size_t i = 0; i < header.size(); ++i) {
-    int width = DisplayWidth(header[i]);
-    for (const auto& row : rows) width = std::max(width, DisplayWidth(row[i]));
-    widths.push_back(width);
-  }
-  const auto line = [&](const std::vector<std::string>& cells) {
-    std::string out;
-    for (size_t i = 0; i < cells.size(); ++i) {
-      absl::StrAppend(&out, i == 0 ? PadRight(cells[i], widths[i])
-                                   : absl::StrCat("   ", PadLeft(cells[i], widths[i])));
-    }
-    return out;
-  };
-  int total = 0;
-  for (const int width : widths) total += width + 3;
-
-  std::string out = absl::StrCat("    ", Painted(style, Paint::kBold, line(header)), "\n  ");
-  for (int i = 0; i < total; ++i) {
-    absl::StrAppend(&out, Painted(style, Paint::kDim, style.unicode ? "─" : "-"));
-  }
-  // One escape sequence for the whole rule, not one for each piece of it.
-  if (style.color) {
-    std::string rule;
-    for (int i = 0; i < total; ++i) absl::StrAppend(&rule, style.unicode ? "─" : "-");
-    out = absl::StrCat("    ", Painted(style, Paint::kBold, line(header)), "\n  ",
-                       Painted(style, Paint::kDim, rule));
-  }
-  absl::StrAppend(&out, "\n");
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const bool result = IsResult(report.rows(static_cast<int>(i)).label());
-    const std::string mark = result ? (style.unicode ? "▸ " : "> ") : "  ";
-    absl::StrAppend(&out, "  ",
-                    Painted(style, result ? Paint::kBoldGreen : Paint::kNone,
-                            absl::StrCat(mark, line(rows[i]))),
-                    Painted(style, Paint::kDim, remarks[i]), "\n");
-  }
+  std::string out =
+      absl::StrCat(FormatTable(header, rows, marks, remarks, style), FormatTasks(report, style));
 
   // What else there is to say.
   std::vector<std::string> facts;

@@ -94,6 +94,7 @@ void FillDefaults(v1::CompressionSpec& spec) {
   QPRUNER_DEFAULT(evaluation, sequence_length, 512);
   QPRUNER_DEFAULT(evaluation, max_selection_tokens, 8192);
   QPRUNER_DEFAULT(evaluation, max_test_tokens, 16384);
+  for (v1::EvaluationTask& task : *evaluation.mutable_tasks()) QPRUNER_DEFAULT(task, limit, 0);
 
   v1::Export& output = *spec.mutable_export_();
   QPRUNER_ENUM_DEFAULT(output, dtype, v1::Export::BFLOAT16);

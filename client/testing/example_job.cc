@@ -81,6 +81,21 @@ void AddRow(v1::JobReport& report, const char* label, int64_t bytes, double bits
   row.mutable_metrics()->set_parameter_count(bytes > 500'000 ? 260'032 : 230'400);
 }
 
+// Scores that fall with the divergence, of a task with continuations and of one with contexts.
+void AddTaskScores(v1::JobReport::Row& row) {
+  const double kl = row.metrics().kl_divergence();
+  for (const bool partial : {false, true}) {
+    v1::TaskScore& task = *row.mutable_metrics()->add_tasks();
+    task.set_name(partial ? "winogrande" : "piqa");
+    task.set_item_count(partial ? 1267 : 1838);
+    task.mutable_acc()->set_mean((partial ? 0.531 : 0.642) - 0.2 * kl);
+    task.mutable_acc()->set_standard_error(partial ? 0.014 : 0.0112);
+    if (partial) continue;
+    task.mutable_acc_norm()->set_mean(0.651 - 0.2 * kl);
+    task.mutable_acc_norm()->set_standard_error(0.0111);
+  }
+}
+
 }  // namespace
 
 ExampleJob MakeExampleJob() {
@@ -172,6 +187,9 @@ ExampleJob MakeExampleJob() {
   AddRow(report, "uniform-8", 282'240, 8.22, 4.8811, 0.18703);
   AddRow(report, "chosen", 238'592, 6.73, 4.9604, 0.20611);
   AddRow(report, "fine-tuned", 238'592, 6.73, 4.3127, 0.08125);
+  for (v1::JobReport::Row& row : *report.mutable_rows()) {
+    if (row.label().rfind("uniform-", 0) != 0) AddTaskScores(row);
+  }
   report.mutable_rows(2)->set_trial(name.TrialName(1));
   report.mutable_rows(3)->set_trial(name.TrialName(2));
   report.mutable_rows(4)->set_trial(name.TrialName(kChosen));

@@ -28,6 +28,8 @@ constexpr int kMaxLabels = 32;
 constexpr size_t kMaxLabelValueBytes = 63;
 constexpr size_t kMaxRequestIdBytes = 64;
 constexpr size_t kMaxUriBytes = 4096;
+constexpr int kMaxEvaluationTasks = 32;
+constexpr size_t kMaxQuerySuffixBytes = 256;
 // Longer values are cut in messages.
 constexpr size_t kMaxQuotedBytes = 100;
 
@@ -103,11 +105,8 @@ bool IsBelowAnyRoot(const std::string& path, const std::vector<std::string>& roo
 template <size_t N>
 void CheckUri(FieldChecker& check, const std::string& field, absl::string_view uri,
               const std::array<const char*, N>& builtins, const JobValidationOptions& options) {
-  const std::string forms =
-      absl::StrCat("file:///absolute/path or ",
-                   absl::StrJoin(builtins, " or ", [](std::string* out, const char* name) {
-                     absl::StrAppend(out, "builtin://", name);
-                   }));
+  std::string forms = "file:///absolute/path";
+  for (const char* name : builtins) absl::StrAppend(&forms, " or builtin://", name);
   if (uri.empty()) {
     check.Fail(field, absl::StrCat("is required: ", forms));
     return;
@@ -476,6 +475,42 @@ void CheckExport(FieldChecker& check, const v1::CompressionSpec& spec) {
   }
 }
 
+bool IsTaskName(absl::string_view name) {
+  const auto is_inner = [](char c) {
+    return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '_' || c == '.' || c == '-';
+  };
+  return !name.empty() && name.size() <= 63 && absl::ascii_isalnum(name[0]) &&
+         std::all_of(name.begin(), name.end(), is_inner);
+}
+
+void CheckEvaluationTasks(FieldChecker& check, const v1::Evaluation& evaluation,
+                          const JobValidationOptions& options) {
+  const std::string at = "job.spec.evaluation.tasks";
+  if (evaluation.tasks_size() > kMaxEvaluationTasks) {
+    check.Fail(at, absl::StrCat("must be at most ", kMaxEvaluationTasks, ", are ",
+                                evaluation.tasks_size()));
+    return;
+  }
+  std::set<std::string> seen;
+  for (int i = 0; i < evaluation.tasks_size(); ++i) {
+    const v1::EvaluationTask& task = evaluation.tasks(i);
+    const std::string field = absl::StrCat(at, "[", i, "].");
+    if (!IsTaskName(task.name())) {
+      check.Fail(field + "name",
+                 absl::StrCat("must match [a-z0-9][a-z0-9_.-]{0,62}, is ", Quoted(task.name())));
+    } else if (!seen.insert(task.name()).second) {
+      check.Fail(field + "name",
+                 absl::StrCat("is taken by an earlier task: ", Quoted(task.name())));
+    }
+    CheckUri(check, field + "uri", task.uri(), std::array<const char*, 0>{}, options);
+    check.Range(field + "limit", task.limit(), 0, 1'000'000);
+    if (task.query_suffix().size() > kMaxQuerySuffixBytes) {
+      check.Fail(field + "query_suffix", absl::StrCat("must be at most ", kMaxQuerySuffixBytes,
+                                                      " bytes, is ", task.query_suffix().size()));
+    }
+  }
+}
+
 void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
                const JobValidationOptions& options) {
   CheckUri(check, "job.spec.model.uri", spec.model().uri(), kBuiltinModels, options);
@@ -498,6 +533,7 @@ void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
   check.Range("job.spec.evaluation.max_selection_tokens", evaluation.max_selection_tokens(), 256,
               1'000'000);
   check.Range("job.spec.evaluation.max_test_tokens", evaluation.max_test_tokens(), 256, 10'000'000);
+  CheckEvaluationTasks(check, evaluation, options);
 
   CheckExport(check, spec);
   check.Range("job.spec.limits.max_attempts", spec.limits().max_attempts(), 1, 20);

@@ -3,6 +3,7 @@
 #include <functional>
 #include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/status_codec.h"
@@ -18,6 +19,13 @@ v1::CreateJobRequest Smallest() {
   spec.mutable_model()->set_uri("builtin://stories260k");
   spec.mutable_search()->set_max_average_bits(6);
   return request;
+}
+
+v1::EvaluationTask& AddTask(v1::CompressionSpec& spec, const std::string& name) {
+  v1::EvaluationTask& task = *spec.mutable_evaluation()->add_tasks();
+  task.set_name(name);
+  task.set_uri("file:///tasks/piqa.jsonl");
+  return task;
 }
 
 TEST(JobValidation, AModelAndABudgetAreEnoughAndDefaultsAreFilledIn) {
@@ -287,6 +295,22 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto&, auto& s) {
          s.mutable_export_()->set_adapter(v1::Export::BESIDE);
          s.mutable_fine_tune()->set_steps(0);
+       }},
+      {"job.spec.evaluation.tasks[0].name", "[a-z0-9]", [](auto&, auto& s) { AddTask(s, "PIQA"); }},
+      {"job.spec.evaluation.tasks[1].name", "taken",
+       [](auto&, auto& s) { AddTask(s, "piqa"), AddTask(s, "piqa"); }},
+      {"job.spec.evaluation.tasks[0].uri",
+       "names nothing that is shipped: \"builtin://piqa\"; it must be file:///absolute/path",
+       [](auto&, auto& s) { AddTask(s, "piqa").set_uri("builtin://piqa"); }},
+      {"job.spec.evaluation.tasks[0].uri", "is required",
+       [](auto&, auto& s) { AddTask(s, "piqa").clear_uri(); }},
+      {"job.spec.evaluation.tasks[0].limit", "0 to 1000000",
+       [](auto&, auto& s) { AddTask(s, "piqa").set_limit(-1); }},
+      {"job.spec.evaluation.tasks[0].query_suffix", "256 bytes",
+       [](auto&, auto& s) { AddTask(s, "piqa").set_query_suffix(std::string(257, 'x')); }},
+      {"job.spec.evaluation.tasks", "at most 32, are 33",
+       [](auto&, auto& s) {
+         for (int i = 0; i < 33; ++i) AddTask(s, absl::StrCat("task", i));
        }},
       {"job.spec.limits.max_attempts", "1 to 20",
        [](auto&, auto& s) { s.mutable_limits()->set_max_attempts(21); }},

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "base/durable_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -55,7 +56,8 @@ TEST_P(LmEvalTest, AgreesItemByItem) {
         return texts[texts.size() == 1 ? 0 : choice];
       };
       EXPECT_EQ(either(items[i].contexts), expected.at("requests")[choice][0]);
-      EXPECT_EQ(" " + either(items[i].continuations), expected.at("requests")[choice][1]);
+      EXPECT_EQ(absl::StrCat(" ", either(items[i].continuations)),
+                expected.at("requests")[choice][1]);
       // Float32 arithmetic in another order of summation: logits differ by some 1e-6.
       const double nats = expected.at("log_likelihoods")[choice];
       EXPECT_NEAR(actual.choices[choice].nats, nats, 1e-5 * std::max(1.0, -nats));

@@ -41,6 +41,7 @@ class EngineTest : public ::testing::Test {
     char pattern[] = "/tmp/qpruner_engine_test.XXXXXX";
     folder_ = mkdtemp(pattern);
     data_ = fs::path(Environment("QPRUNER_SOURCE_DIR")) / "data";
+    WriteTask("the little girl.");
     int sockets[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets), 0);
     auto child = ChildProcess::Spawn(
@@ -70,11 +71,23 @@ class EngineTest : public ::testing::Test {
     spec.mutable_evaluation()->set_sequence_length(128);
     spec.mutable_evaluation()->set_max_selection_tokens(600);
     spec.mutable_evaluation()->set_max_test_tokens(600);
+    auto& questions = *spec.mutable_evaluation()->add_tasks();
+    questions.set_name("questions");
+    questions.set_uri("file://" + (folder_ / "questions.jsonl").string());
     spec.mutable_fine_tune()->set_steps(6);
     spec.mutable_fine_tune()->set_warmup_steps(1);
     spec.mutable_fine_tune()->set_batch_size(2);
     spec.mutable_fine_tune()->set_sequence_length(64);
     return task;
+  }
+
+  // Two questions, `choice` among the first one's.
+  void WriteTask(const std::string& choice) const {
+    std::ofstream(folder_ / "questions.jsonl")
+        << R"({"query": "Once upon a time, there was", "choices": ["a little girl.", ")" << choice
+        << R"("], "gold": 0})"
+        << "\n"
+        << R"({"context_options": ["Lily", "The sun"], "continuation": "was sad.", "gold": 0})";
   }
 
   // The task's outputs become inputs of `task` too, as through the artifact store.
@@ -161,6 +174,17 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
   EXPECT_TRUE(Digests(*prepared).count("prepared/reference.safetensors"));
   EXPECT_TRUE(Digests(*prepared).count("report/scores.json"));
 
+  // Before the other tasks run, the file changes: they read what PREPARE kept.
+  WriteTask("");
+  for (const auto* metrics : {&space.original_test(), &space.pruned_test()}) {
+    ASSERT_EQ(metrics->tasks_size(), 1);
+    EXPECT_EQ(metrics->tasks(0).name(), "questions");
+    EXPECT_EQ(metrics->tasks(0).item_count(), 2);
+    EXPECT_TRUE(metrics->tasks(0).has_acc());
+    EXPECT_FALSE(metrics->tasks(0).has_acc_norm()) << "one item's choices are contexts";
+  }
+  EXPECT_TRUE(Digests(*prepared).count("report/tasks.original.jsonl"));
+
   std::map<int, internal::v1::TrialResult> trials;
   for (const int bits : {4, 8, 16}) {
     TaskSpec task = Task();
@@ -200,6 +224,9 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
   // The same weights as the uniform trial's.
   EXPECT_EQ(final->finalize().chosen_test().perplexity(), trials[4].test().perplexity());
   EXPECT_GT(final->finalize().adapter_bytes(), 0);
+  EXPECT_EQ(final->finalize().chosen_test().tasks_size(), 1);
+  EXPECT_EQ(final->finalize().fine_tuned_test().tasks_size(), 1);
+  EXPECT_TRUE(Digests(*final).count("report/tasks.fine-tuned.jsonl"));
   EXPECT_GE(final->finalize().curve_size(), 2);
   EXPECT_TRUE(std::isfinite(final->finalize().fine_tuned_test().perplexity()));
   for (const char* path :
@@ -216,6 +243,7 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
   measured.mutable_spec()->mutable_model()->set_uri("file://" +
                                                     (folder_ / "finalize/model").string());
   measured.mutable_spec()->mutable_pruning()->set_ratio(0);
+  measured.mutable_spec()->mutable_evaluation()->clear_tasks();
   measured.mutable_prepare();
   const auto exported = Run(measured, "measure-export");
   ASSERT_TRUE(exported.ok()) << exported.status();
@@ -468,6 +496,14 @@ TEST_F(EngineTest, BadInputIsRefusedByNameAndTheEngineLives) {
   task = Task();
   task.mutable_spec()->mutable_pruning()->set_alignment(1024);
   refuse(task, absl::StatusCode::kInvalidArgument, "alignment");
+
+  task = Task();
+  WriteTask("");
+  refuse(task, absl::StatusCode::kInvalidArgument, "evaluation.tasks[0]: ");
+  refuse(task, absl::StatusCode::kInvalidArgument, "line 1: \"choices\" must not be empty");
+  WriteTask("a dog.");
+  task.mutable_spec()->mutable_evaluation()->mutable_tasks(0)->set_uri("file:///no/such");
+  refuse(task, absl::StatusCode::kNotFound, "evaluation.tasks[0]: uri");
 
   // Nothing was prepared: a trial cannot run.
   task = Task();

@@ -15,6 +15,7 @@
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/quantize/quantized_source.h"
 #include "worker/engine/tasks/exports.h"
+#include "worker/engine/tasks/job_tasks.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/spec_mapping.h"
@@ -62,9 +63,21 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
   if (fine_tune) RETURN_IF_ERROR(CheckTrainer(trainer));
 
   const ReferenceStates test_states = model.States(model.reference.test);
-  const auto measure = [&](WeightSource& source, const Phase& phase) {
-    return PackedMetrics(bytes, EvaluateModel(source, model.reference.test.batches, &test_states,
-                                              phase.Blocks(config.num_blocks())));
+  // Text in the first half of the time from `from` to `to`, tasks in the second.
+  const auto measure = [&](WeightSource& source, const std::string& label, double from, double to,
+                           v1::ModelMetrics& metrics) {
+    const double middle = model.tasks.empty() ? to : (from + to) / 2;
+    {
+      const Phase phase(progress, from, middle, absl::StrCat("measuring the ", label, " model"));
+      metrics =
+          PackedMetrics(bytes, EvaluateModel(source, model.reference.test.batches, &test_states,
+                                             phase.Blocks(config.num_blocks())));
+    }
+    if (model.tasks.empty()) return absl::OkStatus();
+    return ScoreJobTasks(
+        source, model.tasks, label, output_dir,
+        Phase(progress, middle, to, absl::StrCat("scoring the ", label, " model on the tasks")),
+        metrics);
   };
   const auto measure_quietly = [&](WeightSource& source) {
     return EvaluateModel(source, model.reference.test.batches, &test_states);
@@ -85,15 +98,13 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
 
   if (!fine_tune) {
     ExportedWeights weights(spec.export_(), *base, nullptr);
-    *result.mutable_chosen_test() =
-        measure(weights.measured(), Phase(progress, 0, 0.7, "measuring the chosen model"));
+    RETURN_IF_ERROR(measure(weights.measured(), "chosen", 0, 0.7, *result.mutable_chosen_test()));
     const Phase writing(progress, 0.7, 1, "exporting");
     RETURN_IF_ERROR(write(nullptr, weights));
     return result;
   }
 
-  *result.mutable_chosen_test() =
-      measure(*base, Phase(progress, 0, 0.1, "measuring the chosen model"));
+  RETURN_IF_ERROR(measure(*base, "chosen", 0, 0.1, *result.mutable_chosen_test()));
   ASSIGN_OR_RETURN(
       const TrainingState state,
       RecoverModel({spec, model, builtin_dir, input_dir, output_dir}, *base, trainer, progress));
@@ -106,8 +117,8 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
   result.set_adapter_bytes(state.best.parameter_count() * kAdapterElementBytes);
 
   ExportedWeights weights(spec.export_(), *base, &state.best);
-  *result.mutable_fine_tuned_test() =
-      measure(weights.measured(), Phase(progress, 0.85, 0.95, "measuring the fine-tuned model"));
+  RETURN_IF_ERROR(
+      measure(weights.measured(), "fine-tuned", 0.85, 0.95, *result.mutable_fine_tuned_test()));
   const Phase writing(progress, 0.95, 1, "exporting");
   RETURN_IF_ERROR(write(&state.best, weights));
   return result;

@@ -29,6 +29,7 @@
 #include "worker/engine/score/sensitivity.h"
 #include "worker/engine/tasks/exports.h"
 #include "worker/engine/tasks/gguf_export.h"
+#include "worker/engine/tasks/job_tasks.h"
 #include "worker/engine/tasks/job_texts.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/original_model.h"
@@ -75,6 +76,7 @@ class Preparation {
               const std::string& output_dir, at::Device device, ProgressReporter& progress)
       : spec_(spec),
         builtin_dir_(builtin_dir),
+        output_dir_(output_dir),
         prepared_dir_(absl::StrCat(output_dir, "/", kPreparedFolder)),
         reference_path_(absl::StrCat(output_dir, "/", kReferencePath)),
         scores_path_(absl::StrCat(output_dir, "/", kScoresPath)),
@@ -85,13 +87,13 @@ class Preparation {
   // Opens model, tokenizer and texts, and refuses all that can be refused without a forward pass.
   absl::Status CheckInputs();
   // The original's perplexity, and its states that all others are compared to.
-  void MeasureOriginal();
+  absl::Status MeasureOriginal();
   // Decides what is removed; writes the prepared model and the reference.
   absl::Status Prune();
   absl::Status WritePrepared();
   // From here on the model is what was written.
   absl::Status OpenPrepared();
-  void MeasurePrepared();
+  absl::Status MeasurePrepared();
   // With GPTQ: every linear in every candidate format, once for all trials.
   absl::Status QuantizeCandidates();
   void ScoreGroups();
@@ -106,6 +108,7 @@ class Preparation {
 
   const v1::CompressionSpec& spec_;
   const std::string& builtin_dir_;
+  const std::string& output_dir_;
   const std::string prepared_dir_;
   const std::string reference_path_;
   const std::string scores_path_;
@@ -122,6 +125,7 @@ class Preparation {
   PruningOptions pruning_;
   TextLimits limits_;
   JobTexts texts_;
+  std::vector<ChoiceTask> tasks_;
   std::vector<TokenBatch> calibration_;
   GroupScores scores_;
   // Set by MeasureOriginal.
@@ -172,23 +176,29 @@ absl::Status Preparation::CheckInputs() {
   RETURN_IF_ERROR(checkpoint_->CheckFinite());
   phase.Done(0.5);
   ASSIGN_OR_RETURN(texts_, ReadJobTexts(spec_, limits_, *tokenizer, EosOf(config), builtin_dir_));
+  ASSIGN_OR_RETURN(tasks_,
+                   ReadJobTasks(spec_.evaluation(), *tokenizer, config.max_position_embeddings));
   calibration_ = MakeBatches(texts_.calibration);
   return absl::OkStatus();
 }
 
-void Preparation::MeasureOriginal() {
+absl::Status Preparation::MeasureOriginal() {
   reference_.selection = MeasureReference(
       *original_, std::move(texts_.selection),
       Phase(progress_, 0.03, 0.12, "measuring the original on the selection share"));
   reference_.test =
       MeasureReference(*original_, std::move(texts_.test),
-                       Phase(progress_, 0.12, 0.27, "measuring the original on the test share"));
+                       Phase(progress_, 0.12, 0.2, "measuring the original on the test share"));
   reference_.fine_tune = std::move(texts_.fine_tune);
   original_head_ = original_->Head();
   // Without a reference: its divergence from itself is 0.
   *result_.mutable_original_test() =
       CheckpointMetrics(checkpoint_->config(), checkpoint_->weight_bytes(),
                         Evaluate(reference_.test.batches, reference_.test.hidden, original_head_));
+  if (tasks_.empty()) return absl::OkStatus();
+  return ScoreJobTasks(*original_, tasks_, "original", output_dir_,
+                       Phase(progress_, 0.2, 0.27, "scoring the original on the tasks"),
+                       *result_.mutable_original_test());
 }
 
 absl::Status Preparation::Prune() {
@@ -223,6 +233,7 @@ absl::Status Preparation::WritePrepared() {
   const Phase phase(progress_, 0.43, 0.45, "writing the pruned model");
   RETURN_IF_ERROR(
       WriteHfModel(prepared_dir_, *model, {.dtype = stored_, .tokenizer_from = folder_}).status());
+  RETURN_IF_ERROR(KeepJobTasks(prepared_dir_, tasks_));
   return WriteReference(reference_path_, reference_);
 }
 
@@ -241,13 +252,17 @@ v1::ModelMetrics Preparation::MeasurePreparedOn(const ReferenceShare& share, con
       EvaluateModel(*model_, share.batches, &states, phase.Blocks(config.num_blocks())));
 }
 
-void Preparation::MeasurePrepared() {
+absl::Status Preparation::MeasurePrepared() {
   *result_.mutable_pruned_selection() = MeasurePreparedOn(
       reference_.selection,
       Phase(progress_, 0.45, 0.53, "measuring the pruned model on the selection share"));
   *result_.mutable_pruned_test() = MeasurePreparedOn(
       reference_.test,
-      Phase(progress_, 0.53, 0.65, "measuring the pruned model on the test share"));
+      Phase(progress_, 0.53, 0.59, "measuring the pruned model on the test share"));
+  if (tasks_.empty()) return absl::OkStatus();
+  return ScoreJobTasks(*model_, tasks_, "pruned", output_dir_,
+                       Phase(progress_, 0.59, 0.65, "scoring the pruned model on the tasks"),
+                       *result_.mutable_pruned_test());
 }
 
 absl::Status Preparation::QuantizeCandidates() {
@@ -308,11 +323,11 @@ absl::StatusOr<PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
                                          ProgressReporter& progress) {
   Preparation preparation(spec, builtin_dir, output_dir, device, progress);
   RETURN_IF_ERROR(preparation.CheckInputs());
-  preparation.MeasureOriginal();
+  RETURN_IF_ERROR(preparation.MeasureOriginal());
   RETURN_IF_ERROR(preparation.Prune());
   RETURN_IF_ERROR(preparation.WritePrepared());
   RETURN_IF_ERROR(preparation.OpenPrepared());
-  preparation.MeasurePrepared();
+  RETURN_IF_ERROR(preparation.MeasurePrepared());
   RETURN_IF_ERROR(preparation.QuantizeCandidates());
   preparation.ScoreGroups();
   RETURN_IF_ERROR(preparation.Report());

@@ -12,6 +12,7 @@
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/model/memory_source.h"
+#include "worker/engine/tasks/job_tasks.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/spec_mapping.h"
 
@@ -52,8 +53,8 @@ absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(const internal::v1:
   if (model_ != nullptr && key == key_) return model_.get();
   Clear();
   auto model = std::make_unique<PreparedModel>();
-  ASSIGN_OR_RETURN(auto checkpoint,
-                   Checkpoint::Open(absl::StrCat(input_dir, "/", kPreparedFolder)));
+  const std::string folder = absl::StrCat(input_dir, "/", kPreparedFolder);
+  ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(folder));
   const at::ScalarType stored = ScalarTypeOf(checkpoint->tensor("model.embed_tokens.weight").dtype);
   if (absl::StrContains(key, absl::StrCat(kWeightDatabaseFolder, "/"))) {
     v1::CompressionSpec spec = task.spec();
@@ -66,6 +67,8 @@ absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(const internal::v1:
   model->source =
       MakeCheckpointSource(std::move(checkpoint), device_, ComputeDType(device_, stored));
   ASSIGN_OR_RETURN(model->reference, ReadReference(absl::StrCat(input_dir, "/", kReferencePath)));
+  ASSIGN_OR_RETURN(model->tasks,
+                   ReadKeptTasks(task.spec().evaluation(), folder, model->source->config()));
   model_ = std::move(model);
   key_ = std::move(key);
   return model_.get();

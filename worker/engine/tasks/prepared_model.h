@@ -6,10 +6,12 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "qpruner/internal/v1/task.pb.h"
 #include "worker/engine/calibrate/weight_database.h"
+#include "worker/engine/evaluate/choice_task.h"
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/model/weights.h"
 #include "worker/engine/tasks/reference_file.h"
@@ -38,6 +40,7 @@ struct PreparedModel {
   Reference reference;
   // The linears as they were quantized in PREPARE; null where trials round to nearest.
   std::unique_ptr<WeightDatabase> weights;
+  std::vector<ChoiceTask> tasks;  // The job's Evaluation.tasks.
 
   // The original's states over a share, with the head that was never pruned.
   ReferenceStates States(const ReferenceShare& share) const {

@@ -64,4 +64,18 @@ absl::StatusOr<std::string> ResolveText(const std::string& uri, const std::strin
   return path;
 }
 
+absl::StatusOr<std::string> ResolveFile(const std::string& uri) {
+  if (!absl::StartsWith(uri, "file:///")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("uri: must be file:///absolute/path, is \"", uri, "\""));
+  }
+  std::string path = uri.substr(7);
+  std::error_code ignored;
+  if (!fs::is_regular_file(path, ignored)) {
+    return absl::NotFoundError(
+        absl::StrCat("uri: no such file on this worker: ", path, " (", uri, ")"));
+  }
+  return path;
+}
+
 }  // namespace qpruner::engine

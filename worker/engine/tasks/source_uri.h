@@ -17,6 +17,9 @@ absl::StatusOr<std::string> ResolveModel(const std::string& uri, const std::stri
 // default text if `uri` is empty. Errors likewise.
 absl::StatusOr<std::string> ResolveText(const std::string& uri, const std::string& builtin_dir);
 
+// Path of `file:///absolute/path`. Errors likewise.
+absl::StatusOr<std::string> ResolveFile(const std::string& uri);
+
 }  // namespace qpruner::engine
 
 #endif  // QPRUNER_WORKER_ENGINE_TASKS_SOURCE_URI_H_
