@@ -533,6 +533,8 @@ void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
   check.Range("job.spec.evaluation.max_selection_tokens", evaluation.max_selection_tokens(), 256,
               1'000'000);
   check.Range("job.spec.evaluation.max_test_tokens", evaluation.max_test_tokens(), 256, 10'000'000);
+  check.Known("job.spec.evaluation.compute_type", evaluation.compute_type(),
+              v1::Evaluation::ComputeType_IsValid(evaluation.compute_type()));
   CheckEvaluationTasks(check, evaluation, options);
 
   CheckExport(check, spec);

@@ -296,6 +296,10 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
          s.mutable_export_()->set_adapter(v1::Export::BESIDE);
          s.mutable_fine_tune()->set_steps(0);
        }},
+      {"job.spec.evaluation.compute_type", "not a value this server knows: 7",
+       [](auto&, auto& s) {
+         s.mutable_evaluation()->set_compute_type(static_cast<v1::Evaluation::ComputeType>(7));
+       }},
       {"job.spec.evaluation.tasks[0].name", "[a-z0-9]", [](auto&, auto& s) { AddTask(s, "PIQA"); }},
       {"job.spec.evaluation.tasks[1].name", "taken",
        [](auto&, auto& s) { AddTask(s, "piqa"), AddTask(s, "piqa"); }},

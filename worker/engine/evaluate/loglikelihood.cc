@@ -66,7 +66,7 @@ void ScoreBatch(const TokenBatch& batch, const at::Tensor& hidden, const at::Ten
     }
   }
   const TargetScores scores =
-      ScoreTargets(hidden.flatten(0, 1).index_select(0, at::tensor(rows, at::kLong)), head,
+      ScoreTargets({hidden.flatten(0, 1).index_select(0, at::tensor(rows, at::kLong)), head},
                    at::tensor(targets, at::kLong));
   const double* const log_p = scores.log_probability.const_data_ptr<double>();
   const int64_t* const most_likely = scores.most_likely.const_data_ptr<int64_t>();

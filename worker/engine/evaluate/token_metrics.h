@@ -34,11 +34,12 @@ struct ReferenceStates {
   at::Tensor head;                 // [vocab, hidden]
 };
 
-// Measures from final hidden states (ForwardHidden's, one for each of `batches`). The head is
-// applied to a few rows at a time on its own device, log-probabilities in float32, sums in double:
-// full logits never exist. `reference` may be null. Throws c10::Error if shapes do not fit.
+// Measures from final hidden states (ForwardHidden's, one for each of `batches`), by head_scores.h:
+// full logits never exist. `reference` may be null. `plain`: by LibTorch's log_softmax, to check
+// and to compare with. Throws c10::Error if shapes do not fit.
 TokenMetrics Evaluate(const std::vector<TokenBatch>& batches, const std::vector<at::Tensor>& hidden,
-                      const at::Tensor& head, const ReferenceStates* reference = nullptr);
+                      const at::Tensor& head, const ReferenceStates* reference = nullptr,
+                      bool plain = false);
 
 // Forward and Evaluate in one.
 TokenMetrics EvaluateModel(WeightSource& source, const std::vector<TokenBatch>& batches,

@@ -14,13 +14,6 @@ constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
 
 }  // namespace
 
-at::Tensor NextTokenTargets(const TokenBatch& batch) {
-  const int64_t length = batch.ids.size(1);
-  const at::Tensor next = at::roll(batch.ids, -1, 1);
-  const at::Tensor predicts = at::arange(1, length + 1, at::kLong) < batch.lengths.unsqueeze(1);
-  return at::where(predicts, next, at::full_like(next, kNoTarget));
-}
-
 LossSum NextTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
                       at::Tensor* gradient) {
   at::NoGradGuard no_grad;

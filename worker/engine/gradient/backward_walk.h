@@ -33,13 +33,6 @@ struct LossSum {
   }
 };
 
-// In targets: nothing is predicted here.
-inline constexpr int64_t kNoTarget = -100;
-
-// The next token of each position [batch, length] int64 CPU; kNoTarget at a sequence's last token
-// and on padding.
-at::Tensor NextTokenTargets(const TokenBatch& batch);
-
 // Summed cross entropy of the predictions that final hidden states (after the final norm) make of
 // `targets` (NextTokenTargets). Logits are computed in chunks and in float32. If `gradient` is
 // not null it becomes the loss's gradient with respect to `hidden`, of the same shape and dtype.

@@ -11,8 +11,8 @@ namespace qpruner::engine {
 
 // Hands out the checkpoint's tensors, converted to `dtype` on `device`. A tensor that the file
 // already holds in `dtype`, for the CPU, aliases the mapping and keeps it alive: no copy is made.
-// Quantized tensors of a GGUF file are dequantized each time they are asked for, so that memory stays
-// at one block.
+// Quantized tensors of a GGUF file are dequantized each time they are asked for, so that memory
+// stays at one block.
 std::unique_ptr<WeightSource> MakeCheckpointSource(std::shared_ptr<const Checkpoint> checkpoint,
                                                    at::Device device, at::ScalarType dtype);
 

@@ -1,12 +1,9 @@
 #include "worker/engine/model/decoder.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/grad_mode.h>
 
-#include <algorithm>
 #include <cmath>
 #include <numbers>
-#include <utility>
 
 namespace qpruner::engine {
 namespace {
@@ -135,39 +132,6 @@ at::Tensor BlockForward(const ModelConfig& config, const BlockShape& shape,
   x = RmsNorm(residual, weights.mlp_norm, config.rms_norm_eps);
   const at::Tensor gate = at::silu(apply(LinearKind::kGate, x));
   return residual + apply(LinearKind::kDown, gate * apply(LinearKind::kUp, x));
-}
-
-std::vector<at::Tensor> ForwardHidden(WeightSource& source, const std::vector<at::Tensor>& batches,
-                                      const std::function<void(int64_t block)>& on_block_done) {
-  at::NoGradGuard no_grad;
-  const ModelConfig& config = source.config();
-  const at::Device device = source.device();
-
-  // Between blocks the activations wait on the host, so the device holds one batch of them.
-  std::vector<at::Tensor> hidden;
-  hidden.reserve(batches.size());
-  int64_t longest = 1;
-  {
-    const at::Tensor embedding = source.Embedding();
-    for (const at::Tensor& ids : batches) {
-      longest = std::max(longest, ids.size(1));
-      hidden.push_back(Embed(embedding, ids.to(device)).to(at::kCPU));
-    }
-  }
-  const RotaryTables rotary = MakeRotaryTables(config, longest, device, source.dtype());
-  for (int64_t i = 0; i < config.num_blocks(); ++i) {
-    const BlockWeights weights = source.Block(i);
-    const BlockShape& shape = config.blocks[static_cast<size_t>(i)];
-    for (at::Tensor& x : hidden) {
-      x = BlockForward(config, shape, weights, rotary, x.to(device)).to(at::kCPU);
-    }
-    if (on_block_done) on_block_done(i);
-  }
-  const at::Tensor norm = source.FinalNorm();
-  for (at::Tensor& x : hidden) {
-    x = RmsNorm(x.to(device), norm, config.rms_norm_eps).to(at::kCPU);
-  }
-  return hidden;
 }
 
 }  // namespace qpruner::engine

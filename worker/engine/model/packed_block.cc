@@ -34,7 +34,8 @@ at::Tensor Apply(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
           .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                             c10::string_view, c10::List<std::optional<at::Scalar>>,
                             std::optional<c10::string_view>)>();
-  return linear.call(x, weight, Optional(bias), activation, {}, "");
+  return linear.call(x, weight, Optional(bias), activation, c10::List<std::optional<at::Scalar>>(),
+                     "");
 }
 
 // (x W^T + b) with `other`; `operation` is "mul" or "add".
@@ -54,6 +55,14 @@ at::Tensor Joined(const std::vector<at::Tensor>& parts) {
   return at::cat(parts, 0);
 }
 
+bool HasBFloat16Products() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return false;
+#endif
+}
+
 at::Tensor Contiguous(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.contiguous() : tensor;
 }
@@ -62,6 +71,7 @@ at::Tensor Contiguous(const at::Tensor& tensor) {
 
 bool CanPackBlocks(at::Device device, at::ScalarType dtype) {
   return device.is_cpu() && dtype == at::kBFloat16 && at::globalContext().userEnabledMkldnn() &&
+         HasBFloat16Products() &&
          c10::Dispatcher::singleton().findSchema({"mkldnn::_reorder_linear_weight", ""}) &&
          c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
 }
@@ -106,17 +116,15 @@ at::Tensor PackedBlock::Attend(const RotaryTables& rotary, const at::Tensor& pro
                           .kv_heads = shape_.num_kv_heads,
                           .group = shape_.num_heads / shape_.num_kv_heads,
                           .head_dim = config_.head_dim};
-  const AttentionInputs inputs =
-      SplitProjection(projection, layout, rotary.cos, rotary.sin, query_norm_, key_norm_,
-                      config_.rms_norm_eps);
+  const AttentionInputs inputs = SplitProjection(projection, layout, rotary.cos, rotary.sin,
+                                                 query_norm_, key_norm_, config_.rms_norm_eps);
   const at::Tensor keys = inputs.key.transpose(1, 2);
   at::Tensor attention =
       at::empty({batch * length, shape_.num_heads * config_.head_dim}, projection.options());
   for (int64_t first = 0; first < length; first += kPositionsPerBlock) {
     const int64_t positions = std::min(kPositionsPerBlock, length - first);
     const int64_t end = first + positions;
-    const at::Tensor query =
-        inputs.query.narrow(1, first * layout.group, positions * layout.group);
+    const at::Tensor query = inputs.query.narrow(1, first * layout.group, positions * layout.group);
     const at::Tensor scores = at::bmm(query, keys.narrow(2, 0, end));
     const at::Tensor scale = CausalExp(scores, first, layout.group);
     const at::Tensor weighted = at::bmm(scores, inputs.value.narrow(1, 0, end));

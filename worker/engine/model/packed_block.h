@@ -2,9 +2,9 @@
 // plain operators leave a third of the time outside of the matrix products.
 //
 // Query, key and value are one product, gate and up two with SiLU, the product of both and the
-// residual sums fused into them, all on weights in oneDNN's own order; attention goes over blocks of
-// positions that see no later key, reads each key/value head once for all its query heads, and sums
-// in float32 within a row. Only rounding differs from BlockForward.
+// residual sums fused into them, all on weights in oneDNN's own order; attention goes over blocks
+// of positions that see no later key, reads each key/value head once for all its query heads, and
+// sums in float32 within a row. Only rounding differs from BlockForward.
 #ifndef QPRUNER_WORKER_ENGINE_MODEL_PACKED_BLOCK_H_
 #define QPRUNER_WORKER_ENGINE_MODEL_PACKED_BLOCK_H_
 
@@ -16,8 +16,8 @@
 
 namespace qpruner::engine {
 
-// Whether a model of this device and dtype can take this way: bfloat16 on a CPU whose LibTorch
-// multiplies bfloat16 by oneDNN.
+// Whether a model of this device and dtype can take this way: bfloat16 on a CPU that has bfloat16
+// products, with a LibTorch that has oneDNN.
 bool CanPackBlocks(at::Device device, at::ScalarType dtype);
 
 // A block's weights, put in order for `tokens` tokens at a time (any number works). Costs about as

@@ -7,20 +7,10 @@
 #include <cmath>
 #include <limits>
 
-#include "worker/engine/model/vector_lanes.h"
-
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "worker/engine/model/vector_loops.h"
 
 namespace qpruner::engine {
 namespace {
-
-using lanes::Exp;
-using lanes::Floats;
-using lanes::kLanes;
-using lanes::Load;
-using lanes::Store;
-using lanes::ToBFloat16;
-using lanes::ToFloat;
 
 uint16_t* Data(const at::Tensor& tensor) {
   return reinterpret_cast<uint16_t*>(tensor.mutable_data_ptr<at::BFloat16>());
@@ -29,57 +19,44 @@ const uint16_t* ConstData(const at::Tensor& tensor) {
   return reinterpret_cast<const uint16_t*>(tensor.const_data_ptr<at::BFloat16>());
 }
 
-QPRUNER_LANES_INLINE float InverseRms(const uint16_t* x, int64_t width, float eps) {
-  Floats squares{};
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    Floats value;
-    Load(x + i, value);
-    squares += value * value;
-  }
-  float sum = lanes::Sum(squares);
-  for (; i < width; ++i) sum += ToFloat(x[i]) * ToFloat(x[i]);
-  return 1.0f / std::sqrt(sum / static_cast<float>(width) + eps);
+QPRUNER_LOOP_INLINE float InverseRms(const uint16_t* x, int64_t width, float eps) {
+  float squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < width; ++i) squares += ToFloat(x[i]) * ToFloat(x[i]);
+  return 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
 }
 
 QPRUNER_VECTOR_CLONES void NormalizeRow(const uint16_t* x, const uint16_t* weight, int64_t width,
                                         float eps, uint16_t* y) {
   const float scale = InverseRms(x, width, eps);
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    Floats value, factor;
-    Load(x + i, value);
-    Load(weight + i, factor);
-    Store(value * scale * factor, y + i);
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    y[i] = ToBFloat16(ToFloat(x[i]) * scale * ToFloat(weight[i]));
   }
-  for (; i < width; ++i) y[i] = ToBFloat16(ToFloat(x[i]) * scale * ToFloat(weight[i]));
 }
 
-// One head of one token: normed if `weight` is there, rotated (pairs are i and i + width / 2), scaled.
-QPRUNER_VECTOR_CLONES void RotateHead(const uint16_t* x, const uint16_t* weight, const float* cos,
-                                      const float* sin, int64_t width, float eps, float scale,
-                                      uint16_t* y) {
+// One head of one token: rotated (pairs are i and i + width / 2) and scaled.
+QPRUNER_VECTOR_CLONES void RotateHead(const uint16_t* x, const float* cos, const float* sin,
+                                      int64_t width, float scale, uint16_t* y) {
   const int64_t half = width / 2;
-  const float norm = weight == nullptr ? 1.0f : InverseRms(x, width, eps);
-  const auto value = [&](int64_t i) {
-    return weight == nullptr ? ToFloat(x[i]) : ToFloat(x[i]) * norm * ToFloat(weight[i]);
-  };
-  int64_t i = 0;
-  if (weight == nullptr) {
-    for (; i + kLanes <= half; i += kLanes) {
-      Floats low, high, cos_low, cos_high, sin_low, sin_high;
-      Load(x + i, low);
-      Load(x + half + i, high);
-      std::memcpy(&cos_low, cos + i, sizeof cos_low);
-      std::memcpy(&cos_high, cos + half + i, sizeof cos_high);
-      std::memcpy(&sin_low, sin + i, sizeof sin_low);
-      std::memcpy(&sin_high, sin + half + i, sizeof sin_high);
-      Store((low * cos_low - high * sin_low) * scale, y + i);
-      Store((high * cos_high + low * sin_high) * scale, y + half + i);
-    }
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const float low = ToFloat(x[i]), high = ToFloat(x[half + i]);
+    y[i] = ToBFloat16((low * cos[i] - high * sin[i]) * scale);
+    y[half + i] = ToBFloat16((high * cos[half + i] + low * sin[half + i]) * scale);
   }
-  for (; i < half; ++i) {
-    const float low = value(i), high = value(half + i);
+}
+
+// The same behind an RMS norm, which is not rounded.
+QPRUNER_VECTOR_CLONES void RotateNormedHead(const uint16_t* x, const uint16_t* weight,
+                                            const float* cos, const float* sin, int64_t width,
+                                            float eps, float scale, uint16_t* y) {
+  const int64_t half = width / 2;
+  const float norm = InverseRms(x, width, eps);
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const float low = ToFloat(x[i]) * norm * ToFloat(weight[i]);
+    const float high = ToFloat(x[half + i]) * norm * ToFloat(weight[half + i]);
     y[i] = ToBFloat16((low * cos[i] - high * sin[i]) * scale);
     y[half + i] = ToBFloat16((high * cos[half + i] + low * sin[half + i]) * scale);
   }
@@ -87,45 +64,26 @@ QPRUNER_VECTOR_CLONES void RotateHead(const uint16_t* x, const uint16_t* weight,
 
 // exp(score - max) of the first `seen` keys, 0 for the others. Returns 1 / sum.
 QPRUNER_VECTOR_CLONES float ExpRow(uint16_t* scores, int64_t seen, int64_t keys) {
-  Floats largest = Floats{} + -std::numeric_limits<float>::infinity();
-  int64_t i = 0;
-  for (; i + kLanes <= seen; i += kLanes) {
-    Floats value;
-    Load(scores + i, value);
-    largest = value > largest ? value : largest;
+  float max = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : max)
+  for (int64_t i = 0; i < seen; ++i) {
+    const float score = ToFloat(scores[i]);
+    max = score > max ? score : max;
   }
-  float max = lanes::Max(largest);
-  for (; i < seen; ++i) max = std::max(max, ToFloat(scores[i]));
-  Floats sums{};
-  for (i = 0; i + kLanes <= seen; i += kLanes) {
-    Floats value, power;
-    Load(scores + i, value);
-    Exp(value - max, power);
-    sums += power;
-    Store(power, scores + i);
-  }
-  float sum = lanes::Sum(sums);
-  if (i < seen) {
-    Floats value = Floats{} + max, power;
-    for (int64_t k = i; k < seen; ++k) value[k - i] = ToFloat(scores[k]);
-    Exp(value - max, power);
-    for (int64_t k = i; k < seen; ++k) {
-      sum += power[k - i];
-      scores[k] = ToBFloat16(power[k - i]);
-    }
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < seen; ++i) {
+    const float power = ExpOfNegative(ToFloat(scores[i]) - max);
+    sum += power;
+    scores[i] = ToBFloat16(power);
   }
   std::fill(scores + seen, scores + keys, uint16_t{0});
   return 1.0f / sum;
 }
 
 QPRUNER_VECTOR_CLONES void ScaleRow(const uint16_t* x, float scale, int64_t width, uint16_t* y) {
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    Floats value;
-    Load(x + i, value);
-    Store(value * scale, y + i);
-  }
-  for (; i < width; ++i) y[i] = ToBFloat16(ToFloat(x[i]) * scale);
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) y[i] = ToBFloat16(ToFloat(x[i]) * scale);
 }
 
 // Rows a thread takes at a time: enough to be worth waking it.
@@ -168,26 +126,34 @@ AttentionInputs SplitProjection(const at::Tensor& projection, const HeadLayout& 
   const uint16_t* const key_weight = key_norm.defined() ? ConstData(key_norm) : nullptr;
   const auto epsilon = static_cast<float>(eps);
   const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-  at::parallel_for(0, batch * length, Grain(row), [&, batch = batch, length = length,
-                                                   kv_heads = kv_heads, group = group,
-                                                   width = width](int64_t begin, int64_t end) {
-    for (int64_t token = begin; token < end; ++token) {
-      const int64_t sequence = token / length, position = token % length;
-      const uint16_t* const from = in + token * row;
-      const float* const c = cosines + position * width;
-      const float* const s = sines + position * width;
-      for (int64_t kv = 0; kv < kv_heads; ++kv) {
-        const int64_t at = (sequence * kv_heads + kv) * length + position;
-        for (int64_t g = 0; g < group; ++g) {
-          RotateHead(from + (kv * group + g) * width, query_weight, c, s, width, epsilon, scale,
-                     query + (at * group + g) * width);
-        }
-        RotateHead(from + (heads + kv) * width, key_weight, c, s, width, epsilon, 1.0f,
-                   key + at * width);
-        std::copy_n(from + (heads + kv_heads + kv) * width, width, value + at * width);
-      }
-    }
-  });
+  at::parallel_for(0, batch * length, Grain(row),
+                   [&, batch = batch, length = length, kv_heads = kv_heads, group = group,
+                    width = width](int64_t begin, int64_t end) {
+                     for (int64_t token = begin; token < end; ++token) {
+                       const int64_t sequence = token / length, position = token % length;
+                       const uint16_t* const from = in + token * row;
+                       const float* const c = cosines + position * width;
+                       const float* const s = sines + position * width;
+                       for (int64_t kv = 0; kv < kv_heads; ++kv) {
+                         const int64_t at = (sequence * kv_heads + kv) * length + position;
+                         const auto rotate = [&](const uint16_t* x, const uint16_t* weight,
+                                                 float factor, uint16_t* y) {
+                           if (weight == nullptr) {
+                             RotateHead(x, c, s, width, factor, y);
+                           } else {
+                             RotateNormedHead(x, weight, c, s, width, epsilon, factor, y);
+                           }
+                         };
+                         for (int64_t g = 0; g < group; ++g) {
+                           rotate(from + (kv * group + g) * width, query_weight, scale,
+                                  query + (at * group + g) * width);
+                         }
+                         rotate(from + (heads + kv) * width, key_weight, 1.0f, key + at * width);
+                         std::copy_n(from + (heads + kv_heads + kv) * width, width,
+                                     value + at * width);
+                       }
+                     }
+                   });
   return inputs;
 }
 
@@ -215,7 +181,7 @@ void MergeHeads(const at::Tensor& weighted, const at::Tensor& scale, const HeadL
   at::parallel_for(
       0, batch * kv_heads * positions, Grain(group * width),
       [&, length = length, kv_heads = kv_heads, group = group, width = width](int64_t begin,
-                                                                             int64_t end) {
+                                                                              int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t matrix = i / positions, position = first + i % positions;
           const int64_t token = matrix / kv_heads * length + position;

@@ -27,10 +27,12 @@ struct HeadLayout {
   int64_t head_dim = 0;
 };
 
-// Queries of one key/value head side by side, so that attention reads each key once for all of them.
+// Queries of one key/value head side by side, so that attention reads each key once for all of
+// them.
 struct AttentionInputs {
-  at::Tensor query;  // [batch * kv_heads, length * group, head_dim], rotated, times 1/sqrt(head_dim)
-  at::Tensor key;    // [batch * kv_heads, length, head_dim], rotated
+  at::Tensor
+      query;       // [batch * kv_heads, length * group, head_dim], rotated, times 1/sqrt(head_dim)
+  at::Tensor key;  // [batch * kv_heads, length, head_dim], rotated
   at::Tensor value;  // [batch * kv_heads, length, head_dim]
 };
 

@@ -5,14 +5,11 @@
 
 #include <algorithm>
 
-#include "worker/engine/gradient/backward_walk.h"
+#include "worker/engine/evaluate/head_scores.h"
 #include "worker/engine/model/decoder.h"
 
 namespace qpruner::engine {
 namespace {
-
-// Logits alive at a time: 64 MiB in float32.
-constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
 
 // One group in one format, on its way through the blocks.
 struct Variant {
@@ -20,25 +17,6 @@ struct Variant {
   size_t format = 0;
   std::vector<at::Tensor> hidden;  // One a batch, on the host.
 };
-
-// Adds to sums[v] the KL divergences of variant v from the reference over the rows, in nats. Hidden
-// states are after the final norm. The reference's logits are computed once for all variants.
-void AddDivergences(const at::Tensor& reference, const std::vector<at::Tensor>& variants,
-                    const at::Tensor& head, std::vector<double>& sums) {
-  const int64_t chunk = std::max<int64_t>(1, kLogitsPerChunk / head.size(0));
-  for (int64_t first = 0; first < reference.size(0); first += chunk) {
-    const int64_t count = std::min(chunk, reference.size(0) - first);
-    const auto log_probabilities = [&](const at::Tensor& hidden) {
-      return at::log_softmax(at::matmul(hidden.narrow(0, first, count), head.t()), -1, at::kFloat);
-    };
-    const at::Tensor log_p = log_probabilities(reference);
-    const at::Tensor p = log_p.exp();
-    for (size_t v = 0; v < variants.size(); ++v) {
-      const at::Tensor log_q = log_probabilities(variants[v]);
-      sums[v] += (p * (log_p - log_q)).sum(at::kDouble).item<double>();
-    }
-  }
-}
 
 }  // namespace
 
@@ -90,10 +68,9 @@ std::vector<std::vector<double>> MeasureSensitivity(
   }
   // Final hidden states of the positions that count, on the device.
   const auto finish = [&](const at::Tensor& hidden, const TokenBatch& batch) {
-    const at::Tensor rows =
-        NextTokenTargets(batch).reshape({-1}).ne(kNoTarget).nonzero().squeeze(1);
-    const at::Tensor kept = hidden.reshape({-1, config.hidden_size}).index_select(0, rows);
-    return RmsNorm(kept.to(source.device()), norm, config.rms_norm_eps);
+    const at::Tensor kept =
+        hidden.reshape({-1, config.hidden_size}).index_select(0, FindNextTokens(batch).rows);
+    return HeadRows{RmsNorm(kept.to(source.device()), norm, config.rms_norm_eps), head};
   };
 
   std::vector<std::vector<double>> sensitivities(groups.size(),
@@ -132,12 +109,13 @@ std::vector<std::vector<double>> MeasureSensitivity(
     }
     std::vector<double> sums(variants.size(), 0);
     for (size_t i = 0; i < batch_count; ++i) {
-      const at::Tensor reference = finish(inputs[block_count][i], batches[i]);
-      std::vector<at::Tensor> finished;
+      const HeadRows reference = finish(inputs[block_count][i], batches[i]);
+      std::vector<HeadRows> finished;
       for (const Variant& variant : variants) {
         finished.push_back(finish(variant.hidden[i], batches[i]));
       }
-      AddDivergences(reference, finished, head, sums);
+      const std::vector<HeadSums> of_batch = SumHeads(&reference, finished, /*targets=*/{});
+      for (size_t v = 0; v < variants.size(); ++v) sums[v] += of_batch[v].kl_sum;
     }
     for (size_t v = 0; v < variants.size(); ++v) {
       sensitivities[variants[v].group][variants[v].format] = sums[v] / static_cast<double>(tokens);

@@ -448,6 +448,26 @@ TEST_F(EngineTest, GptqQuantizesOnceAndLosesLessThanRounding) {
   }
 }
 
+TEST_F(EngineTest, EvaluatesInTheTypeThatIsAskedFor) {
+  TaskSpec task = Task();
+  task.mutable_spec()->mutable_pruning()->set_ratio(0);
+  task.mutable_prepare();
+  const auto usual = Run(task, "usual");
+  ASSERT_TRUE(usual.ok()) << usual.status();
+  task.mutable_spec()->mutable_evaluation()->set_compute_type(v1::Evaluation::BFLOAT16);
+  const auto rounded = Run(task, "rounded");
+  ASSERT_TRUE(rounded.ok()) << rounded.status();
+  const double perplexity = usual->prepare().original_test().perplexity();
+  EXPECT_NE(rounded->prepare().original_test().perplexity(), perplexity);
+  // bfloat16 keeps three digits of each number; their errors mostly cancel in a mean.
+  EXPECT_NEAR(rounded->prepare().original_test().perplexity() / perplexity, 1, 0.02);
+  // Nothing was pruned: the same model, in the same arithmetic.
+  for (const auto* result : {&*usual, &*rounded}) {
+    EXPECT_EQ(result->prepare().pruned_test().kl_divergence(), 0);
+    EXPECT_EQ(result->prepare().pruned_test().top1_agreement(), 1);
+  }
+}
+
 TEST_F(EngineTest, BadInputIsRefusedByNameAndTheEngineLives) {
   const auto refuse = [&](const TaskSpec& bad, absl::StatusCode code, const std::string& text) {
     TaskSpec task = bad;

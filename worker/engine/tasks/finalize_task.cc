@@ -12,6 +12,7 @@
 #include "base/status_macros.h"
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/finetune/trainer.h"
+#include "worker/engine/model/cast_source.h"
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/quantize/quantized_source.h"
 #include "worker/engine/tasks/exports.h"
@@ -62,10 +63,12 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
   }
   if (fine_tune) RETURN_IF_ERROR(CheckTrainer(trainer));
 
-  const ReferenceStates test_states = model.States(model.reference.test);
+  const at::ScalarType dtype = EvaluationDTypeOf(spec.evaluation(), model.source->dtype());
+  const ReferenceStates test_states = model.States(model.reference.test, dtype);
   // Text in the first half of the time from `from` to `to`, tasks in the second.
-  const auto measure = [&](WeightSource& source, const std::string& label, double from, double to,
+  const auto measure = [&](WeightSource& weights, const std::string& label, double from, double to,
                            v1::ModelMetrics& metrics) {
+    CastSource source(weights, dtype);
     const double middle = model.tasks.empty() ? to : (from + to) / 2;
     {
       const Phase phase(progress, from, middle, absl::StrCat("measuring the ", label, " model"));
@@ -79,7 +82,8 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
         Phase(progress, middle, to, absl::StrCat("scoring the ", label, " model on the tasks")),
         metrics);
   };
-  const auto measure_quietly = [&](WeightSource& source) {
+  const auto measure_quietly = [&](WeightSource& weights) {
+    CastSource source(weights, dtype);
     return EvaluateModel(source, model.reference.test.batches, &test_states);
   };
   ASSIGN_OR_RETURN(const auto base,

@@ -15,6 +15,8 @@ v1::ModelMetrics Metrics(int64_t weight_bytes, double average_bits, int64_t para
   metrics.set_perplexity(measured.perplexity());
   metrics.set_kl_divergence(measured.mean_kl());
   metrics.set_token_count(measured.token_count);
+  // Only the original is measured without a reference.
+  metrics.set_top1_agreement(measured.has_reference ? measured.top1_agreement() : 1);
   return metrics;
 }
 

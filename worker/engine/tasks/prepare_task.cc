@@ -19,6 +19,7 @@
 #include "worker/engine/export/hf_model.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/formats/tokenizer_files.h"
+#include "worker/engine/model/cast_source.h"
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/prune/importance.h"
 #include "worker/engine/prune/pruned_source.h"
@@ -121,6 +122,7 @@ class Preparation {
   std::string folder_;  // Of the original model.
   std::shared_ptr<const Checkpoint> checkpoint_;
   at::ScalarType stored_ = at::kFloat;
+  at::ScalarType evaluation_dtype_ = at::kFloat;
   std::unique_ptr<WeightSource> original_;
   PruningOptions pruning_;
   TextLimits limits_;
@@ -157,6 +159,7 @@ absl::Status Preparation::CheckInputs() {
   checkpoint_ = std::move(original.checkpoint);
   stored_ = original.stored;
   original_ = std::move(original.source);
+  evaluation_dtype_ = EvaluationDTypeOf(spec_.evaluation(), original_->dtype());
   const ModelConfig& config = checkpoint_->config();
   pruning_ = PruningOptionsOf(spec_.pruning());
   RETURN_IF_ERROR(CheckPruning(config, pruning_));
@@ -183,20 +186,21 @@ absl::Status Preparation::CheckInputs() {
 }
 
 absl::Status Preparation::MeasureOriginal() {
+  CastSource original(*original_, evaluation_dtype_);
   reference_.selection = MeasureReference(
-      *original_, std::move(texts_.selection),
+      original, std::move(texts_.selection),
       Phase(progress_, 0.03, 0.12, "measuring the original on the selection share"));
   reference_.test =
-      MeasureReference(*original_, std::move(texts_.test),
+      MeasureReference(original, std::move(texts_.test),
                        Phase(progress_, 0.12, 0.2, "measuring the original on the test share"));
   reference_.fine_tune = std::move(texts_.fine_tune);
-  original_head_ = original_->Head();
+  original_head_ = original.Head();
   // Without a reference: its divergence from itself is 0.
   *result_.mutable_original_test() =
       CheckpointMetrics(checkpoint_->config(), checkpoint_->weight_bytes(),
                         Evaluate(reference_.test.batches, reference_.test.hidden, original_head_));
   if (tasks_.empty()) return absl::OkStatus();
-  return ScoreJobTasks(*original_, tasks_, "original", output_dir_,
+  return ScoreJobTasks(original, tasks_, "original", output_dir_,
                        Phase(progress_, 0.2, 0.27, "scoring the original on the tasks"),
                        *result_.mutable_original_test());
 }
@@ -246,10 +250,11 @@ absl::Status Preparation::OpenPrepared() {
 
 v1::ModelMetrics Preparation::MeasurePreparedOn(const ReferenceShare& share, const Phase& phase) {
   const ReferenceStates states{share.hidden, original_head_};
+  CastSource model(*model_, evaluation_dtype_);
   const ModelConfig& config = model_->config();
   return CheckpointMetrics(
       config, prepared_->weight_bytes(),
-      EvaluateModel(*model_, share.batches, &states, phase.Blocks(config.num_blocks())));
+      EvaluateModel(model, share.batches, &states, phase.Blocks(config.num_blocks())));
 }
 
 absl::Status Preparation::MeasurePrepared() {
@@ -260,7 +265,8 @@ absl::Status Preparation::MeasurePrepared() {
       reference_.test,
       Phase(progress_, 0.53, 0.59, "measuring the pruned model on the test share"));
   if (tasks_.empty()) return absl::OkStatus();
-  return ScoreJobTasks(*model_, tasks_, "pruned", output_dir_,
+  CastSource model(*model_, evaluation_dtype_);
+  return ScoreJobTasks(model, tasks_, "pruned", output_dir_,
                        Phase(progress_, 0.59, 0.65, "scoring the pruned model on the tasks"),
                        *result_.mutable_pruned_test());
 }

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -25,6 +26,12 @@ at::ScalarType ComputeDType(at::Device device, at::ScalarType stored) {
 int64_t MemoryLimit(at::Device device) {
   if (!device.is_cpu()) return 0;
   return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE) / 4;
+}
+
+int64_t PrefixCacheBytes() { return std::min(int64_t{1} << 30, MemoryLimit(at::kCPU) / 4); }
+
+ReferenceStates PreparedModel::States(const ReferenceShare& share, at::ScalarType dtype) const {
+  return {share.hidden, source->Head().to(dtype)};
 }
 
 std::unique_ptr<WeightSource> MakeResident(WeightSource& source) {
@@ -69,6 +76,7 @@ absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(const internal::v1:
   ASSIGN_OR_RETURN(model->reference, ReadReference(absl::StrCat(input_dir, "/", kReferencePath)));
   ASSIGN_OR_RETURN(model->tasks,
                    ReadKeptTasks(task.spec().evaluation(), folder, model->source->config()));
+  model->prefixes = std::make_unique<PrefixCache>(PrefixCacheBytes());
   model_ = std::move(model);
   key_ = std::move(key);
   return model_.get();

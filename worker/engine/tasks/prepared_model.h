@@ -12,6 +12,7 @@
 #include "qpruner/internal/v1/task.pb.h"
 #include "worker/engine/calibrate/weight_database.h"
 #include "worker/engine/evaluate/choice_task.h"
+#include "worker/engine/evaluate/prefix_cache.h"
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/model/weights.h"
 #include "worker/engine/tasks/reference_file.h"
@@ -32,6 +33,10 @@ at::ScalarType ComputeDType(at::Device device, at::ScalarType stored);
 // 0: their memory is not the host's, and what does not fit there is streamed.
 int64_t MemoryLimit(at::Device device);
 
+// Memory that hidden states may take to save trials from computing shared blocks again: 1 GiB, and
+// at most a sixteenth of what the machine has.
+int64_t PrefixCacheBytes();
+
 // A source that computes like `source`, with all weights in memory if they fit; else null.
 std::unique_ptr<WeightSource> MakeResident(WeightSource& source);
 
@@ -41,11 +46,12 @@ struct PreparedModel {
   // The linears as they were quantized in PREPARE; null where trials round to nearest.
   std::unique_ptr<WeightDatabase> weights;
   std::vector<ChoiceTask> tasks;  // The job's Evaluation.tasks.
+  // What the job's trials on this engine have in common.
+  std::unique_ptr<PrefixCache> prefixes;
 
-  // The original's states over a share, with the head that was never pruned.
-  ReferenceStates States(const ReferenceShare& share) const {
-    return {share.hidden, source->Head()};
-  }
+  // The original's states over a share, with the head that was never pruned, in the type that
+  // models are evaluated in.
+  ReferenceStates States(const ReferenceShare& share, at::ScalarType dtype) const;
 };
 
 // Keeps the model of the last task. Not thread-safe.

@@ -196,6 +196,17 @@ TrainerOptions TrainerOptionsOf(const v1::FineTune& fine_tune) {
   return options;
 }
 
+at::ScalarType EvaluationDTypeOf(const v1::Evaluation& evaluation, at::ScalarType usual) {
+  switch (evaluation.compute_type()) {
+    case v1::Evaluation::FLOAT32:
+      return at::kFloat;
+    case v1::Evaluation::BFLOAT16:
+      return at::kBFloat16;
+    default:
+      return usual;
+  }
+}
+
 at::ScalarType TrainingDTypeOf(const v1::FineTune& fine_tune, at::ScalarType usual) {
   switch (fine_tune.compute_type()) {
     case v1::FineTune::FLOAT32:

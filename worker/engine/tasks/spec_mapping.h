@@ -37,6 +37,9 @@ struct TextLimits {
 };
 TextLimits TextLimitsOf(const v1::CompressionSpec& spec);
 
+// What evaluation computes in; `usual` where the spec leaves it to the device.
+at::ScalarType EvaluationDTypeOf(const v1::Evaluation& evaluation, at::ScalarType usual);
+
 ImportanceOptions ImportanceOptionsOf(const v1::CompressionSpec& spec);
 PruningOptions PruningOptionsOf(const v1::Pruning& pruning);
 SearchGranularity GranularityOf(const v1::Search& search);

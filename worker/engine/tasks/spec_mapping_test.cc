@@ -177,5 +177,14 @@ TEST(SpecMapping, AnAssignmentThatDoesNotFitIsRefusedByGroup) {
   EXPECT_THAT(message(width), HasSubstr("not 9"));
 }
 
+TEST(SpecMapping, EvaluationComputesInWhatTheDeviceDoesUnlessAsked) {
+  v1::Evaluation evaluation;
+  EXPECT_EQ(EvaluationDTypeOf(evaluation, at::kHalf), at::kHalf);
+  evaluation.set_compute_type(v1::Evaluation::BFLOAT16);
+  EXPECT_EQ(EvaluationDTypeOf(evaluation, at::kFloat), at::kBFloat16);
+  evaluation.set_compute_type(v1::Evaluation::FLOAT32);
+  EXPECT_EQ(EvaluationDTypeOf(evaluation, at::kBFloat16), at::kFloat);
+}
+
 }  // namespace
 }  // namespace qpruner::engine

@@ -58,4 +58,17 @@ std::vector<at::Tensor> BatchIds(const std::vector<TokenBatch>& batches) {
   return ids;
 }
 
+at::Tensor NextTokenTargets(const TokenBatch& batch) {
+  const int64_t length = batch.ids.size(1);
+  const at::Tensor next = at::roll(batch.ids, -1, 1);
+  const at::Tensor predicts = at::arange(1, length + 1, at::kLong) < batch.lengths.unsqueeze(1);
+  return at::where(predicts, next, at::full_like(next, kNoTarget));
+}
+
+NextTokens FindNextTokens(const TokenBatch& batch) {
+  const at::Tensor targets = NextTokenTargets(batch).flatten();
+  const at::Tensor rows = targets.ne(kNoTarget).nonzero().squeeze(1);
+  return {rows, targets.index_select(0, rows)};
+}
+
 }  // namespace qpruner::engine

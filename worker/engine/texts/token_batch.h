@@ -32,6 +32,20 @@ TokenBatch PadRows(const std::vector<TokenIds>& sequences, std::vector<int64_t> 
 // The ids alone, as ForwardHidden takes them.
 std::vector<at::Tensor> BatchIds(const std::vector<TokenBatch>& batches);
 
+// In targets: nothing is predicted here.
+inline constexpr int64_t kNoTarget = -100;
+
+// The next token of each position [batch, length] int64 CPU; kNoTarget at a sequence's last token
+// and on padding.
+at::Tensor NextTokenTargets(const TokenBatch& batch);
+
+// The positions that predict, and what follows them.
+struct NextTokens {
+  at::Tensor rows;     // [predictions] int64 CPU, into [batch * length]
+  at::Tensor targets;  // [predictions] int64 CPU
+};
+NextTokens FindNextTokens(const TokenBatch& batch);
+
 }  // namespace qpruner::engine
 
 #endif  // QPRUNER_WORKER_ENGINE_TEXTS_TOKEN_BATCH_H_

@@ -1,0 +1,137 @@
+#include "worker/engine/evaluate/logit_rows.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "worker/engine/model/vector_loops.h"
+
+namespace qpruner::engine {
+namespace {
+
+// Terms that are summed in float32 before the sum goes into a double.
+constexpr int64_t kPart = 1024;
+
+template <typename T>
+QPRUNER_LOOP_INLINE void Summarize(const T* row, int64_t width, float* log_sum_exp,
+                                   int64_t* most_likely) {
+  float max = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : max)
+  for (int64_t i = 0; i < width; ++i) {
+    const float value = ToFloat(row[i]);
+    max = value > max ? value : max;
+  }
+  // If all are NaN no position is found, and 0 stands.
+  *most_likely = 0;
+  for (int64_t i = 0; i < width; ++i) {
+    if (ToFloat(row[i]) == max) {
+      *most_likely = i;
+      break;
+    }
+  }
+  double total = 0;
+  for (int64_t begin = 0; begin < width; begin += kPart) {
+    const int64_t end = std::min(width, begin + kPart);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = begin; i < end; ++i) sum += ExpOfNegative(ToFloat(row[i]) - max);
+    total += sum;
+  }
+  *log_sum_exp = max + static_cast<float>(std::log(total));
+}
+
+template <typename T>
+QPRUNER_LOOP_INLINE double Diverge(const T* reference, float reference_log_sum, const T* row,
+                                   float log_sum, int64_t width) {
+  double total = 0;
+  for (int64_t begin = 0; begin < width; begin += kPart) {
+    const int64_t end = std::min(width, begin + kPart);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = begin; i < end; ++i) {
+      const float p = ToFloat(reference[i]) - reference_log_sum;
+      sum += ExpOfNegative(p) * (p - (ToFloat(row[i]) - log_sum));
+    }
+    total += sum;
+  }
+  return total;
+}
+
+// One clone an instruction set for each element type.
+QPRUNER_VECTOR_CLONES void SummarizeFloat(const float* row, int64_t width, float* log_sum_exp,
+                                          int64_t* most_likely) {
+  Summarize(row, width, log_sum_exp, most_likely);
+}
+QPRUNER_VECTOR_CLONES void SummarizeBFloat16(const uint16_t* row, int64_t width, float* log_sum_exp,
+                                             int64_t* most_likely) {
+  Summarize(row, width, log_sum_exp, most_likely);
+}
+QPRUNER_VECTOR_CLONES double DivergeFloat(const float* reference, float reference_log_sum,
+                                          const float* row, float log_sum, int64_t width) {
+  return Diverge(reference, reference_log_sum, row, log_sum, width);
+}
+QPRUNER_VECTOR_CLONES double DivergeBFloat16(const uint16_t* reference, float reference_log_sum,
+                                             const uint16_t* row, float log_sum, int64_t width) {
+  return Diverge(reference, reference_log_sum, row, log_sum, width);
+}
+
+void Check(const at::Tensor& logits) {
+  TORCH_CHECK(logits.dim() == 2 && logits.is_cpu() && logits.is_contiguous() &&
+                  (logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kBFloat16),
+              "Logits must be contiguous rows of float32 or bfloat16 on the CPU");
+}
+
+const uint16_t* Bits(const at::Tensor& tensor) {
+  return reinterpret_cast<const uint16_t*>(tensor.const_data_ptr<at::BFloat16>());
+}
+
+}  // namespace
+
+RowSummary SummarizeRows(const at::Tensor& logits) {
+  Check(logits);
+  const int64_t rows = logits.size(0), width = logits.size(1);
+  RowSummary summary{at::empty({rows}, at::kFloat), at::empty({rows}, at::kLong)};
+  float* const sums = summary.log_sum_exp.mutable_data_ptr<float>();
+  int64_t* const tops = summary.most_likely.mutable_data_ptr<int64_t>();
+  const bool wide = logits.scalar_type() == at::kFloat;
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      if (wide) {
+        SummarizeFloat(logits.const_data_ptr<float>() + row * width, width, sums + row, tops + row);
+      } else {
+        SummarizeBFloat16(Bits(logits) + row * width, width, sums + row, tops + row);
+      }
+    }
+  });
+  return summary;
+}
+
+at::Tensor DivergeRows(const at::Tensor& reference, const at::Tensor& reference_log_sum_exp,
+                       const at::Tensor& logits, const at::Tensor& log_sum_exp) {
+  Check(reference);
+  Check(logits);
+  TORCH_CHECK(
+      reference.sizes() == logits.sizes() && reference.scalar_type() == logits.scalar_type(),
+      "Logits of reference and model must have one shape and type");
+  const int64_t rows = logits.size(0), width = logits.size(1);
+  at::Tensor divergence = at::empty({rows}, at::kDouble);
+  double* const out = divergence.mutable_data_ptr<double>();
+  const float* const reference_sums = reference_log_sum_exp.const_data_ptr<float>();
+  const float* const sums = log_sum_exp.const_data_ptr<float>();
+  const bool wide = logits.scalar_type() == at::kFloat;
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      out[row] =
+          wide ? DivergeFloat(reference.const_data_ptr<float>() + row * width, reference_sums[row],
+                              logits.const_data_ptr<float>() + row * width, sums[row], width)
+               : DivergeBFloat16(Bits(reference) + row * width, reference_sums[row],
+                                 Bits(logits) + row * width, sums[row], width);
+    }
+  });
+  return divergence;
+}
+
+}  // namespace qpruner::engine

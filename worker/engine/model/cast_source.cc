@@ -1,0 +1,24 @@
+#include "worker/engine/model/cast_source.h"
+
+#include <ATen/ATen.h>
+
+namespace qpruner::engine {
+
+at::Tensor CastSource::Cast(const at::Tensor& tensor) const {
+  return tensor.defined() ? tensor.to(dtype_) : tensor;
+}
+
+BlockWeights CastSource::Block(int64_t block) {
+  BlockWeights weights = base_.Block(block);
+  for (const LinearKind kind : kLinearKinds) {
+    weights.weight[kind] = Cast(weights.weight[kind]);
+    weights.bias[kind] = Cast(weights.bias[kind]);
+  }
+  for (at::Tensor* norm :
+       {&weights.attention_norm, &weights.mlp_norm, &weights.query_norm, &weights.key_norm}) {
+    *norm = Cast(*norm);
+  }
+  return weights;
+}
+
+}  // namespace qpruner::engine
