@@ -128,7 +128,7 @@ TEST(Service, BadFieldsAreRefusedTogetherBeforeAnyWork) {
   ASSERT_NO_FATAL_FAILURE(service.Start());
   v1::CompressionJob job = SmallJob();
   job.mutable_spec()->mutable_pruning()->set_ratio(1.5);
-  job.mutable_spec()->mutable_search()->add_candidate_bits(3);
+  job.mutable_spec()->mutable_search()->add_candidate_bits(9);
   job.mutable_spec()->mutable_search()->clear_budget();
   grpc::ClientContext context;
   v1::CreateJobRequest request;
