@@ -103,11 +103,13 @@ absl::Status JobPlanning::Plan(const JobName& name) {
           CommitEffects& effects) -> absl::Status {
         outdated = false;
         stages.clear();
-        // Only this thread plans, and trials that finished meanwhile do not touch the
-        // proposals: what can have come between is that the job was cancelled or has
-        // failed.
-        outdated = change.job().state() != seen.state() || change.job().stage() != seen.stage();
+        // Trials that finished meanwhile do not touch the proposals. What can have come between is
+        // that the job was cancelled or has failed, or that another server has planned this step.
+        internal::v1::JobRecord& record = change.record();
+        outdated = change.job().state() != seen.state() || change.job().stage() != seen.stage() ||
+                   record.plan_count() != view->record.plan_count();
         if (outdated) return absl::OkStatus();
+        record.set_plan_count(record.plan_count() + 1);
         ASSIGN_OR_RETURN(stages, ApplyPlan(store, change, *view, plan, now));
         effects.changed = true;
         return absl::OkStatus();
