@@ -24,16 +24,6 @@ namespace {
 using internal::v1::AcquireTaskResponse;
 using internal::v1::HeartbeatResponse;
 
-PostgresCluster* Cluster() {
-  static std::unique_ptr<PostgresCluster> cluster = []() -> std::unique_ptr<PostgresCluster> {
-    auto started = PostgresCluster::Start();
-    if (started.ok()) return *std::move(started);
-    printf("SKIPPED: %s\n", std::string(started.status().message()).c_str());
-    return nullptr;
-  }();
-  return cluster.get();
-}
-
 // Runs `hook` once, in the middle of a plan.
 class InterruptedProposer final : public TrialProposer {
  public:
@@ -90,8 +80,8 @@ struct TestServer {
 class SharedQueueTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (Cluster() == nullptr) GTEST_SKIP() << "PostgreSQL cannot be run here";
-    url_ = Cluster()->NewDatabase();
+    if (PostgresCluster::Shared() == nullptr) GTEST_SKIP() << "PostgreSQL cannot be run here";
+    url_ = PostgresCluster::Shared()->NewDatabase();
     artifacts_ = OpenLocalArtifactStore({.folder = folder_.path(), .shared = true}).value();
     a_ = MakeServer();
     b_ = MakeServer();
@@ -99,9 +89,11 @@ class SharedQueueTest : public testing::Test {
   std::unique_ptr<TestServer> MakeServer() {
     return std::make_unique<TestServer>(url_, *artifacts_, ids_);
   }
-  static JobName Create(TestServer& server, const std::string& request_id = "") {
+  static JobName Create(TestServer& server, const std::string& request_id = "",
+                        int parallelism = 2) {
     auto request = ScriptedRequest();
     request.set_request_id(request_id);
+    request.mutable_job()->mutable_spec()->mutable_search()->set_parallelism(parallelism);
     auto job = server.queue->CreateJob(*ValidateCreateJob(request, {}));
     EXPECT_TRUE(job.ok()) << job.status();
     return job.ok() ? JobName::Parse(job->name()).value() : JobName();
@@ -238,25 +230,33 @@ TEST_F(SharedQueueTest, WhatADeadServerLeftIsTakenUp) {
 }
 
 TEST_F(SharedQueueTest, TwoPlansOfOneStepAreOne) {
-  const JobName undisturbed = Create(*b_);
+  // One trial at a time: between a result and the next plan the job has no task.
+  const JobName undisturbed = Create(*b_, "", 1);
   Finish(*b_, undisturbed);
 
-  const JobName name = Create(*a_);
+  const JobName name = Create(*a_, "", 1);
   a_->Register("w1");
+  b_->Register("w2");
   int plans = 0;
   while (!IsFinal(Get(name).state())) {
     const AcquireTaskResponse held = a_->Poll("w1");
     ASSERT_TRUE(held.has_lease());
     ASSERT_TRUE(Complete(*a_, held).ok());
-    // In the middle of A's plan, B finds the same job without a task, and plans it.
+    // In the middle of A's plan, B finds the same job without a task, plans it, and leases a task.
+    AcquireTaskResponse held_at_b;
     a_->proposer.hook_ = [&] {
       ++plans;
       b_->clock.Advance(absl::Seconds(6));
       b_->queue->Tick();
+      held_at_b = b_->Poll("w2");
+      EXPECT_TRUE(held_at_b.has_lease());
     };
     a_->queue->Tick();
+    // What A had planned has not queued it again.
+    if (held_at_b.has_lease()) ASSERT_TRUE(Complete(*b_, held_at_b).ok());
   }
   EXPECT_GT(plans, 0);
+  for (const v1::Trial& trial : Trials(name)) EXPECT_EQ(trial.attempt_count(), 1) << trial.name();
   EXPECT_EQ(Outcome(name), Outcome(undisturbed));
 }
 
