@@ -26,7 +26,7 @@ struct CommandOptions {
   ColorChoice color = ColorChoice::kAuto;
 };
 
-// INVALID_ARGUMENT: no connection can be opened so; names the flag.
+// INVALID_ARGUMENT: no connection can be opened so; names the flag. Starts no thread.
 absl::Status CheckConnection(const CommandOptions& common);
 // Prints what is wrong with the command line.
 ExitCode FailCommandLine(const absl::Status& status);

@@ -57,7 +57,7 @@ Session::Session(const CommandOptions& common)
               OpenChannel(AddressOf(common.server), common.security).value()) {}
 
 absl::Status CheckConnection(const CommandOptions& common) {
-  return OpenChannel(AddressOf(common.server), common.security).status();
+  return CheckChannelSecurity(AddressOf(common.server), common.security);
 }
 
 ExitCode Session::Fail(const absl::Status& status) const {

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -111,25 +112,39 @@ class TokenInterceptorFactory final : public ClientInterceptorFactoryInterface {
   const std::shared_ptr<TokenSource> tokens_;
 };
 
-absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(
-    const ChannelSecurity& security) {
+// What `security` comes to, read from its files.
+struct Secrets {
+  std::optional<grpc::SslCredentialsOptions> tls;  // None: plain text.
+  std::optional<std::string> token;
+};
+
+absl::StatusOr<Secrets> ReadSecrets(const std::string& address, const ChannelSecurity& security) {
+  Secrets secrets;
   if (security.certificate.empty() != security.key.empty()) {
     return absl::InvalidArgumentError("--tls-cert and --tls-key go together");
   }
-  if (security.ca.empty()) {
+  if (security.ca.empty() && !security.certificate.empty()) {
+    return absl::InvalidArgumentError("--tls-cert needs --tls-ca, the server's authority");
+  }
+  if (!security.ca.empty()) {
+    grpc::SslCredentialsOptions& tls = secrets.tls.emplace();
+    ASSIGN_OR_RETURN(tls.pem_root_certs, ReadNamed("--tls-ca", security.ca, kMaxPemBytes));
     if (!security.certificate.empty()) {
-      return absl::InvalidArgumentError("--tls-cert needs --tls-ca, the server's authority");
+      ASSIGN_OR_RETURN(tls.pem_cert_chain,
+                       ReadNamed("--tls-cert", security.certificate, kMaxPemBytes));
+      ASSIGN_OR_RETURN(tls.pem_private_key, ReadNamed("--tls-key", security.key, kMaxPemBytes));
     }
-    return grpc::InsecureChannelCredentials();
   }
-  grpc::SslCredentialsOptions options;
-  ASSIGN_OR_RETURN(options.pem_root_certs, ReadNamed("--tls-ca", security.ca, kMaxPemBytes));
-  if (!security.certificate.empty()) {
-    ASSIGN_OR_RETURN(options.pem_cert_chain,
-                     ReadNamed("--tls-cert", security.certificate, kMaxPemBytes));
-    ASSIGN_OR_RETURN(options.pem_private_key, ReadNamed("--tls-key", security.key, kMaxPemBytes));
+  if (!security.token_file.empty()) {
+    if (!secrets.tls && !security.insecure && !IsLocalAddress(address)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the token would travel to ", address,
+                       " unencrypted: name the server's authority with --tls-ca, or pass "
+                       "--insecure if the network is private"));
+    }
+    ASSIGN_OR_RETURN(secrets.token, ReadToken(security.token_file));
   }
-  return grpc::SslCredentials(options);
+  return secrets;
 }
 
 }  // namespace
@@ -146,25 +161,23 @@ bool IsLocalAddress(const std::string& address) {
           host.find_first_not_of("0123456789.") == absl::string_view::npos);
 }
 
+absl::Status CheckChannelSecurity(const std::string& address, const ChannelSecurity& security) {
+  return ReadSecrets(address, security).status();
+}
+
 absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenSecureChannel(const std::string& address,
                                                                  const ChannelSecurity& security,
                                                                  grpc::ChannelArguments arguments) {
-  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
-                   MakeCredentials(security));
+  ASSIGN_OR_RETURN(const Secrets secrets, ReadSecrets(address, security));
   std::vector<std::unique_ptr<ClientInterceptorFactoryInterface>> interceptors;
-  if (!security.token_file.empty()) {
-    if (security.ca.empty() && !security.insecure && !IsLocalAddress(address)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the token would travel to ", address,
-                       " unencrypted: name the server's authority with --tls-ca, or pass "
-                       "--insecure if the network is private"));
-    }
-    ASSIGN_OR_RETURN(std::string token, ReadToken(security.token_file));
+  if (secrets.token) {
     interceptors.push_back(std::make_unique<TokenInterceptorFactory>(
-        std::make_shared<TokenSource>(security.token_file, std::move(token))));
+        std::make_shared<TokenSource>(security.token_file, *secrets.token)));
   }
-  return grpc::experimental::CreateCustomChannelWithInterceptors(address, credentials, arguments,
-                                                                 std::move(interceptors));
+  return grpc::experimental::CreateCustomChannelWithInterceptors(
+      address,
+      secrets.tls ? grpc::SslCredentials(*secrets.tls) : grpc::InsecureChannelCredentials(),
+      arguments, std::move(interceptors));
 }
 
 }  // namespace qpruner

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/support/channel_arguments.h"
@@ -29,6 +30,10 @@ struct ChannelSecurity {
 absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenSecureChannel(const std::string& address,
                                                                  const ChannelSecurity& security,
                                                                  grpc::ChannelArguments arguments);
+
+// The errors of OpenSecureChannel, without a channel: gRPC starts threads with its first one, which
+// a process may have to do something before.
+absl::Status CheckChannelSecurity(const std::string& address, const ChannelSecurity& security);
 
 // True if nobody but this machine's processes can listen in: a unix socket or a loopback address.
 bool IsLocalAddress(const std::string& address);
