@@ -31,16 +31,6 @@ using internal::v1::AcquireTaskRequest;
 using internal::v1::AcquireTaskResponse;
 using internal::v1::WorkerService;
 
-PostgresCluster* Cluster() {
-  static std::unique_ptr<PostgresCluster> cluster = []() -> std::unique_ptr<PostgresCluster> {
-    auto started = PostgresCluster::Start();
-    if (started.ok()) return *std::move(started);
-    printf("SKIPPED: %s\n", std::string(started.status().message()).c_str());
-    return nullptr;
-  }();
-  return cluster.get();
-}
-
 void SetDeadline(grpc::ClientContext& context, int seconds = 30) {
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(seconds));
 }
@@ -168,8 +158,8 @@ class ScriptedWorker {
 class ReplicasTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (Cluster() == nullptr) GTEST_SKIP() << "PostgreSQL cannot be run here";
-    const std::string url = Cluster()->NewDatabase();
+    if (PostgresCluster::Shared() == nullptr) GTEST_SKIP() << "PostgreSQL cannot be run here";
+    const std::string url = PostgresCluster::Shared()->NewDatabase();
     // Together, on an empty database.
     a_ = std::make_unique<Replica>(folder_.path(), "a", url);
     b_ = std::make_unique<Replica>(folder_.path(), "b", url);
@@ -285,7 +275,7 @@ TEST_F(ReplicasTest, ARestartOfTheDatabaseLosesNoJob) {
   Follow(*b_, name, [&](const v1::JobEvent& event) {
     if (restarted || !event.has_trial_updated() || event.trial_updated().index() < 3) return;
     restarted = true;
-    ASSERT_TRUE(Cluster()->Restart().ok());
+    ASSERT_TRUE(PostgresCluster::Shared()->Restart().ok());
   });
   Follow(*a_, other);
   EXPECT_TRUE(restarted);

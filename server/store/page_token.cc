@@ -1,6 +1,7 @@
 #include "server/store/page_token.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -8,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
+#include "server/store/stored_record.h"
 
 namespace qpruner::server {
 namespace {
@@ -36,7 +38,14 @@ std::string EncodePageToken(const JobFilter& filter, int64_t position) {
   return absl::WebSafeBase64Escape(absl::StrCat(kVersion, Checksum(filter, number), number));
 }
 
-absl::StatusOr<int64_t> DecodePageToken(const JobFilter& filter, absl::string_view token) {
+absl::StatusOr<int64_t> StartOfPage(const JobFilter& filter, int page_size,
+                                    absl::string_view token) {
+  if (page_size < 1) return absl::InvalidArgumentError("page_size must be at least 1");
+  if (filter.labels.size() > kMaxFilterLabels) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("labels must be at most ", kMaxFilterLabels, ", are ", filter.labels.size()));
+  }
+  if (token.empty()) return std::numeric_limits<int64_t>::max();
   const size_t head = kVersion.size() + kChecksumDigits;
   std::string text;
   int64_t position = 0;

@@ -16,8 +16,10 @@ namespace qpruner::server {
 // forgery: a forged token shows nothing that its filter does not.
 std::string EncodePageToken(const JobFilter& filter, int64_t position);
 
-// The position. INVALID_ARGUMENT: not a token for `filter`.
-absl::StatusOr<int64_t> DecodePageToken(const JobFilter& filter, absl::string_view token);
+// Where a page starts: before the job of this order number. `token` is empty for the first page.
+// INVALID_ARGUMENT: as StoreReader::ListJobs.
+absl::StatusOr<int64_t> StartOfPage(const JobFilter& filter, int page_size,
+                                    absl::string_view token);
 
 }  // namespace qpruner::server
 

@@ -14,18 +14,6 @@ namespace {
 using internal::v1::JobRecord;
 using testing::HasSubstr;
 
-// One server for all tests of the program, a database for each. Null, with the reason printed,
-// where PostgreSQL cannot be run.
-PostgresCluster* Cluster() {
-  static std::unique_ptr<PostgresCluster> cluster = []() -> std::unique_ptr<PostgresCluster> {
-    auto started = PostgresCluster::Start();
-    if (started.ok()) return *std::move(started);
-    printf("SKIPPED: %s\n", std::string(started.status().message()).c_str());
-    return nullptr;
-  }();
-  return cluster.get();
-}
-
 class PostgresUnderTest final : public JobStoreUnderTest {
  public:
   absl::StatusOr<std::unique_ptr<JobStore>> Open() override {
@@ -33,7 +21,7 @@ class PostgresUnderTest final : public JobStoreUnderTest {
   }
 
  private:
-  const std::string url_ = Cluster()->NewDatabase();
+  const std::string url_ = PostgresCluster::Shared()->NewDatabase();
 };
 
 std::unique_ptr<JobStoreUnderTest> MakePostgresUnderTest() {
@@ -41,7 +29,7 @@ std::unique_ptr<JobStoreUnderTest> MakePostgresUnderTest() {
 }
 
 std::vector<MakeJobStoreUnderTest> WherePostgresRuns() {
-  if (Cluster() == nullptr) return {};
+  if (PostgresCluster::Shared() == nullptr) return {};
   return {&MakePostgresUnderTest};
 }
 
@@ -50,8 +38,8 @@ INSTANTIATE_TEST_SUITE_P(Postgres, JobStoreContract, testing::ValuesIn(WherePost
 class PostgresJobStoreTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (Cluster() == nullptr) GTEST_SKIP() << "PostgreSQL cannot be run here";
-    url_ = Cluster()->NewDatabase();
+    if (PostgresCluster::Shared() == nullptr) GTEST_SKIP() << "PostgreSQL cannot be run here";
+    url_ = PostgresCluster::Shared()->NewDatabase();
   }
   std::unique_ptr<JobStore> Open() {
     auto store = OpenPostgresJobStore({.url = url_});
@@ -99,7 +87,7 @@ TEST_F(PostgresJobStoreTest, ServersThatStartTogetherMigrateOnce) {
 
 TEST_F(PostgresJobStoreTest, RefusesWhatANewerVersionMigrated) {
   Open();
-  ASSERT_TRUE(Cluster()
+  ASSERT_TRUE(PostgresCluster::Shared()
                   ->Execute(url_, absl::StrCat("UPDATE qpruner.schema_version SET version = ",
                                                kPostgresSchemaVersion + 1))
                   .ok());
@@ -109,8 +97,9 @@ TEST_F(PostgresJobStoreTest, RefusesWhatANewerVersionMigrated) {
 }
 
 TEST_F(PostgresJobStoreTest, RefusesAnotherProgramsTables) {
-  ASSERT_TRUE(
-      Cluster()->Execute(url_, "CREATE SCHEMA qpruner; CREATE TABLE qpruner.jobs (a int);").ok());
+  ASSERT_TRUE(PostgresCluster::Shared()
+                  ->Execute(url_, "CREATE SCHEMA qpruner; CREATE TABLE qpruner.jobs (a int);")
+                  .ok());
   const absl::Status status = OpenPostgresJobStore({.url = url_}).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
   EXPECT_THAT(std::string(status.message()), HasSubstr("another program"));
@@ -133,7 +122,7 @@ TEST_F(PostgresJobStoreTest, SaysWhatIsWrongWithTheConnection) {
 TEST_F(PostgresJobStoreTest, ARestartOfTheDatabaseLosesNothing) {
   const auto store = Open();
   ASSERT_TRUE(store->Transact([](StoreTransaction& t) { return InsertJob(t, Name(0)); }).ok());
-  ASSERT_TRUE(Cluster()->Restart().ok());
+  ASSERT_TRUE(PostgresCluster::Shared()->Restart().ok());
   // Every pooled connection is broken: none of the callers notices.
   EXPECT_EQ(CountJobs(*store), 1u);
   ASSERT_TRUE(store->Transact([](StoreTransaction& t) { return InsertJob(t, Name(1)); }).ok());
@@ -165,7 +154,7 @@ TEST_F(PostgresJobStoreTest, ARestartOfTheDatabaseLosesNothing) {
     for (int now = calls; now < target; now = calls) calls.wait(now);
   };
   await_calls(40);
-  ASSERT_TRUE(Cluster()->Restart().ok());
+  ASSERT_TRUE(PostgresCluster::Shared()->Restart().ok());
   await_calls(40);
   stop = true;
   for (std::thread& caller : callers) caller.join();
@@ -181,11 +170,11 @@ TEST_F(PostgresJobStoreTest, ARestartOfTheDatabaseLosesNothing) {
 TEST_F(PostgresJobStoreTest, IsUnavailableWhileTheDatabaseIsAway) {
   auto opened = OpenPostgresJobStore({.url = url_, .patience = absl::Milliseconds(100)});
   ASSERT_TRUE(opened.ok()) << opened.status();
-  Cluster()->Kill();
+  PostgresCluster::Shared()->Kill();
   const absl::Status status =
       (*opened)->Transact([](StoreTransaction& t) { return InsertJob(t, Name(1)); });
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
-  ASSERT_TRUE(Cluster()->StartServer().ok());
+  ASSERT_TRUE(PostgresCluster::Shared()->StartServer().ok());
   // The back-off since is longer than this store's patience.
   absl::Status again;
   do {
@@ -328,7 +317,7 @@ TEST_F(PostgresJobStoreTest, ServersHearOfEachOthersCommits) {
 
   // After a lost connection everything may have changed, and what comes after is heard again.
   const int missed = at_a.missed();
-  ASSERT_TRUE(Cluster()->Restart().ok());
+  ASSERT_TRUE(PostgresCluster::Shared()->Restart().ok());
   await_both_listening();
   EXPECT_GT(at_a.missed(), missed);
   a->SetListener(nullptr);
@@ -344,13 +333,14 @@ TEST_F(PostgresJobStoreTest, ADumpRestoresIntoAnotherDatabase) {
                     return PutTask(t, Name(1));
                   })
                   .ok());
-  const std::string dump = Cluster()->folder() + "/qpruner.dump";
-  ASSERT_TRUE(Cluster()
+  const std::string dump = PostgresCluster::Shared()->folder() + "/qpruner.dump";
+  ASSERT_TRUE(PostgresCluster::Shared()
                   ->RunProgram("pg_dump", {"--format=custom", "--schema=qpruner", "--file=" + dump,
                                            "--dbname=" + url_})
                   .ok());
-  url_ = Cluster()->NewDatabase();
-  const absl::Status restored = Cluster()->RunProgram("pg_restore", {"--dbname=" + url_, dump});
+  url_ = PostgresCluster::Shared()->NewDatabase();
+  const absl::Status restored =
+      PostgresCluster::Shared()->RunProgram("pg_restore", {"--dbname=" + url_, dump});
   ASSERT_TRUE(restored.ok()) << restored;
   const auto copy = Open();
   EXPECT_EQ(CountJobs(*copy), 1u);

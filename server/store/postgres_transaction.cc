@@ -208,15 +208,7 @@ absl::StatusOr<JobRecord> PostgresTransaction::GetJob(const JobName& name) {
 absl::StatusOr<StoreReader::JobPage> PostgresTransaction::ListJobs(const JobFilter& filter,
                                                                    int page_size,
                                                                    const std::string& page_token) {
-  if (page_size < 1) return absl::InvalidArgumentError("page_size must be at least 1");
-  if (filter.labels.size() > kMaxFilterLabels) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("labels must be at most ", kMaxFilterLabels, ", are ", filter.labels.size()));
-  }
-  int64_t before = std::numeric_limits<int64_t>::max();
-  if (!page_token.empty()) {
-    ASSIGN_OR_RETURN(before, DecodePageToken(filter, page_token));
-  }
+  ASSIGN_OR_RETURN(const int64_t before, StartOfPage(filter, page_size, page_token));
   // One more, to know whether there is a next page.
   std::vector<Parameter> parameters = {filter.project, before, int64_t{page_size} + 1};
   if (!filter.labels.empty()) parameters.push_back(ToJson(filter.labels));

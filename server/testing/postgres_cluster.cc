@@ -3,6 +3,7 @@
 #include <libpq-fe.h>
 #include <pwd.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -47,6 +48,16 @@ std::string Contents(const std::string& path) {
 std::vector<std::string> PostgresCluster::AsServerUser(std::vector<std::string> argv) const {
   argv.insert(argv.begin(), user_prefix_.begin(), user_prefix_.end());
   return argv;
+}
+
+PostgresCluster* PostgresCluster::Shared() {
+  static const std::unique_ptr<PostgresCluster> cluster = []() -> std::unique_ptr<PostgresCluster> {
+    auto started = Start();
+    if (started.ok()) return *std::move(started);
+    printf("SKIPPED: %s\n", std::string(started.status().message()).c_str());
+    return nullptr;
+  }();
+  return cluster.get();
 }
 
 absl::StatusOr<std::unique_ptr<PostgresCluster>> PostgresCluster::Start() {

@@ -19,6 +19,9 @@ class PostgresCluster {
   // /usr/lib/postgresql says), or cannot be run here. PostgreSQL refuses to run as root: then it
   // runs as user postgres or nobody.
   static absl::StatusOr<std::unique_ptr<PostgresCluster>> Start();
+  // The one of all tests of a program, which ends with it. Null, with the reason printed, where
+  // PostgreSQL cannot be run.
+  static PostgresCluster* Shared();
   // Ends the server and removes the folder.
   ~PostgresCluster();
   PostgresCluster(const PostgresCluster&) = delete;
