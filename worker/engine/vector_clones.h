@@ -1,6 +1,6 @@
-// Marks for the inner loops of the storage formats.
-#ifndef QPRUNER_WORKER_ENGINE_QUANTIZE_VECTOR_CLONES_H_
-#define QPRUNER_WORKER_ENGINE_QUANTIZE_VECTOR_CLONES_H_
+// Marks for inner loops that are compiled once for each instruction set.
+#ifndef QPRUNER_WORKER_ENGINE_VECTOR_CLONES_H_
+#define QPRUNER_WORKER_ENGINE_VECTOR_CLONES_H_
 
 // One binary for any x86-64, yet AVX2 and AVX-512 where they are: the loader picks the clone.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -13,4 +13,4 @@
 // A clone can only be wide where all that it calls is inlined into it.
 #define QPRUNER_INLINE inline __attribute__((always_inline))
 
-#endif  // QPRUNER_WORKER_ENGINE_QUANTIZE_VECTOR_CLONES_H_
+#endif  // QPRUNER_WORKER_ENGINE_VECTOR_CLONES_H_

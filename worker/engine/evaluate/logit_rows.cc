@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kPart = 1024;
 
 template <typename T>
-QPRUNER_LOOP_INLINE void Summarize(const T* row, int64_t width, float* log_sum_exp,
-                                   int64_t* most_likely) {
+QPRUNER_INLINE void Summarize(const T* row, int64_t width, float* log_sum_exp,
+                              int64_t* most_likely) {
   float max = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : max)
   for (int64_t i = 0; i < width; ++i) {
@@ -44,8 +44,8 @@ QPRUNER_LOOP_INLINE void Summarize(const T* row, int64_t width, float* log_sum_e
 }
 
 template <typename T>
-QPRUNER_LOOP_INLINE double Diverge(const T* reference, float reference_log_sum, const T* row,
-                                   float log_sum, int64_t width) {
+QPRUNER_INLINE double Diverge(const T* reference, float reference_log_sum, const T* row,
+                              float log_sum, int64_t width) {
   double total = 0;
   for (int64_t begin = 0; begin < width; begin += kPart) {
     const int64_t end = std::min(width, begin + kPart);

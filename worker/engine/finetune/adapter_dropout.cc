@@ -6,19 +6,12 @@
 #include <algorithm>
 
 #include "worker/engine/finetune/block_loops.h"
+#include "worker/engine/finetune/split_mix.h"
 
 namespace qpruner::engine {
 namespace {
 
 constexpr int64_t kGrain = 1 << 15;
-
-// SplitMix64's finalizer: a bijection that mixes well (Steele et al. 2014).
-uint64_t Mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
 
 }  // namespace
 
@@ -29,15 +22,15 @@ at::Tensor AdapterDropout::Apply(LinearKind kind, const at::Tensor& x) const {
   const auto threshold = static_cast<uint32_t>(probability * 4294967296.0);
   const auto scale = static_cast<float>(1.0 / (1.0 - probability));
   const uint64_t stream =
-      Mix(Mix(Mix(seed) + static_cast<uint64_t>(step)) +
-          static_cast<uint64_t>(block * kLinearKindCount + static_cast<int64_t>(kind)));
+      SplitMix(SplitMix(SplitMix(seed) + static_cast<uint64_t>(step)) +
+               static_cast<uint64_t>(block * kLinearKindCount + static_cast<int64_t>(kind)));
   at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t row = begin; row < end; ++row) {
                        const auto sequence = static_cast<uint64_t>(first_sequence + row / length);
                        const auto position = static_cast<uint64_t>(row % length);
-                       MaskRow(Mix(Mix(stream + sequence) + position), threshold, scale, width,
-                               values + row * width);
+                       MaskRow(SplitMix(SplitMix(stream + sequence) + position), threshold, scale,
+                               width, values + row * width);
                      }
                    });
   return x * mask.to(x.device(), x.scalar_type());

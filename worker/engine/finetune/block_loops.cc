@@ -1,26 +1,13 @@
 #include "worker/engine/finetune/block_loops.h"
 
-// One binary for any x86-64, yet AVX2 and AVX-512 where they are: the loader picks the clone.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define QPRUNER_VECTOR_CLONES \
-  __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#else
-#define QPRUNER_VECTOR_CLONES
-#endif
+#include "worker/engine/finetune/split_mix.h"
+#include "worker/engine/vector_clones.h"
 
 namespace qpruner::engine {
 namespace {
 
 // Sums in 16 lanes, so that the order does not depend on the instruction set.
 constexpr int64_t kLanes = 16;
-
-// SplitMix64's finalizer: a bijection that mixes well (Steele et al. 2014).
-inline __attribute__((always_inline)) uint64_t Mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
 
 }  // namespace
 
@@ -110,7 +97,7 @@ void SwiGluBackwardRow(const float* __restrict gate, const float* __restrict up,
 QPRUNER_VECTOR_CLONES
 void MaskRow(uint64_t key, uint32_t threshold, float scale, int64_t width, float* mask) {
   for (int64_t i = 0; i < width; i += 2) {
-    const uint64_t draw = Mix(key + static_cast<uint64_t>(i));
+    const uint64_t draw = SplitMix(key + static_cast<uint64_t>(i));
     mask[i] = static_cast<uint32_t>(draw) < threshold ? 0.0f : scale;
     if (i + 1 < width) mask[i + 1] = static_cast<uint32_t>(draw >> 32) < threshold ? 0.0f : scale;
   }

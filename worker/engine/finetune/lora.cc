@@ -7,20 +7,9 @@
 #include <cmath>
 
 #include "worker/engine/finetune/low_rank.h"
+#include "worker/engine/finetune/split_mix.h"
 
 namespace qpruner::engine {
-namespace {
-
-// A 64-bit mix (SplitMix64), so that neighbouring linears draw unrelated values.
-uint64_t Mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
-
-}  // namespace
-
 int64_t LoraAdapter::parameter_count() const {
   int64_t count = 0;
   for (size_t block = 0; block < a.size(); ++block) {
@@ -46,8 +35,9 @@ LoraAdapter LoraAdapter::Clone() const {
 
 at::Tensor InitialA(const LoraOptions& options, int64_t block, LinearKind kind,
                     int64_t in_features) {
-  const uint64_t seed = Mix(Mix(options.seed) + static_cast<uint64_t>(block) * kLinearKindCount +
-                            static_cast<uint64_t>(kind));
+  const uint64_t seed =
+      SplitMix(SplitMix(options.seed) + static_cast<uint64_t>(block) * kLinearKindCount +
+               static_cast<uint64_t>(kind));
   at::Generator generator = at::detail::createCPUGenerator(seed);
   const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
   return at::empty({options.rank, in_features}, at::kFloat).uniform_(-bound, bound, generator);

@@ -19,7 +19,7 @@ const uint16_t* ConstData(const at::Tensor& tensor) {
   return reinterpret_cast<const uint16_t*>(tensor.const_data_ptr<at::BFloat16>());
 }
 
-QPRUNER_LOOP_INLINE float InverseRms(const uint16_t* x, int64_t width, float eps) {
+QPRUNER_INLINE float InverseRms(const uint16_t* x, int64_t width, float eps) {
   float squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (int64_t i = 0; i < width; ++i) squares += ToFloat(x[i]) * ToFloat(x[i]);

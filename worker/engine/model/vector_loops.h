@@ -8,24 +8,17 @@
 #include <bit>
 #include <cstdint>
 
-// One binary for any x86-64, yet AVX2 and AVX-512 where they are: the loader picks the clone.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define QPRUNER_VECTOR_CLONES \
-  __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#else
-#define QPRUNER_VECTOR_CLONES
-#endif
-#define QPRUNER_LOOP_INLINE inline __attribute__((always_inline))
+#include "worker/engine/vector_clones.h"
 
 namespace qpruner::engine {
 
-QPRUNER_LOOP_INLINE float ToFloat(uint16_t bfloat16) {
+QPRUNER_INLINE float ToFloat(uint16_t bfloat16) {
   return std::bit_cast<float>(static_cast<uint32_t>(bfloat16) << 16);
 }
-QPRUNER_LOOP_INLINE float ToFloat(float value) { return value; }
+QPRUNER_INLINE float ToFloat(float value) { return value; }
 
 // To nearest, ties to even. NaN may become infinite.
-QPRUNER_LOOP_INLINE uint16_t ToBFloat16(float value) {
+QPRUNER_INLINE uint16_t ToBFloat16(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
@@ -33,7 +26,7 @@ QPRUNER_LOOP_INLINE uint16_t ToBFloat16(float value) {
 // e^x for -1e6 < x <= 0, relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2]
 // (Cephes' expf); 0 below -87.3, where float32 ends. The bound is held in whole numbers: a
 // comparison of floats could trap, and then the compiler does not vectorize.
-QPRUNER_LOOP_INLINE float ExpOfNegative(float x) {
+QPRUNER_INLINE float ExpOfNegative(float x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number.
   const float shifted = x * 1.44269504088896341f + kMagic;
   const float n = shifted - kMagic;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "worker/engine/quantize/vector_clones.h"
+#include "worker/engine/vector_clones.h"
 
 namespace qpruner::engine {
 namespace {

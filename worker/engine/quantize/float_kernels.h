@@ -6,7 +6,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "worker/engine/quantize/vector_clones.h"
+#include "worker/engine/vector_clones.h"
 
 namespace qpruner::engine {
 

@@ -8,7 +8,7 @@
 
 #include "worker/engine/quantize/float_kernels.h"
 #include "worker/engine/quantize/integer_kernels.h"
-#include "worker/engine/quantize/vector_clones.h"
+#include "worker/engine/vector_clones.h"
 
 namespace qpruner::engine {
 namespace {

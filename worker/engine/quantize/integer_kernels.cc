@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "worker/engine/quantize/float_kernels.h"
-#include "worker/engine/quantize/vector_clones.h"
+#include "worker/engine/vector_clones.h"
 
 namespace qpruner::engine {
 
