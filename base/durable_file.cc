@@ -10,6 +10,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "base/aside_file.h"
 #include "base/status_macros.h"
 
 namespace qpruner {
@@ -66,24 +67,9 @@ absl::Status CreateFolders(const std::string& path) {
 }
 
 absl::Status WriteFileDurably(const std::string& path, absl::string_view content, mode_t mode) {
-  std::string aside = absl::StrCat(path, ".tmp.XXXXXX");
-  const int fd = mkostemp(aside.data(), O_CLOEXEC);
-  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", aside));
-  auto remover = absl::MakeCleanup([&aside] { unlink(aside.c_str()); });
-  auto closer = absl::MakeCleanup([fd] { close(fd); });
-  fchmod(fd, mode);
-  while (!content.empty()) {
-    const ssize_t put = write(fd, content.data(), content.size());
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", aside));
-    content.remove_prefix(static_cast<size_t>(put));
-  }
-  if (fsync(fd) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot sync ", aside));
-  if (rename(aside.c_str(), path.c_str()) != 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot rename ", aside, " to ", path));
-  }
-  std::move(remover).Cancel();
-  return SyncFolder(std::filesystem::path(path).parent_path().string());
+  ASSIGN_OR_RETURN(const std::unique_ptr<AsideFile> file, AsideFile::Create(path, mode));
+  RETURN_IF_ERROR(file->Append(content));
+  return file->Commit();
 }
 
 }  // namespace qpruner

@@ -8,6 +8,7 @@
 #include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "worker/engine/evaluate/python_text.h"
+#include "worker/engine/formats/foreign_file.h"
 #include "worker/engine/formats/strict_json.h"
 #include "worker/engine/texts/dataset.h"
 
@@ -67,17 +68,13 @@ absl::StatusOr<ChoiceItem> ReadHellaSwag(absl::string_view context, LineReader& 
 
 absl::StatusOr<std::vector<ChoiceItem>> ReadChoiceFile(const std::string& path,
                                                        const ChoiceFileOptions& options) {
-  auto text = ReadFile(path, kMaxFileBytes);
-  if (absl::IsResourceExhausted(text.status())) {
-    return absl::InvalidArgumentError(text.status().message());
-  }
-  if (!text.ok()) return text.status();
-  if (const int64_t byte = FindInvalidUtf8(*text); byte >= 0) {
+  ASSIGN_OR_RETURN(const std::string text, ReadForeignFile(path, kMaxFileBytes));
+  if (const int64_t byte = FindInvalidUtf8(text); byte >= 0) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": not UTF-8 at byte ", byte));
   }
-  const bool is_json = absl::StartsWith(Strip(*text), "{");
+  const bool is_json = absl::StartsWith(Strip(text), "{");
   std::vector<ChoiceItem> items;
-  LineReader lines(*text);
+  LineReader lines(text);
   absl::string_view line;
   while ((options.limit == 0 || static_cast<int64_t>(items.size()) < options.limit) &&
          lines.Next(&line)) {

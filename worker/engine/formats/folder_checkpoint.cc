@@ -7,9 +7,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "worker/engine/formats/checkpoint.h"
+#include "worker/engine/formats/foreign_file.h"
 #include "worker/engine/formats/strict_json.h"
 
 namespace qpruner::engine {
@@ -27,15 +27,6 @@ constexpr char kIndexFile[] = "model.safetensors.index.json";
 bool Exists(const std::string& path) {
   struct stat info;
   return ::stat(path.c_str(), &info) == 0;
-}
-
-// The bytes of a foreign file; its size is the client's fault.
-absl::StatusOr<std::string> ReadForeignFile(const std::string& path, int64_t max_bytes) {
-  auto content = ReadFile(path, max_bytes);
-  if (absl::IsResourceExhausted(content.status()) || absl::IsFailedPrecondition(content.status())) {
-    return absl::InvalidArgumentError(content.status().message());
-  }
-  return content;
 }
 
 // Tensor name -> file name, from the index; every file name is a plain one.

@@ -28,16 +28,19 @@ absl::Status Cannot(absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("GGUF cannot hold this tokenizer: ", what));
 }
 
-// A member, or null. `object` may be null itself.
-Json Member(const Json& object, const char* name) {
-  return object.is_object() ? object.value(name, Json()) : Json();
+// A member, or null. `object` may be null itself, and must outlive the result.
+const Json& Member(const Json& object, const char* name) {
+  static const Json null;
+  if (!object.is_object()) return null;
+  const auto found = object.find(name);
+  return found == object.end() ? null : *found;
 }
 std::string Text(const Json& object, const char* name) {
-  const Json value = Member(object, name);
+  const Json& value = Member(object, name);
   return value.is_string() ? value.get<std::string>() : "";
 }
 bool Flag(const Json& object, const char* name, bool absent = false) {
-  const Json value = Member(object, name);
+  const Json& value = Member(object, name);
   return value.is_boolean() ? value.get<bool>() : absent;
 }
 
@@ -45,7 +48,7 @@ bool Flag(const Json& object, const char* name, bool absent = false) {
 std::vector<Json> Parts(const Json& step, const char* member) {
   if (step.is_null()) return {};
   if (Text(step, "type") != "Sequence") return {step};
-  const Json parts = Member(step, member);
+  const Json& parts = Member(step, member);
   return parts.is_array() ? parts.get<std::vector<Json>>() : std::vector<Json>{};
 }
 
@@ -79,17 +82,18 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const Json& tokenizer, int64_t vocab_s
     vocabulary.ids[token] = static_cast<int64_t>(at);
     return absl::OkStatus();
   };
-  const Json model = Member(tokenizer, "model");
-  const Json listed = Member(model, "vocab");
+  const Json& model = Member(tokenizer, "model");
+  const Json& listed = Member(model, "vocab");
   if (!listed.is_object()) return Cannot("model.vocab is no object");
   const bool byte_fallback = Flag(model, "byte_fallback");
   for (const auto& [token, id] : listed.items()) {
     const bool byte = byte_fallback && token.size() == 6 && absl::StartsWith(token, "<0x");
     RETURN_IF_ERROR(add(token, id, byte ? kByte : kNormal));
   }
-  const Json added = Member(tokenizer, "added_tokens");
+  const Json& added = Member(tokenizer, "added_tokens");
   const std::string unknown = Text(model, "unk_token");
-  for (const Json& token : added.is_array() ? added : Json::array()) {
+  static const Json none = Json::array();
+  for (const Json& token : added.is_array() ? added : none) {
     const std::string content = Text(token, "content");
     const int32_t type = byte_fallback && content == unknown ? kUnknown
                          : Flag(token, "special")            ? kControl
@@ -105,7 +109,7 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const Json& tokenizer, int64_t vocab_s
 
 absl::StatusOr<std::vector<std::pair<std::string, std::string>>> ReadMerges(const Json& model) {
   std::vector<std::pair<std::string, std::string>> result;
-  const Json merges = Member(model, "merges");
+  const Json& merges = Member(model, "merges");
   if (!merges.is_array()) return Cannot("model.merges is no array");
   for (const Json& merge : merges) {
     if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
@@ -175,7 +179,7 @@ bool IsSentencePiece(const Json& tokenizer, bool& prefix) {
   return true;
 }
 
-// The token that a text begins with by the post-processor or the config; nullopt for none.
+// Whether a text begins with `bos` by the post-processor or the config.
 bool AddsBos(const Json& tokenizer, const Json& config, const std::string& bos) {
   for (const Json& step : Parts(Member(tokenizer, "post_processor"), "processors")) {
     if (Text(step, "type") != "TemplateProcessing") continue;
@@ -199,7 +203,7 @@ absl::StatusOr<GgufMetadataToWrite> GgufMetadataOfTokenizer(const TokenizerFiles
   if (const auto text = files.find("tokenizer_config.json"); text != files.end()) {
     ASSIGN_OR_RETURN(config, ParseStrictJsonObject(text->second));
   }
-  const Json model = Member(tokenizer, "model");
+  const Json& model = Member(tokenizer, "model");
   if (Text(model, "type") != "BPE") {
     return Cannot(
         absl::StrCat("its model is ", QuotedForMessage(Text(model, "type")), ", not BPE"));

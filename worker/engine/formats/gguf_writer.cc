@@ -4,8 +4,8 @@
 #include <type_traits>
 
 #include "absl/strings/str_cat.h"
+#include "base/aside_file.h"
 #include "base/status_macros.h"
-#include "worker/engine/formats/aside_file.h"
 
 namespace qpruner::engine {
 namespace {

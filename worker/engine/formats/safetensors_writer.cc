@@ -4,9 +4,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/aside_file.h"
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
-#include "worker/engine/formats/aside_file.h"
 
 namespace qpruner::engine {
 namespace {

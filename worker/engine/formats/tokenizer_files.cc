@@ -7,8 +7,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "base/durable_file.h"
 #include "base/status_macros.h"
+#include "worker/engine/formats/foreign_file.h"
 #include "worker/engine/formats/gguf_reader.h"
 #include "worker/engine/formats/gguf_tokenizer.h"
 
@@ -40,12 +40,8 @@ absl::StatusOr<TokenizerFiles> ReadTokenizerFiles(const std::string& model_path)
   }
   TokenizerFiles files;
   for (const char* name : kFiles) {
-    auto content = ReadFile(std::filesystem::path(model_path) / name, kMaxFileBytes);
+    auto content = ReadForeignFile(std::filesystem::path(model_path) / name, kMaxFileBytes);
     if (absl::IsNotFound(content.status())) continue;
-    // Its size is the client's fault.
-    if (absl::IsResourceExhausted(content.status())) {
-      return absl::InvalidArgumentError(content.status().message());
-    }
     if (!content.ok()) return content.status();
     files.emplace(name, *std::move(content));
   }

@@ -5,9 +5,9 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "worker/engine/formats/foreign_file.h"
 #include "worker/engine/formats/strict_json.h"
 
 namespace qpruner::engine {
@@ -50,7 +50,7 @@ absl::StatusOr<std::vector<Instruction>> ReadInstructions(const std::string& pat
     return absl::InvalidArgumentError(
         absl::StrCat("Not a list of instructions: ", path, ": ", why));
   };
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
+  ASSIGN_OR_RETURN(const std::string text, ReadForeignFile(path, kMaxFileBytes));
   const absl::StatusOr<nlohmann::json> list = ParseStrictJson(text);
   if (!list.ok()) return refused(list.status().message());
   if (!list->is_array()) return refused("the file must hold a JSON list");

@@ -1,6 +1,8 @@
 // A file that is written aside and takes its place when it is whole.
-#ifndef QPRUNER_WORKER_ENGINE_FORMATS_ASIDE_FILE_H_
-#define QPRUNER_WORKER_ENGINE_FORMATS_ASIDE_FILE_H_
+#ifndef QPRUNER_BASE_ASIDE_FILE_H_
+#define QPRUNER_BASE_ASIDE_FILE_H_
+
+#include <sys/types.h>
 
 #include <memory>
 #include <string>
@@ -9,12 +11,14 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-namespace qpruner::engine {
+namespace qpruner {
 
 // Codes of errors: of the failed system call. Not thread-safe.
 class AsideFile {
  public:
-  static absl::StatusOr<std::unique_ptr<AsideFile>> Create(const std::string& path);
+  // `mode`: 0600 for secrets.
+  static absl::StatusOr<std::unique_ptr<AsideFile>> Create(const std::string& path,
+                                                           mode_t mode = 0644);
   // Removes what was written, unless Commit succeeded.
   ~AsideFile();
   AsideFile(const AsideFile&) = delete;
@@ -33,6 +37,6 @@ class AsideFile {
   const int fd_;
 };
 
-}  // namespace qpruner::engine
+}  // namespace qpruner
 
-#endif  // QPRUNER_WORKER_ENGINE_FORMATS_ASIDE_FILE_H_
+#endif  // QPRUNER_BASE_ASIDE_FILE_H_

@@ -1,4 +1,4 @@
-#include "worker/engine/formats/aside_file.h"
+#include "base/aside_file.h"
 
 #include <fcntl.h>
 #include <stdlib.h>
@@ -13,13 +13,13 @@
 #include "absl/strings/str_cat.h"
 #include "base/durable_file.h"
 
-namespace qpruner::engine {
+namespace qpruner {
 
-absl::StatusOr<std::unique_ptr<AsideFile>> AsideFile::Create(const std::string& path) {
+absl::StatusOr<std::unique_ptr<AsideFile>> AsideFile::Create(const std::string& path, mode_t mode) {
   std::string aside = absl::StrCat(path, ".tmp.XXXXXX");
   const int fd = ::mkostemp(aside.data(), O_CLOEXEC);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", aside));
-  ::fchmod(fd, 0644);
+  ::fchmod(fd, mode);
   return std::unique_ptr<AsideFile>(new AsideFile(path, std::move(aside), fd));
 }
 
@@ -47,4 +47,4 @@ absl::Status AsideFile::Commit() {
   return SyncFolder(std::filesystem::path(path_).parent_path().string());
 }
 
-}  // namespace qpruner::engine
+}  // namespace qpruner
