@@ -78,6 +78,11 @@ int Main(int argc, char** argv) {
   // Enough of the text for the windows: tokens are not shorter than a byte.
   const auto ids = (*tokenizer)->Encode(*text);
   if (!ids.ok()) return std::cerr << ids.status().message() << "\n", 1;
+  if (static_cast<int64_t>(ids->size()) < windows * context) {
+    return std::cerr << text_path << " has " << ids->size() << " tokens, fewer than " << windows
+                     << " windows of " << context << "\n",
+           1;
+  }
   std::vector<TokenIds> sequences;
   for (int64_t i = 0; i < windows; ++i) {
     sequences.emplace_back(ids->begin() + i * context, ids->begin() + (i + 1) * context);
