@@ -93,6 +93,14 @@ std::string Encode(const at::Tensor& tensor, GgmlType type, int64_t head_dim, bo
   return bytes;
 }
 
+absl::Status CheckShapes(const ModelConfig& config) {
+  if (config.uniform()) return absl::OkStatus();
+  return Cannot(
+      "its blocks differ in shape (pruning layout PER_LAYER), and llama.cpp takes one shape for "
+      "all; "
+      "use layout UNIFORM");
+}
+
 }  // namespace
 
 GgmlType FittingType(GgmlType wanted, int64_t width) {
@@ -103,22 +111,18 @@ GgmlType FittingType(GgmlType wanted, int64_t width) {
 }
 
 absl::Status CheckGgufModel(const ModelConfig& config, const TokenizerFiles& tokenizer) {
-  if (!config.uniform()) {
-    return Cannot(
-        "its blocks differ in shape (pruning layout PER_LAYER), and llama.cpp takes one shape for "
-        "all; use layout UNIFORM");
-  }
+  RETURN_IF_ERROR(CheckShapes(config));
   return GgufMetadataOfTokenizer(tokenizer, config.vocab_size).status();
 }
 
 absl::StatusOr<GgufModelSummary> WriteGgufModel(const std::string& path, WeightSource& source,
                                                 const GgufModelOptions& options) {
   const ModelConfig& config = source.config();
-  RETURN_IF_ERROR(CheckGgufModel(config, options.tokenizer));
-  RETURN_IF_ERROR(CreateFolders(std::filesystem::path(path).parent_path().string()));
-  GgufMetadataToWrite metadata = ModelMetadata(config, options);
+  RETURN_IF_ERROR(CheckShapes(config));
   ASSIGN_OR_RETURN(const GgufMetadataToWrite tokenizer,
                    GgufMetadataOfTokenizer(options.tokenizer, config.vocab_size));
+  RETURN_IF_ERROR(CreateFolders(std::filesystem::path(path).parent_path().string()));
+  GgufMetadataToWrite metadata = ModelMetadata(config, options);
   metadata.Append(tokenizer);
 
   GgufModelSummary summary;

@@ -10,9 +10,6 @@
 namespace qpruner::engine {
 namespace {
 
-// As decoder.cc: narrower heads are so slow on CPUs that padding pays.
-constexpr int64_t kNarrowestHead = 16;
-
 constexpr std::array<std::array<LinearKind, 3>, kLinearStackCount> kMembers = {{
     {LinearKind::kQuery, LinearKind::kKey, LinearKind::kValue},
     {LinearKind::kOutput},
@@ -135,7 +132,7 @@ void AdaptedBlock::SetAdapter(const LoraAdapter& adapter, int64_t block) {
   }
 }
 
-HeadLayout AdaptedBlock::QueryLayout(const BlockTape& tape) const {
+ProjectionLayout AdaptedBlock::QueryLayout(const BlockTape& tape) const {
   return {.batch = tape.batch,
           .length = tape.length,
           .heads = shape_.num_heads,
@@ -144,8 +141,8 @@ HeadLayout AdaptedBlock::QueryLayout(const BlockTape& tape) const {
           .padded_dim = std::max(config_.head_dim, kNarrowestHead)};
 }
 
-HeadLayout AdaptedBlock::KeyLayout(const BlockTape& tape) const {
-  HeadLayout layout = QueryLayout(tape);
+ProjectionLayout AdaptedBlock::KeyLayout(const BlockTape& tape) const {
+  ProjectionLayout layout = QueryLayout(tape);
   layout.heads = shape_.num_kv_heads;
   layout.repeats = shape_.num_heads / shape_.num_kv_heads;
   return layout;
@@ -302,7 +299,7 @@ at::Tensor AdaptedBlock::Backward(const at::Tensor& output_gradient, const Rotar
   // Attention.
   wrote_gradient(LinearStackKind::kOutput).narrow(1, 0, width).copy_(gradient);
   BackwardStack(LinearStackKind::kOutput, dropout, tape, buffers, sums);
-  const HeadLayout query_layout = QueryLayout(tape), key_layout = KeyLayout(tape);
+  const ProjectionLayout query_layout = QueryLayout(tape), key_layout = KeyLayout(tape);
   at::Tensor mixed_gradient =
       buffers.read_gradient[At(LinearStackKind::kOutput)]
           .view({tape.batch, tape.length, shape_.num_heads, config_.head_dim})

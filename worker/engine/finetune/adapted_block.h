@@ -101,8 +101,8 @@ class AdaptedBlock {
   // input's gradient in buffers.read_gradient.
   void BackwardStack(LinearStackKind kind, const AdapterDropout* dropout, const BlockTape& tape,
                      BackwardBuffers& buffers, BlockGradients& sums) const;
-  HeadLayout QueryLayout(const BlockTape& tape) const;
-  HeadLayout KeyLayout(const BlockTape& tape) const;
+  ProjectionLayout QueryLayout(const BlockTape& tape) const;
+  ProjectionLayout KeyLayout(const BlockTape& tape) const;
 
   const ModelConfig& config_;
   const BlockShape& shape_;

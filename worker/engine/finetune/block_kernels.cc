@@ -104,8 +104,8 @@ void AddRmsNormBackward(const at::Tensor& x, const at::Tensor& weight,
   });
 }
 
-void SplitHeads(const at::Tensor& projection, const HeadLayout& layout, const RotaryTables* rotary,
-                at::Tensor& heads) {
+void SplitHeads(const at::Tensor& projection, const ProjectionLayout& layout,
+                const RotaryTables* rotary, at::Tensor& heads) {
   const int64_t batch = layout.batch, length = layout.length, count = layout.heads;
   const int64_t dim = layout.head_dim, repeats = layout.repeats, padded = layout.padded_dim;
   if (!OwnLoops(projection)) {
@@ -147,7 +147,7 @@ void SplitHeads(const at::Tensor& projection, const HeadLayout& layout, const Ro
   });
 }
 
-void SplitHeadsBackward(const at::Tensor& gradient, const HeadLayout& layout,
+void SplitHeadsBackward(const at::Tensor& gradient, const ProjectionLayout& layout,
                         const RotaryTables* rotary, at::Tensor projection_gradient) {
   const int64_t batch = layout.batch, length = layout.length, count = layout.heads;
   const int64_t dim = layout.head_dim, repeats = layout.repeats;

@@ -29,7 +29,7 @@ void AddRmsNormBackward(const at::Tensor& x, const at::Tensor& weight,
                         at::Tensor& sum);
 
 // How a projection's columns become attention heads.
-struct HeadLayout {
+struct ProjectionLayout {
   int64_t batch = 0;
   int64_t length = 0;
   int64_t heads = 0;
@@ -40,11 +40,11 @@ struct HeadLayout {
 
 // projection [rows, heads * head_dim] -> [batch, heads * repeats, length, padded_dim], rotated by
 // `rotary` unless it is null.
-void SplitHeads(const at::Tensor& projection, const HeadLayout& layout, const RotaryTables* rotary,
-                at::Tensor& heads);
+void SplitHeads(const at::Tensor& projection, const ProjectionLayout& layout,
+                const RotaryTables* rotary, at::Tensor& heads);
 // The transpose of that map: gradient [batch, heads * repeats, length, padded_dim] (any strides
 // with a dense last dimension) -> projection_gradient [rows, heads * head_dim], written.
-void SplitHeadsBackward(const at::Tensor& gradient, const HeadLayout& layout,
+void SplitHeadsBackward(const at::Tensor& gradient, const ProjectionLayout& layout,
                         const RotaryTables* rotary, at::Tensor projection_gradient);
 
 // activation = gate sigmoid(gate) up; sigmoid is kept for the derivative. All [rows, width].

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "worker/engine/model/decoder.h"
 #include "worker/engine/model/linear_kind.h"
 
 namespace qpruner::engine {
@@ -14,7 +15,7 @@ constexpr double kMegabyte = 1e6;
 
 // Elements of a BlockTape a token, an upper bound.
 int64_t TapeElements(const ModelConfig& config, const BlockShape& shape, int64_t rank) {
-  const int64_t head = std::max<int64_t>(config.head_dim, 16);  // Narrow heads are padded.
+  const int64_t head = std::max(config.head_dim, kNarrowestHead);
   const int64_t attention = shape.num_heads * config.head_dim;
   const int64_t key_value = shape.num_kv_heads * config.head_dim;
   const int64_t hidden = config.hidden_size, mlp = shape.intermediate_size;

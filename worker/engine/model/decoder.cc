@@ -56,10 +56,6 @@ at::Tensor RepeatHeads(const at::Tensor& x, int64_t times) {
       .reshape({batch, heads * times, length, head_dim});
 }
 
-// Heads narrower than this are padded with zeros: products with an inner width of 8 are so slow on
-// CPUs that twice the width takes two thirds of the time (stories260k, forward and backward).
-constexpr int64_t kNarrowestHead = 16;
-
 // All [batch, heads, length, head_dim].
 at::Tensor CausalAttention(const at::Tensor& query, const at::Tensor& key,
                            const at::Tensor& value) {

@@ -6,7 +6,7 @@
 //   dynamic map    bitsandbytes' signed 8-bit type with a dynamic exponent (Dettmers 2015,
 //                  arXiv 1511.04561), which stores the absmax values of double quantization
 //
-// tests/compat/codebook_golden.py makes them again from those libraries.
+// tests/compat/quantize_golden.py and normal_float_golden.py make them again from those libraries.
 #ifndef QPRUNER_WORKER_ENGINE_QUANTIZE_CODEBOOKS_H_
 #define QPRUNER_WORKER_ENGINE_QUANTIZE_CODEBOOKS_H_
 

@@ -18,8 +18,8 @@
 #include "worker/engine/export/packed_model.h"
 #include "worker/engine/export/peft_adapter.h"
 #include "worker/engine/finetune/merged_source.h"
+#include "worker/engine/model/cast_source.h"
 #include "worker/engine/tasks/gguf_export.h"
-#include "worker/engine/tasks/rounded_source.h"
 #include "worker/engine/tasks/spec_mapping.h"
 
 namespace qpruner::engine {
@@ -174,7 +174,9 @@ ExportedWeights::ExportedWeights(const v1::Export& options, QuantizedSource& bas
   if (merge) in_folder_ = add(std::make_unique<MergedSource>(base, *adapter));
   measured_ = in_folder_;
   if (WantsExport(options, v1::Export::HUGGING_FACE)) {
-    measured_ = add(std::make_unique<RoundedSource>(*in_folder_, ExportDTypeOf(options)));
+    // As it is written, then as it is computed with.
+    measured_ = add(std::make_unique<CastSource>(*in_folder_, ExportDTypeOf(options)));
+    measured_ = add(std::make_unique<CastSource>(*measured_, base.dtype()));
   }
   if (adapter != nullptr && !merge) {
     measured_ = add(std::make_unique<MergedSource>(*measured_, *adapter));

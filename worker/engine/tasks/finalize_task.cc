@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "base/status_macros.h"
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/finetune/trainer.h"
@@ -63,22 +62,25 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
   }
   if (fine_tune) RETURN_IF_ERROR(CheckTrainer(trainer));
 
+  const std::string prepared = absl::StrCat(input_dir, "/", kPreparedFolder);
+  ASSIGN_OR_RETURN(const std::vector<ChoiceTask> tasks,
+                   ReadKeptTasks(spec.evaluation(), prepared, config));
   const at::ScalarType dtype = EvaluationDTypeOf(spec.evaluation(), model.source->dtype());
   const ReferenceStates test_states = model.States(model.reference.test, dtype);
   // Text in the first half of the time from `from` to `to`, tasks in the second.
   const auto measure = [&](WeightSource& weights, const std::string& label, double from, double to,
                            v1::ModelMetrics& metrics) {
     CastSource source(weights, dtype);
-    const double middle = model.tasks.empty() ? to : (from + to) / 2;
+    const double middle = tasks.empty() ? to : (from + to) / 2;
     {
       const Phase phase(progress, from, middle, absl::StrCat("measuring the ", label, " model"));
       metrics =
           PackedMetrics(bytes, EvaluateModel(source, model.reference.test.batches, &test_states,
                                              phase.Blocks(config.num_blocks())));
     }
-    if (model.tasks.empty()) return absl::OkStatus();
+    if (tasks.empty()) return absl::OkStatus();
     return ScoreJobTasks(
-        source, model.tasks, label, output_dir,
+        source, tasks, label, output_dir,
         Phase(progress, middle, to, absl::StrCat("scoring the ", label, " model on the tasks")),
         metrics);
   };
@@ -95,7 +97,7 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
                          .adapter = adapter,
                          .unquantized = *model.source,
                          .measure = measure_quietly,
-                         .tokenizer_from = absl::StrCat(input_dir, "/", kPreparedFolder),
+                         .tokenizer_from = prepared,
                          .output_folder = output_dir},
                         *base, weights, result);
   };

@@ -9,11 +9,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
-#include "proto/spec_defaults.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/model/memory_source.h"
-#include "worker/engine/tasks/job_tasks.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/spec_mapping.h"
 
@@ -46,10 +44,12 @@ void PreparedModelCache::Clear() {
   key_.clear();
 }
 
-absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(const internal::v1::TaskSpec& task,
-                                                             const std::string& input_dir) {
+absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(
+    const v1::CompressionSpec& spec,
+    const google::protobuf::RepeatedPtrField<internal::v1::ArtifactRef>& inputs,
+    const std::string& input_dir) {
   std::string key;
-  for (const auto& input : task.inputs()) {
+  for (const auto& input : inputs) {
     if (absl::StartsWith(input.path(), absl::StrCat(kPreparedFolder, "/"))) {
       absl::StrAppend(&key, input.path(), "=", input.sha256(), "\n");
     }
@@ -64,8 +64,6 @@ absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(const internal::v1:
   ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(folder));
   const at::ScalarType stored = ScalarTypeOf(checkpoint->tensor("model.embed_tokens.weight").dtype);
   if (absl::StrContains(key, absl::StrCat(kWeightDatabaseFolder, "/"))) {
-    v1::CompressionSpec spec = task.spec();
-    FillDefaults(spec);
     ASSIGN_OR_RETURN(const std::vector<Format> formats, CandidateFormats(spec));
     ASSIGN_OR_RETURN(model->weights,
                      WeightDatabase::Open(absl::StrCat(input_dir, "/", kWeightDatabaseFolder),
@@ -74,8 +72,6 @@ absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(const internal::v1:
   model->source =
       MakeCheckpointSource(std::move(checkpoint), device_, ComputeDType(device_, stored));
   ASSIGN_OR_RETURN(model->reference, ReadReference(absl::StrCat(input_dir, "/", kReferencePath)));
-  ASSIGN_OR_RETURN(model->tasks,
-                   ReadKeptTasks(task.spec().evaluation(), folder, model->source->config()));
   model->prefixes = std::make_unique<PrefixCache>(PrefixCacheBytes());
   model_ = std::move(model);
   key_ = std::move(key);

@@ -6,12 +6,10 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "qpruner/internal/v1/task.pb.h"
 #include "worker/engine/calibrate/weight_database.h"
-#include "worker/engine/evaluate/choice_task.h"
 #include "worker/engine/evaluate/prefix_cache.h"
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/model/weights.h"
@@ -45,7 +43,6 @@ struct PreparedModel {
   Reference reference;
   // The linears as they were quantized in PREPARE; null where trials round to nearest.
   std::unique_ptr<WeightDatabase> weights;
-  std::vector<ChoiceTask> tasks;  // The job's Evaluation.tasks.
   // What the job's trials on this engine have in common.
   std::unique_ptr<PrefixCache> prefixes;
 
@@ -59,10 +56,13 @@ class PreparedModelCache {
  public:
   explicit PreparedModelCache(at::Device device) : device_(device) {}
 
-  // The model in `input_dir`; read only if the inputs are not those of the last call.
-  // FAILED_PRECONDITION: `task` has no prepared model among its inputs.
-  absl::StatusOr<const PreparedModel*> Get(const internal::v1::TaskSpec& task,
-                                           const std::string& input_dir);
+  // The model in `input_dir`, of a job's `spec` with its defaults filled in; read only if the
+  // inputs are not those of the last call. FAILED_PRECONDITION: no prepared model is among the
+  // inputs.
+  absl::StatusOr<const PreparedModel*> Get(
+      const v1::CompressionSpec& spec,
+      const google::protobuf::RepeatedPtrField<internal::v1::ArtifactRef>& inputs,
+      const std::string& input_dir);
   void Clear();
 
  private:

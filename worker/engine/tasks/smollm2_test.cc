@@ -12,8 +12,8 @@
 #include "base/durable_file.h"
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/formats/checkpoint.h"
+#include "worker/engine/model/cast_source.h"
 #include "worker/engine/model/checkpoint_source.h"
-#include "worker/engine/tasks/rounded_source.h"
 #include "worker/engine/texts/token_batch.h"
 #include "worker/engine/tokenizer/tokenizer.h"
 
@@ -56,7 +56,8 @@ TEST(SmolLm2Test, PerplexityOnWikiTextAgreesWithTransformers) {
     windows.emplace_back(ids->begin() + 512 * i, ids->begin() + 512 * (i + 1));
   }
   const auto source = MakeCheckpointSource(*checkpoint, at::kCPU, at::kFloat);
-  RoundedSource rounded(*source, at::kHalf);
+  CastSource stored(*source, at::kHalf);
+  CastSource rounded(stored, at::kFloat);
   const TokenMetrics metrics = EvaluateModel(rounded, MakeBatches(windows));
   std::printf("SmolLM2, WikiText-2 test, 16 windows of 512: perplexity %.4f\n",
               metrics.perplexity());

@@ -1,5 +1,4 @@
-// The job's spec in the engine's terms. Values that the spec leaves out get the defaults that
-// qpruner/v1/spec.proto names.
+// The job's spec in the engine's terms. Its defaults must be filled in (proto/spec_defaults.h).
 #ifndef QPRUNER_WORKER_ENGINE_TASKS_SPEC_MAPPING_H_
 #define QPRUNER_WORKER_ENGINE_TASKS_SPEC_MAPPING_H_
 

@@ -99,7 +99,8 @@ absl::Status TaskRunner::Work(const EngineRequest& request, ProgressReporter& pr
   if (!task.has_trial() && !task.has_finalize()) {
     return absl::UnimplementedError("Task is of a kind that this engine does not know");
   }
-  ASSIGN_OR_RETURN(const PreparedModel* model, prepared_.Get(task, request.input_dir()));
+  ASSIGN_OR_RETURN(const PreparedModel* model,
+                   prepared_.Get(spec, task.inputs(), request.input_dir()));
   if (task.has_trial()) {
     ASSIGN_OR_RETURN(*result.mutable_trial(), RunTrial(spec, task.trial(), *model, progress));
   } else {
