@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/durable_file.h"
 #include "base/folder_lock.h"
@@ -230,26 +231,29 @@ class LocalArtifactStore final : public ArtifactStore {
 };
 
 // Makes a folder of this process below `incoming` and removes those whose processes are gone: their
-// locks are free.
+// locks are free. A folder gets its name only once it is locked, so that a server that starts at
+// the same time never takes it for one left behind.
 absl::StatusOr<std::unique_ptr<FolderLock>> TakeOwnFolder(const std::string& incoming,
                                                           std::string& own) {
+  constexpr char kUnnamed[] = ".new.";
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(incoming, ignored)) {
+    if (absl::StartsWith(entry.path().filename().string(), kUnnamed)) continue;
     // A file was left by a process that did not share.
     if (!entry.is_directory(ignored) || FolderLock::Take(entry.path()).ok()) {
       std::filesystem::remove_all(entry.path(), ignored);
     }
   }
-  for (;;) {
-    own = absl::StrCat(incoming, "/server.XXXXXX");
-    if (mkdtemp(own.data()) == nullptr) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", own));
-    }
-    absl::StatusOr<std::unique_ptr<FolderLock>> lock = FolderLock::Take(own);
-    // Another server that starts may have taken it for one left behind, just before the lock.
-    if (lock.ok() && std::filesystem::exists(own + "/lock", ignored)) return lock;
-    if (!lock.ok() && std::filesystem::exists(own, ignored)) return lock;
+  std::string unnamed = absl::StrCat(incoming, "/", kUnnamed, "XXXXXX");
+  if (mkdtemp(unnamed.data()) == nullptr) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", unnamed));
   }
+  ASSIGN_OR_RETURN(std::unique_ptr<FolderLock> lock, FolderLock::Take(unnamed));
+  own = absl::StrCat(incoming, "/server.", absl::string_view(unnamed).substr(unnamed.size() - 6));
+  if (rename(unnamed.c_str(), own.c_str()) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot rename ", unnamed, " to ", own));
+  }
+  return lock;
 }
 
 }  // namespace

@@ -4,8 +4,12 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <thread>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/durable_file.h"
+#include "base/sha256.h"
 #include "server/artifacts/artifact_store_contract_test.h"
 
 namespace qpruner::server {
@@ -32,6 +36,27 @@ std::unique_ptr<ArtifactStoreUnderTest> MakeLocalUnderTest() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Local, ArtifactStoreContract, testing::Values(&MakeLocalUnderTest));
+
+// flock(2) holds between open files, so threads contend as processes do.
+TEST(SharedLocalArtifactStore, ServersThatStartTogetherTakeNothingFromEachOther) {
+  LocalUnderTest files;
+  std::vector<std::thread> servers;
+  for (int server = 0; server < 8; ++server) {
+    servers.emplace_back([&files, server] {
+      for (int start = 0; start < 30; ++start) {
+        const auto store = OpenLocalArtifactStore({.folder = files.folder(), .shared = true});
+        ASSERT_TRUE(store.ok()) << store.status();
+        const std::string content = absl::StrCat(server, " ", start);
+        const auto writer = (*store)->Create(Sha256Hex(content), content.size());
+        ASSERT_TRUE(writer.ok()) << writer.status();
+        ASSERT_TRUE((*writer)->Append(content).ok());
+        const absl::Status committed = (*writer)->Commit();
+        ASSERT_TRUE(committed.ok()) << committed;
+      }
+    });
+  }
+  for (std::thread& server : servers) server.join();
+}
 
 // Two servers on one folder.
 TEST(SharedLocalArtifactStore, ServersShareWhatIsWholeAndNothingElse) {
