@@ -97,23 +97,24 @@ absl::Status JobPlanning::Plan(const JobName& name) {
   const v1::CompressionJob& seen = view->record.job();
   bool outdated = false;
   std::vector<FinishedStage> stages;
-  const absl::Status status = changes_.Run(
-      name,
-      [&](StoreTransaction& store, JobChange& change, absl::Time now,
-          CommitEffects& effects) -> absl::Status {
-        outdated = false;
-        stages.clear();
-        // Trials that finished meanwhile do not touch the proposals. What can have come between is
-        // that the job was cancelled or has failed, or that another server has planned this step.
-        internal::v1::JobRecord& record = change.record();
-        outdated = change.job().state() != seen.state() || change.job().stage() != seen.stage() ||
-                   record.plan_count() != view->record.plan_count();
-        if (outdated) return absl::OkStatus();
-        record.set_plan_count(record.plan_count() + 1);
-        ASSIGN_OR_RETURN(stages, ApplyPlan(store, change, *view, plan, now));
-        effects.changed = true;
-        return absl::OkStatus();
-      });
+  const absl::Status status =
+      changes_.Run(name,
+                   [&](StoreTransaction& store, JobChange& change, absl::Time now,
+                       CommitEffects& effects) -> absl::Status {
+                     outdated = false;
+                     stages.clear();
+                     // Trials that finished meanwhile do not touch the proposals. What can have
+                     // come between is that the job was cancelled or has failed, or that another
+                     // server has planned this step.
+                     internal::v1::JobRecord& record = change.record();
+                     outdated = change.job().state() != seen.state() ||
+                                record.plan_count() != view->record.plan_count();
+                     if (outdated) return absl::OkStatus();
+                     record.set_plan_count(record.plan_count() + 1);
+                     ASSIGN_OR_RETURN(stages, ApplyPlan(store, change, *view, plan, now));
+                     effects.changed = true;
+                     return absl::OkStatus();
+                   });
   if (absl::IsNotFound(status)) return absl::OkStatus();
   RETURN_IF_ERROR(status);
   if (outdated) work_.MarkDirty(name.ToString());

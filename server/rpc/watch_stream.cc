@@ -14,6 +14,7 @@
 #include "proto/status_codec.h"
 #include "server/queue/job_not_found.h"
 #include "server/queue/job_states.h"
+#include "server/rpc/refused_stream.h"
 
 namespace qpruner::server {
 namespace {
@@ -154,13 +155,6 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
   absl::Status end_status_ ABSL_GUARDED_BY(mutex_);
 };
 
-// A call that ends at once.
-class FailedWatch final : public grpc::ServerWriteReactor<v1::JobEvent> {
- public:
-  explicit FailedWatch(const absl::Status& status) { Finish(ToGrpcStatus(status)); }
-  void OnDone() override { delete this; }
-};
-
 }  // namespace
 
 grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(const v1::WatchJobRequest& request,
@@ -173,7 +167,9 @@ grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(const v1::WatchJobReque
     violations.push_back(
         {"after_sequence", absl::StrCat("must not be negative, is ", request.after_sequence())});
   }
-  if (!violations.empty()) return new FailedWatch(BadRequestError(violations));
+  if (!violations.empty()) {
+    return RefusedStream<v1::JobEvent>::Start(BadRequestError(violations));
+  }
   auto* stream = new WatchStream(*name, request.after_sequence(), store, hub, executor);
   stream->Start();
   return stream;

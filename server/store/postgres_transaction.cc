@@ -242,10 +242,7 @@ absl::StatusOr<TaskRecord> PostgresTransaction::GetTask(const JobName& name,
                                                         const std::string& task_id) {
   ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
   ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(kGetTask, {job->id, task_id}));
-  if (result.row_count() == 0) {
-    return absl::NotFoundError(
-        absl::StrCat("Task not found: \"", task_id, "\" of ", name.ToString()));
-  }
+  if (result.row_count() == 0) return TaskNotStored(name, task_id);
   TaskRecord task;
   RETURN_IF_ERROR(ParseRecord(result.Bytes(0, 0), task));
   return task;
@@ -362,10 +359,7 @@ absl::Status PostgresTransaction::DeleteJob(const JobName& name) {
 absl::Status PostgresTransaction::InsertRequest(const std::string& project,
                                                 const std::string& request_id,
                                                 const Request& request) {
-  if (request.job.project != project) {
-    return absl::InvalidArgumentError(absl::StrCat("Request and job must be of one project, are ",
-                                                   project, " and ", request.job.project));
-  }
+  RETURN_IF_ERROR(CheckRequestProject(project, request.job));
   ASSIGN_OR_RETURN(const KnownJob* job, Find(request.job));
   ASSIGN_OR_RETURN(
       const PostgresResult result,
@@ -392,18 +386,9 @@ absl::Status PostgresTransaction::PutTrial(const JobName& name, const v1::Trial&
 }
 
 absl::Status PostgresTransaction::PutArtifact(const JobName& job, const v1::Artifact& artifact) {
-  ASSIGN_OR_RETURN(const ArtifactName name, ArtifactName::Parse(artifact.name()));
-  if (name.job.ToString() != job.ToString()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("Artifact is not of job ", job.ToString(), ": ", artifact.name()));
-  }
-  if (!IsSha256Hex(artifact.sha256())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("Artifact's sha256 must be 64 lower-case hexadecimal digits, is \"",
-                     artifact.sha256(), "\": ", artifact.name()));
-  }
+  ASSIGN_OR_RETURN(const std::string path, ArtifactPathIn(job, artifact));
   ASSIGN_OR_RETURN(const KnownJob* known, Find(job));
-  return connection_.Send(kPutArtifact, {known->id, name.path, artifact.sha256(),
+  return connection_.Send(kPutArtifact, {known->id, path, artifact.sha256(),
                                          Parameter::Blob(artifact.SerializeAsString())});
 }
 

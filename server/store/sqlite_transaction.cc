@@ -144,10 +144,7 @@ absl::StatusOr<TaskRecord> SqliteTransaction::GetTask(const JobName& job,
       connection_.Prepare("SELECT record FROM tasks WHERE job_id = ?1 AND task_id = ?2", job_id,
                           task_id));
   ASSIGN_OR_RETURN(const bool row, statement.Step());
-  if (!row) {
-    return absl::NotFoundError(
-        absl::StrCat("Task not found: \"", task_id, "\" of ", job.ToString()));
-  }
+  if (!row) return TaskNotStored(job, task_id);
   TaskRecord task;
   RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), task));
   return task;
@@ -319,10 +316,7 @@ absl::Status SqliteTransaction::DeleteJob(const JobName& name) {
 absl::Status SqliteTransaction::InsertRequest(const std::string& project,
                                               const std::string& request_id,
                                               const Request& request) {
-  if (request.job.project != project) {
-    return absl::InvalidArgumentError(absl::StrCat("Request and job must be of one project, are ",
-                                                   project, " and ", request.job.project));
-  }
+  RETURN_IF_ERROR(CheckRequestProject(project, request.job));
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(request.job));
   const absl::Status inserted = connection_.Run(
       "INSERT INTO requests (project, request_id, job_id, fingerprint) VALUES (?1, ?2, ?3, ?4)",
@@ -358,21 +352,12 @@ absl::Status SqliteTransaction::PutTrial(const JobName& job, const v1::Trial& tr
 }
 
 absl::Status SqliteTransaction::PutArtifact(const JobName& job, const v1::Artifact& artifact) {
-  ASSIGN_OR_RETURN(const ArtifactName name, ArtifactName::Parse(artifact.name()));
-  if (name.job.ToString() != job.ToString()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("Artifact is not of job ", job.ToString(), ": ", artifact.name()));
-  }
-  if (!IsSha256Hex(artifact.sha256())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("Artifact's sha256 must be 64 lower-case hexadecimal digits, is \"",
-                     artifact.sha256(), "\": ", artifact.name()));
-  }
+  ASSIGN_OR_RETURN(const std::string path, ArtifactPathIn(job, artifact));
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
   return connection_.Run(
       "INSERT INTO artifacts (job_id, path, sha256, record) VALUES (?1, ?2, ?3, ?4) "
       "ON CONFLICT (job_id, path) DO UPDATE SET sha256 = excluded.sha256, record = excluded.record",
-      job_id, name.path, artifact.sha256(), SqliteBlob{artifact.SerializeAsString()});
+      job_id, path, artifact.sha256(), SqliteBlob{artifact.SerializeAsString()});
 }
 
 absl::Status SqliteTransaction::RemoveArtifact(const JobName& job, const std::string& path) {

@@ -7,11 +7,14 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/resource_name.h"
+#include "base/sha256.h"
 #include "google/protobuf/timestamp.pb.h"
+#include "qpruner/v1/job.pb.h"
 
 namespace qpruner::server {
 
@@ -51,6 +54,33 @@ absl::Status ParseRecord(absl::string_view bytes, Message& message) {
 
 inline absl::Status JobNotStored(const JobName& name) {
   return absl::NotFoundError(absl::StrCat("Job not found: ", name.ToString()));
+}
+
+inline absl::Status TaskNotStored(const JobName& job, const std::string& task_id) {
+  return absl::NotFoundError(absl::StrCat("Task not found: \"", task_id, "\" of ", job.ToString()));
+}
+
+inline absl::Status CheckRequestProject(const std::string& project, const JobName& job) {
+  if (job.project == project) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("Request and job must be of one project, are ", project, " and ", job.project));
+}
+
+// The path of an artifact that is `job`'s and has a SHA-256. INVALID_ARGUMENT.
+inline absl::StatusOr<std::string> ArtifactPathIn(const JobName& job,
+                                                  const v1::Artifact& artifact) {
+  const absl::StatusOr<ArtifactName> name = ArtifactName::Parse(artifact.name());
+  if (!name.ok()) return name.status();
+  if (name->job.ToString() != job.ToString()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Artifact is not of job ", job.ToString(), ": ", artifact.name()));
+  }
+  if (!IsSha256Hex(artifact.sha256())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Artifact's sha256 must be 64 lower-case hexadecimal digits, is \"",
+                     artifact.sha256(), "\": ", artifact.name()));
+  }
+  return name->path;
 }
 
 // The next event of a job must follow its last one.
