@@ -110,6 +110,27 @@ int Main(int argc, char** argv) {
   app.add_option("--model-root", options.validation.model_roots,
                  "file:// models and texts must lie below this folder; may be repeated")
       ->capture_default_str();
+  const auto add_retention = [&app](const char* name, absl::Duration& value, const char* help) {
+    app.add_option_function<std::string>(
+           name,
+           [&value](const std::string& text) {
+             const absl::StatusOr<absl::Duration> parsed = ParseRetention(text);
+             if (!parsed.ok()) throw CLI::ValidationError(std::string(parsed.status().message()));
+             value = *parsed;
+           },
+           help)
+        ->type_name("TIME")
+        ->default_str(value == absl::InfiniteDuration() ? "forever" : absl::FormatDuration(value));
+  };
+  add_retention("--keep-finished-jobs", options.retention.keep_finished_jobs,
+                "Delete finished jobs, with their artifacts, so long after their end (30d, 12h)");
+  add_retention("--keep-intermediate", options.retention.keep_intermediates,
+                "Remove what the stages of a finished job handed to each other (prepared/) so long "
+                "after its end");
+  add_retention("--keep-unreferenced", options.retention.keep_unreferenced,
+                "Collect artifacts that no job lists once they are so old");
+  add_retention("--sweep-interval", options.retention.sweep_interval,
+                "Look so often for what the options above remove");
   app.add_option("--metrics-listen", options.metrics_listen,
                  "HOST:PORT of /metrics for Prometheus, or off")
       ->capture_default_str();

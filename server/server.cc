@@ -25,6 +25,8 @@
 #include "server/metrics/server_metrics.h"
 #include "server/queue/trial_proposer.h"
 #include "server/queue/watch_hub.h"
+#include "server/retention/retention_sweep.h"
+#include "server/retention/retention_thread.h"
 #include "server/rpc/job_service.h"
 #include "server/rpc/stream_executor.h"
 #include "server/rpc/worker_service.h"
@@ -81,6 +83,7 @@ struct Server::Parts {
   WatchHub watches;
   ServerMetrics metrics;
   std::unique_ptr<JobQueue> queue;
+  std::unique_ptr<RetentionSweep> sweep;
   std::unique_ptr<StreamExecutor> executor;
   std::unique_ptr<AccessControl> access;
   std::unique_ptr<JobServiceImpl> job_service;
@@ -88,6 +91,7 @@ struct Server::Parts {
   std::unique_ptr<grpc::Server> grpc_server;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint;
   std::unique_ptr<LocalWorkers> local_workers;
+  std::unique_ptr<RetentionThread> retention;
 
   std::atomic<bool> stop_ticking = false;
   std::thread ticker;
@@ -141,10 +145,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
     ASSIGN_OR_RETURN(p.store, OpenSqliteJobStore({.folder = p.options.data_dir + "/store"}));
   }
   ASSIGN_OR_RETURN(p.artifacts, OpenLocalArtifactStore({.folder = p.options.artifacts_dir,
-                                                        .shared = p.store->shared()}));
+                                                        .shared = p.store->shared(),
+                                                        .clock = clock}));
   p.proposer = MakeSearchProposer();
   ASSIGN_OR_RETURN(p.queue, JobQueue::Create(p.options.queue, *p.store, *p.artifacts, clock, ids,
                                              *p.proposer, p.watches, p.metrics));
+  p.sweep = std::make_unique<RetentionSweep>(p.options.retention, *p.store, *p.artifacts, *p.queue,
+                                             p.metrics, clock);
   p.executor = std::make_unique<StreamExecutor>(kStreamThreads);
   p.job_service =
       std::make_unique<JobServiceImpl>(p.options.validation, p.options.version, *p.queue, *p.store,
@@ -200,6 +207,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
       p.queue->WaitForWork();
     }
   });
+  p.retention = std::make_unique<RetentionThread>(*p.sweep, p.options.retention.sweep_interval);
   if (p.options.metrics_listen != "off") {
     ASSIGN_OR_RETURN(p.metrics_endpoint,
                      MetricsEndpoint::Start(p.options.metrics_listen, p.metrics,
@@ -235,6 +243,7 @@ void Server::Shutdown() {
   p.is_shut_down = true;
   if (auto* health = p.grpc_server->GetHealthCheckService()) health->SetServingStatus(false);
   p.queue->StopLeasing();
+  p.retention.reset();
   // While their calls are still answered.
   if (p.local_workers) p.local_workers->Stop();
   p.watches.Close();

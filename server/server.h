@@ -15,6 +15,7 @@
 #include "grpcpp/channel.h"
 #include "server/auth/server_credentials.h"
 #include "server/queue/job_queue.h"
+#include "server/retention/retention_policy.h"
 #include "server/store/postgres_options.h"
 #include "server/validation/job_validation.h"
 
@@ -43,6 +44,7 @@ struct ServerOptions {
   std::string worker_program;
   JobValidationOptions validation;
   JobQueueOptions queue;
+  RetentionPolicy retention;
   // Calls in flight get so long at shutdown.
   absl::Duration shutdown_grace = absl::Seconds(5);
   // `major.minor.patch`.

@@ -6,11 +6,21 @@
 #include <memory>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 
 namespace qpruner::server {
+
+// What is stored of an artifact, without its bytes.
+struct StoredArtifact {
+  std::string sha256;
+  int64_t size_bytes = 0;
+  // When its content was stored last: storing it again renews it.
+  absl::Time store_time;
+};
 
 // Receives one artifact. Not thread-safe. Destroyed without Commit: nothing is kept.
 class ArtifactWriter {
@@ -24,7 +34,7 @@ class ArtifactWriter {
   virtual absl::Status Commit() = 0;
 };
 
-// Reads one artifact, also one that is removed meanwhile. Not thread-safe.
+// Reads one artifact. One that is removed meanwhile is read on, or NOT_FOUND. Not thread-safe.
 class ArtifactReader {
  public:
   virtual ~ArtifactReader() = default;
@@ -36,6 +46,10 @@ class ArtifactReader {
 };
 
 // Content-addressed and immutable: the name of an artifact is its SHA-256. Thread-safe.
+//
+// Every call blocks, for as long as a disk or a network takes: never call it from a thread that
+// others wait for (gRPC's callbacks, the job store's transactions of an unshared store).
+// UNAVAILABLE, of any call: the storage cannot be reached, after retries of its own; try again.
 //
 // The store knows no references. Who removes what no job refers to must see to it that no job
 // starts to refer to it in between.
@@ -51,6 +65,16 @@ class ArtifactStore {
   // Reads all of it. DATA_LOSS: the stored content has changed. NOT_FOUND; INVALID_ARGUMENT.
   virtual absl::Status Verify(const std::string& sha256) = 0;
   virtual absl::StatusOr<bool> Contains(const std::string& sha256) = 0;
+  // NOT_FOUND; INVALID_ARGUMENT.
+  virtual absl::StatusOr<StoredArtifact> Describe(const std::string& sha256) = 0;
+  // Shows every artifact to `visit`, in no order, without holding them all in memory. What is
+  // stored or removed meanwhile may be shown or not. An error of `visit` ends the listing and is
+  // returned.
+  virtual absl::Status List(
+      absl::FunctionRef<absl::Status(const StoredArtifact& artifact)> visit) = 0;
+  // Removes what writers that never came to an end have left, where that takes space; only of those
+  // that began before `before`, and never of a live writer of this or another process that does.
+  virtual absl::Status RemoveAbandonedWrites(absl::Time before) = 0;
   // Removing what is not there succeeds.
   virtual absl::Status Remove(const std::string& sha256) = 0;
 };

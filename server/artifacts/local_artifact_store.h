@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "base/clock.h"
 #include "server/artifacts/artifact_store.h"
 
 namespace qpruner::server {
@@ -21,6 +22,8 @@ struct LocalArtifactStoreOptions {
   // Several servers use the folder at the same time, on one file system that they all see and that
   // renames atomically.
   bool shared = false;
+  // Tells when artifacts were stored.
+  Clock& clock = RealClock();
 };
 
 // Removes what unfinished writes of processes that are gone left. FAILED_PRECONDITION: another

@@ -8,9 +8,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "base/durable_file.h"
 #include "base/sha256.h"
 #include "server/artifacts/artifact_store_contract_test.h"
+#include "tests/testing/simulated_clock.h"
 
 namespace qpruner::server {
 namespace {
@@ -86,6 +88,33 @@ TEST(SharedLocalArtifactStore, ServersShareWhatIsWholeAndNothingElse) {
   EXPECT_FALSE(std::filesystem::exists(incoming + "/server.killed"));
   a.reset();
   EXPECT_TRUE(files.Open().ok());
+}
+
+// As after a crash between the making of a server's folder and its naming.
+TEST(SharedLocalArtifactStore, FoldersWithoutANameGoOnceTheyAreOld) {
+  LocalUnderTest files;
+  const std::string incoming = files.folder() + "/incoming";
+  SimulatedClock clock(absl::Now());
+  const auto open = [&] {
+    return OpenLocalArtifactStore({.folder = files.folder(), .shared = true, .clock = clock});
+  };
+  auto store = open().value();
+  std::filesystem::create_directory(incoming + "/.new.crashd");
+  ASSERT_TRUE(store->RemoveAbandonedWrites(clock.Now()).ok());
+  EXPECT_TRUE(std::filesystem::exists(incoming + "/.new.crashd")) << "may be about to be named";
+  clock.Advance(absl::Hours(2));
+  ASSERT_TRUE(store->RemoveAbandonedWrites(clock.Now()).ok());
+  EXPECT_FALSE(std::filesystem::exists(incoming + "/.new.crashd"));
+  // Its own folder, where writers are at work, stays.
+  auto unfinished = store->Create(Sha256Hex("half"), 4).value();
+  ASSERT_TRUE(store->RemoveAbandonedWrites(clock.Now()).ok());
+  ASSERT_TRUE(unfinished->Append("half").ok());
+  EXPECT_TRUE(unfinished->Commit().ok());
+  // A server that starts clears them, too.
+  std::filesystem::create_directory(incoming + "/.new.crashd");
+  clock.Advance(absl::Hours(2));
+  auto other = open().value();
+  EXPECT_FALSE(std::filesystem::exists(incoming + "/.new.crashd"));
 }
 
 class LocalArtifactStoreTest : public testing::Test {

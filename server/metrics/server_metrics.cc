@@ -137,6 +137,21 @@ struct ServerMetrics::Families {
                           .Name("qpruner_jobs_finished_total")
                           .Help("Jobs that entered a final state.")
                           .Register(registry)),
+        jobs_expired(prometheus::BuildCounter()
+                         .Name("qpruner_jobs_expired_total")
+                         .Help("Finished jobs deleted because they were kept for long enough.")
+                         .Register(registry)
+                         .Add({})),
+        artifacts_removed(prometheus::BuildCounter()
+                              .Name("qpruner_artifacts_removed_total")
+                              .Help("Stored files removed because no job listed them.")
+                              .Register(registry)
+                              .Add({})),
+        artifact_removed_bytes(prometheus::BuildCounter()
+                                   .Name("qpruner_artifact_removed_bytes_total")
+                                   .Help("Bytes of stored files removed.")
+                                   .Register(registry)
+                                   .Add({})),
         stage_duration(prometheus::BuildHistogram()
                            .Name("qpruner_stage_duration_seconds")
                            .Help("Wall time of finished stages, waiting for workers included.")
@@ -154,6 +169,9 @@ struct ServerMetrics::Families {
   prometheus::Counter& leases_expired;
   prometheus::Counter& task_retries;
   prometheus::Family<prometheus::Counter>& jobs_finished;
+  prometheus::Counter& jobs_expired;
+  prometheus::Counter& artifacts_removed;
+  prometheus::Counter& artifact_removed_bytes;
   prometheus::Family<prometheus::Histogram>& stage_duration;
   prometheus::Family<prometheus::Counter>& rpcs;
   prometheus::Family<prometheus::Histogram>& rpc_duration;
@@ -179,6 +197,12 @@ void ServerMetrics::OnJobFinished(v1::CompressionJob::State state) {
       .Add({{"state", absl::AsciiStrToLower(v1::CompressionJob::State_Name(state))}})
       .Increment();
 }
+
+void ServerMetrics::OnArtifactRemoved(int64_t size_bytes) {
+  families_->artifacts_removed.Increment();
+  families_->artifact_removed_bytes.Increment(static_cast<double>(size_bytes));
+}
+void ServerMetrics::OnJobExpired() { families_->jobs_expired.Increment(); }
 
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>
 ServerMetrics::CallCounter() {

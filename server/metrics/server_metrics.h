@@ -8,8 +8,11 @@
 //   qpruner_watchers                               gauge      open WatchJob streams
 //   qpruner_leases_acquired_total                  counter    tasks handed to workers
 //   qpruner_leases_expired_total                   counter    leases that ended without a heartbeat
-//   qpruner_task_retries_total                     counter    attempts that ended and were queued
-//   again qpruner_jobs_finished_total{state}             counter    jobs that entered a final state
+//   qpruner_task_retries_total                     counter    attempts queued again
+//   qpruner_jobs_finished_total{state}             counter    jobs that entered a final state
+//   qpruner_jobs_expired_total                     counter    jobs deleted by --keep-finished-jobs
+//   qpruner_artifacts_removed_total                counter    files removed that no job listed
+//   qpruner_artifact_removed_bytes_total           counter    their bytes
 //   qpruner_stage_duration_seconds{stage}          histogram  wall time of finished stages
 //   qpruner_rpcs_total{method,code}                counter    calls that ended
 //   qpruner_rpc_duration_seconds{method}           histogram  from the call's start to its status
@@ -48,6 +51,8 @@ class ServerMetrics final : public QueueObserver {
   void OnTaskRetried() override;
   void OnStageFinished(v1::CompressionJob::Stage stage, absl::Duration duration) override;
   void OnJobFinished(v1::CompressionJob::State state) override;
+  void OnArtifactRemoved(int64_t size_bytes) override;
+  void OnJobExpired() override;
 
   // Counts the calls of a gRPC server.
   std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> CallCounter();

@@ -5,18 +5,24 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
-#include "server/queue/artifact_references.h"
 #include "server/queue/job_not_found.h"
 #include "server/queue/job_planner.h"
 #include "server/queue/job_states.h"
+#include "server/queue/task_checkpoints.h"
 #include "server/queue/task_transitions.h"
 #include "spdlog/spdlog.h"
 
 namespace qpruner::server {
 namespace {
+
+// What the stages of a job hand to each other: of no use once it is finished.
+bool IsIntermediatePath(absl::string_view path) {
+  return absl::StartsWith(path, "prepared/") || absl::StartsWith(path, kCheckpointPrefix);
+}
 
 // The job that this request made before, if it did. ALREADY_EXISTS: another request had its id.
 absl::StatusOr<std::optional<v1::CompressionJob>> FindEarlier(StoreReader& store,
@@ -128,7 +134,6 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::CancelJob(const JobName& name) {
 }
 
 absl::Status ClientCalls::DeleteJob(const JobName& name) {
-  absl::MutexLock references(&artifact_references_);
   std::set<std::string> contents;
   absl::Status status = store_.Transact([&](StoreTransaction& store) -> absl::Status {
     contents.clear();
@@ -148,8 +153,43 @@ absl::Status ClientCalls::DeleteJob(const JobName& name) {
   RETURN_IF_ERROR(status);
   spdlog::info("{}: deleted", name.ToString());
   watches_.Notify(name.ToString());
-  for (const std::string& sha256 : contents) RemoveIfUnreferenced(store_, artifacts_, sha256);
+  RemoveContents(contents);
   return absl::OkStatus();
+}
+
+absl::Status ClientCalls::DropIntermediates(const JobName& name) {
+  std::set<std::string> contents;
+  absl::Status status = store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    contents.clear();
+    ASSIGN_OR_RETURN(const internal::v1::JobRecord record, store.GetJob(name));
+    if (!IsFinal(record.job().state())) {
+      return absl::FailedPreconditionError(absl::StrCat("Job is not finished: ", name.ToString()));
+    }
+    ASSIGN_OR_RETURN(const std::vector<v1::Artifact> artifacts, store.ListArtifacts(name));
+    for (const v1::Artifact& artifact : artifacts) {
+      ASSIGN_OR_RETURN(const ArtifactName parsed, ArtifactName::Parse(artifact.name()));
+      if (!IsIntermediatePath(parsed.path)) continue;
+      RETURN_IF_ERROR(store.RemoveArtifact(name, parsed.path));
+      contents.insert(artifact.sha256());
+    }
+    return absl::OkStatus();
+  });
+  if (absl::IsNotFound(status)) return JobNotFound(name);
+  RETURN_IF_ERROR(status);
+  if (contents.empty()) return absl::OkStatus();
+  spdlog::info("{}: {} intermediate files dropped", name.ToString(), contents.size());
+  RemoveContents(contents);
+  return absl::OkStatus();
+}
+
+void ClientCalls::RemoveContents(const std::set<std::string>& contents) {
+  const absl::StatusOr<absl::Time> settled = references_.SettledBefore(clock_.Now());
+  if (!settled.ok()) {
+    spdlog::warn("{} artifacts wait for the collection: {}", contents.size(),
+                 settled.status().ToString());
+    return;
+  }
+  for (const std::string& sha256 : contents) references_.TryRemove(sha256, *settled);
 }
 
 }  // namespace qpruner::server

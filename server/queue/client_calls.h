@@ -2,14 +2,16 @@
 #ifndef QPRUNER_SERVER_QUEUE_CLIENT_CALLS_H_
 #define QPRUNER_SERVER_QUEUE_CLIENT_CALLS_H_
 
+#include <set>
+#include <string>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/id_generator.h"
 #include "base/resource_name.h"
 #include "qpruner/v1/job.pb.h"
-#include "server/artifacts/artifact_store.h"
+#include "server/queue/artifact_references.h"
 #include "server/queue/job_changes.h"
 #include "server/queue/trial_proposer.h"
 #include "server/queue/watch_hub.h"
@@ -21,13 +23,10 @@ namespace qpruner::server {
 // Thread-safe.
 class ClientCalls {
  public:
-  // `artifact_references` is held while references to artifacts are removed.
-  ClientCalls(JobStore& store, ArtifactStore& artifacts, absl::Mutex& artifact_references,
-              Clock& clock, IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches,
-              JobChanges& changes)
+  ClientCalls(JobStore& store, ArtifactReferences& references, Clock& clock, IdGenerator& ids,
+              const TrialProposer& proposer, WatchHub& watches, JobChanges& changes)
       : store_(store),
-        artifacts_(artifacts),
-        artifact_references_(artifact_references),
+        references_(references),
         clock_(clock),
         ids_(ids),
         proposer_(proposer),
@@ -37,6 +36,7 @@ class ClientCalls {
   absl::StatusOr<v1::CompressionJob> CreateJob(const NewJob& job);
   absl::StatusOr<v1::CompressionJob> CancelJob(const JobName& name);
   absl::Status DeleteJob(const JobName& name);
+  absl::Status DropIntermediates(const JobName& name);
 
  private:
   // Inside a transaction: the job, its first event, its request id and its first task. `taken` is
@@ -44,9 +44,11 @@ class ClientCalls {
   absl::StatusOr<v1::CompressionJob> Insert(StoreTransaction& store, const JobName& name,
                                             const NewJob& request, bool& taken);
 
+  // Removes what no job lists any more, as far as that is sure now.
+  void RemoveContents(const std::set<std::string>& contents);
+
   JobStore& store_;
-  ArtifactStore& artifacts_;
-  absl::Mutex& artifact_references_;
+  ArtifactReferences& references_;
   Clock& clock_;
   IdGenerator& ids_;
   const TrialProposer& proposer_;

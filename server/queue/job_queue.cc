@@ -48,14 +48,14 @@ JobQueue::JobQueue(JobQueueOptions options, JobStore& store, ArtifactStore& arti
       store_(store),
       clock_(clock),
       watches_(watches),
+      references_(store, artifacts, observer),
       progress_(options.progress_interval),
       changes_(store, clock, leases_, progress_, work_, watches, observer),
-      client_calls_(store, artifacts, artifact_references_, clock, ids, proposer, watches,
-                    changes_),
+      client_calls_(store, references_, clock, ids, proposer, watches, changes_),
       leasing_(options_, store, clock, ids, leases_, workers_, work_, changes_, watches, observer),
-      reports_(options_, store, artifacts, artifact_references_, clock, leases_, workers_,
-               progress_, changes_, watches),
-      checkpoints_(store, artifacts, artifact_references_, clock),
+      reports_(options_, store, artifacts, references_, clock, leases_, workers_, progress_,
+               changes_, watches),
+      checkpoints_(store, artifacts, references_, clock),
       planning_(store, changes_, work_, proposer, observer) {}
 
 absl::StatusOr<std::unique_ptr<JobQueue>> JobQueue::Create(
@@ -85,6 +85,9 @@ absl::StatusOr<v1::CompressionJob> JobQueue::CancelJob(const JobName& name) {
   return client_calls_.CancelJob(name);
 }
 absl::Status JobQueue::DeleteJob(const JobName& name) { return client_calls_.DeleteJob(name); }
+absl::Status JobQueue::DropIntermediates(const JobName& name) {
+  return client_calls_.DropIntermediates(name);
+}
 
 absl::Status JobQueue::RegisterWorker(const internal::v1::RegisterWorkerRequest& request) {
   return leasing_.RegisterWorker(request);

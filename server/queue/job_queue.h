@@ -24,7 +24,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/id_generator.h"
 #include "base/resource_name.h"
@@ -32,6 +31,7 @@
 #include "qpruner/v1/job_service.pb.h"
 #include "server/artifacts/artifact_store.h"
 #include "server/queue/acquire_polls.h"
+#include "server/queue/artifact_references.h"
 #include "server/queue/client_calls.h"
 #include "server/queue/job_changes.h"
 #include "server/queue/job_planning.h"
@@ -68,8 +68,15 @@ class JobQueue {
   absl::StatusOr<v1::CompressionJob> CreateJob(const NewJob& job);
   // NOT_FOUND. FAILED_PRECONDITION: SUCCEEDED or FAILED already. Cancelling twice is fine.
   absl::StatusOr<v1::CompressionJob> CancelJob(const JobName& name);
-  // NOT_FOUND. FAILED_PRECONDITION: not finished. Artifacts that no other job lists are removed.
+  // NOT_FOUND. FAILED_PRECONDITION: not finished. The bytes of artifacts that no other job lists go
+  // at once; those that a task at work may just have stored as well go with the collection
+  // (retention/) after it.
   absl::Status DeleteJob(const JobName& name);
+  // The job no longer lists what its stages handed to each other (prepared/, checkpoint/), and the
+  // bytes go as with DeleteJob. None left is fine. NOT_FOUND. FAILED_PRECONDITION: not finished.
+  absl::Status DropIntermediates(const JobName& name);
+  // Of files, for the collection.
+  ArtifactReferences& references() { return references_; }
 
   // --- Workers ---
 
@@ -129,9 +136,8 @@ class JobQueue {
   Clock& clock_;
   WatchHub& watches_;
 
-  // Held while references to artifacts are added (CompleteTask) or removed (DeleteJob), so that no
-  // file is removed that a job being committed has just found in place.
-  absl::Mutex artifact_references_;
+  // So that no file is removed that a job being committed has just found in place.
+  ArtifactReferences references_;
 
   // What is known in memory. Each has its own lock, never held while calling out or waiting for
   // the store.

@@ -30,7 +30,8 @@ class JobQueueTest : public testing::Test {
  protected:
   JobQueueTest() {
     store_ = OpenSqliteJobStore({.folder = folder_.path() + "/store"}).value();
-    artifacts_ = OpenLocalArtifactStore({.folder = folder_.path() + "/artifacts"}).value();
+    artifacts_ =
+        OpenLocalArtifactStore({.folder = folder_.path() + "/artifacts", .clock = clock_}).value();
     proposer_ = MakeSearchProposer();
     Restart();
   }

@@ -2,6 +2,8 @@
 #ifndef QPRUNER_SERVER_QUEUE_QUEUE_OBSERVER_H_
 #define QPRUNER_SERVER_QUEUE_QUEUE_OBSERVER_H_
 
+#include <cstdint>
+
 #include "absl/time/time.h"
 #include "qpruner/v1/job.pb.h"
 
@@ -18,6 +20,10 @@ class QueueObserver {
   virtual void OnStageFinished(v1::CompressionJob::Stage stage, absl::Duration duration) {}
   // A job entered a final state.
   virtual void OnJobFinished(v1::CompressionJob::State state) {}
+  // The bytes of an artifact that no job lists are gone.
+  virtual void OnArtifactRemoved(int64_t size_bytes) {}
+  // A finished job was deleted because it was kept for long enough.
+  virtual void OnJobExpired() {}
 };
 
 }  // namespace qpruner::server

@@ -8,7 +8,6 @@
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
-#include "server/queue/artifact_references.h"
 #include "server/queue/job_states.h"
 #include "server/queue/task_transitions.h"
 
@@ -42,33 +41,44 @@ absl::Status TaskCheckpoints::Save(const internal::v1::SaveCheckpointRequest& re
   const absl::StatusOr<JobName> name = JobName::Parse(request.lease().job());
   if (!name.ok()) return LeaseSuperseded();
 
-  absl::MutexLock references(&artifact_references_);
   std::string before;
-  const absl::Status status = store_.Transact([&](StoreTransaction& store) -> absl::Status {
-    ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(*name, request.lease().task()));
+  if (absl::Status status = Replace(*name, request, before); !status.ok()) {
+    return absl::IsNotFound(status) ? LeaseSuperseded() : status;
+  }
+  // A checkpoint that another attempt of equal work is about to save may go with it: that costs
+  // time, no result.
+  if (!before.empty()) references_.TryRemove(before, absl::InfiniteFuture());
+  return absl::OkStatus();
+}
+
+absl::Status TaskCheckpoints::Replace(const JobName& name,
+                                      const internal::v1::SaveCheckpointRequest& request,
+                                      std::string& before) {
+  const ArtifactRef& ref = request.ref();
+  absl::ReaderMutexLock adding(&references_.adding());
+  ASSIGN_OR_RETURN(bool present, artifacts_.Contains(ref.sha256()));
+  return store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(name, request.lease().task()));
     if (!IsCurrentLease(task, request.lease())) return LeaseSuperseded();
     if (store_.shared()) {
+      // Again, with no server removing files: one may have since the look above.
       RETURN_IF_ERROR(store.LockArtifacts(StoreTransaction::ArtifactLock::kAdd));
+      ASSIGN_OR_RETURN(present, artifacts_.Contains(ref.sha256()));
     }
-    ASSIGN_OR_RETURN(const bool present, artifacts_.Contains(ref.sha256()));
     if (!present) {
       return absl::FailedPreconditionError(
           absl::StrCat("Checkpoint was not uploaded: ", ref.path()));
     }
-    ASSIGN_OR_RETURN(before, DropCheckpoint(store, *name, task));
+    ASSIGN_OR_RETURN(before, DropCheckpoint(store, name, task));
     *task.mutable_spec()->add_inputs() = ref;
     v1::Artifact artifact;
-    artifact.set_name(name->ArtifactName(ref.path()));
+    artifact.set_name(name.ArtifactName(ref.path()));
     artifact.set_size_bytes(ref.size_bytes());
     artifact.set_sha256(ref.sha256());
     *artifact.mutable_create_time() = ToTimestamp(clock_.Now());
-    RETURN_IF_ERROR(store.PutArtifact(*name, artifact));
+    RETURN_IF_ERROR(store.PutArtifact(name, artifact));
     return store.PutTask(task);
   });
-  if (absl::IsNotFound(status)) return LeaseSuperseded();
-  RETURN_IF_ERROR(status);
-  if (!before.empty()) RemoveIfUnreferenced(store_, artifacts_, before);
-  return absl::OkStatus();
 }
 
 }  // namespace qpruner::server

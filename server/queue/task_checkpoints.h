@@ -11,11 +11,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "qpruner/internal/v1/worker_service.pb.h"
 #include "server/artifacts/artifact_store.h"
+#include "server/queue/artifact_references.h"
 #include "server/store/job_store.h"
 
 namespace qpruner::server {
@@ -30,21 +30,22 @@ absl::StatusOr<std::string> DropCheckpoint(StoreTransaction& store, const JobNam
 // Thread-safe.
 class TaskCheckpoints {
  public:
-  // `artifact_references` is held while references to artifacts are added or removed.
-  TaskCheckpoints(JobStore& store, ArtifactStore& artifacts, absl::Mutex& artifact_references,
+  TaskCheckpoints(JobStore& store, ArtifactStore& artifacts, ArtifactReferences& references,
                   Clock& clock)
-      : store_(store),
-        artifacts_(artifacts),
-        artifact_references_(artifact_references),
-        clock_(clock) {}
+      : store_(store), artifacts_(artifacts), references_(references), clock_(clock) {}
 
   // As JobQueue::SaveCheckpoint.
   absl::Status Save(const internal::v1::SaveCheckpointRequest& request);
 
  private:
+  // Stores the new one in place of an earlier one, whose SHA-256 `before` tells. NOT_FOUND: no such
+  // task.
+  absl::Status Replace(const JobName& name, const internal::v1::SaveCheckpointRequest& request,
+                       std::string& before);
+
   JobStore& store_;
   ArtifactStore& artifacts_;
-  absl::Mutex& artifact_references_;
+  ArtifactReferences& references_;
   Clock& clock_;
 };
 

@@ -11,7 +11,6 @@
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
-#include "server/queue/artifact_references.h"
 #include "server/queue/job_planner.h"
 #include "server/queue/task_checkpoints.h"
 #include "server/queue/task_transitions.h"
@@ -175,7 +174,7 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
   const absl::StatusOr<JobName> name = JobName::Parse(lease.job());
   if (!name.ok()) return BadRequestError({{"lease.job", std::string(name.status().message())}});
 
-  absl::MutexLock references(&artifact_references_);
+  std::optional<absl::ReaderMutexLock> adding(std::in_place, &references_.adding());
   absl::Status bad_result;
   if (request.has_result()) {
     bad_result = CheckOutputs(request.result());
@@ -231,10 +230,11 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
         effects.changed = completed_now = true;
         return absl::OkStatus();
       });
+  adding.reset();
   if (absl::IsNotFound(status)) return LeaseSuperseded();
   RETURN_IF_ERROR(status);
   if (!completed_now) return absl::OkStatus();
-  if (!checkpoint.empty()) RemoveIfUnreferenced(store_, artifacts_, checkpoint);
+  if (!checkpoint.empty()) references_.TryRemove(checkpoint, absl::InfiniteFuture());
   if (request.has_error()) {
     spdlog::warn("{}/{}: attempt {} ended: {}", lease.job(), lease.task(), lease.attempt(),
                  FromRpcStatus(request.error()).ToString());

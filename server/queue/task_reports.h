@@ -4,10 +4,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "qpruner/internal/v1/worker_service.pb.h"
 #include "server/artifacts/artifact_store.h"
+#include "server/queue/artifact_references.h"
 #include "server/queue/job_changes.h"
 #include "server/queue/lease_table.h"
 #include "server/queue/progress_limiter.h"
@@ -21,15 +21,14 @@ namespace qpruner::server {
 // Thread-safe.
 class TaskReports {
  public:
-  // `artifact_references` is held while references to artifacts are added.
   TaskReports(const JobQueueOptions& options, JobStore& store, ArtifactStore& artifacts,
-              absl::Mutex& artifact_references, Clock& clock, LeaseTable& leases,
+              ArtifactReferences& references, Clock& clock, LeaseTable& leases,
               WorkerRegistry& workers, ProgressLimiter& progress, JobChanges& changes,
               WatchHub& watches)
       : options_(options),
         store_(store),
         artifacts_(artifacts),
-        artifact_references_(artifact_references),
+        references_(references),
         clock_(clock),
         leases_(leases),
         workers_(workers),
@@ -58,7 +57,7 @@ class TaskReports {
   const JobQueueOptions options_;
   JobStore& store_;
   ArtifactStore& artifacts_;
-  absl::Mutex& artifact_references_;
+  ArtifactReferences& references_;
   Clock& clock_;
   LeaseTable& leases_;
   WorkerRegistry& workers_;

@@ -90,6 +90,13 @@ class StoreReader {
   // Jobs in RUNNING without a QUEUED or LEASED task: what they need next is being planned, or
   // whoever should have planned it is gone. By creation.
   virtual absl::StatusOr<std::vector<JobName>> StalledJobs() = 0;
+  // Jobs of all projects in the order of their insertion, from after `position` on.
+  struct JobsByAge {
+    std::vector<internal::v1::JobRecord> jobs;
+    // Of the last of them; `position` as it was if there are none.
+    int64_t position = 0;
+  };
+  virtual absl::StatusOr<JobsByAge> OldestJobs(int64_t position, int limit) = 0;
   // True if any job lists an artifact of this content.
   virtual absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) = 0;
   virtual absl::StatusOr<StoreCounts> Counts() = 0;

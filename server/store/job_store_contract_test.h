@@ -775,6 +775,27 @@ TEST_P(JobStoreContract, UnfinishedJobsAreThoseThatNeedWork) {
   EXPECT_THAT(unfinished(), UnorderedElementsAre("s1", "s3"));
 }
 
+TEST_P(JobStoreContract, OldestJobsAreInTheOrderOfInsertion) {
+  for (const char* id : {"c", "a", "b"}) {
+    Write([&](StoreTransaction& transaction) { return transaction.InsertJob(MakeJob(Name(id))); });
+  }
+  Write([&](StoreTransaction& transaction) { return transaction.InsertJob(MakeJob({"p2", "x"})); });
+  std::vector<std::string> names;
+  StoreReader::JobsByAge page;
+  do {
+    page = Value([&](StoreReader& reader) { return reader.OldestJobs(page.position, 3); });
+    for (const auto& record : page.jobs) names.push_back(record.job().name());
+  } while (!page.jobs.empty());
+  EXPECT_THAT(names, ElementsAre(Name("c").ToString(), Name("a").ToString(), Name("b").ToString(),
+                                 "projects/p2/jobs/x"));
+  EXPECT_GT(page.position, 0);
+  // What was deleted leaves no gap to fall into.
+  Write([&](StoreTransaction& transaction) { return transaction.DeleteJob(Name("a")); });
+  page = Value([&](StoreReader& reader) { return reader.OldestJobs(0, 2); });
+  ASSERT_EQ(page.jobs.size(), 2u);
+  EXPECT_EQ(page.jobs[1].job().name(), Name("b").ToString());
+}
+
 TEST_P(JobStoreContract, StalledJobsRunWithoutAnOpenTask) {
   using Job = JobStoreContract::Job;
   Write([&](StoreTransaction& transaction) -> absl::Status {

@@ -62,6 +62,8 @@ constexpr PostgresStatement kStalledJobs = {
     "stalled_jobs",
     "SELECT project, job FROM jobs WHERE state IN (1, 2, 3) AND state = 2 AND NOT EXISTS "
     "(SELECT 1 FROM tasks WHERE tasks.job_id = jobs.id AND tasks.state IN (1, 2)) ORDER BY id"};
+constexpr PostgresStatement kOldestJobs = {
+    "oldest_jobs", "SELECT record, id FROM jobs WHERE id > $1 ORDER BY id LIMIT $2"};
 constexpr PostgresStatement kCountJobs = {"count_jobs",
                                           "SELECT state, count(*) FROM jobs GROUP BY state"};
 constexpr PostgresStatement kCountTasks = {"count_tasks",
@@ -302,6 +304,18 @@ absl::StatusOr<std::vector<JobName>> PostgresTransaction::UnfinishedJobs() {
 
 absl::StatusOr<std::vector<JobName>> PostgresTransaction::StalledJobs() {
   return ReadNames(connection_.Run(kStalledJobs, {}));
+}
+
+absl::StatusOr<StoreReader::JobsByAge> PostgresTransaction::OldestJobs(int64_t position,
+                                                                       int limit) {
+  ASSIGN_OR_RETURN(const PostgresResult result,
+                   connection_.Run(kOldestJobs, {position, SqlLimit(limit)}));
+  JobsByAge page{.position = position};
+  for (int row = 0; row < result.row_count(); ++row) {
+    page.position = result.Int(row, 1);
+    RETURN_IF_ERROR(ParseRecord(result.Bytes(row, 0), page.jobs.emplace_back()));
+  }
+  return page;
 }
 
 absl::StatusOr<bool> PostgresTransaction::IsArtifactReferenced(const std::string& sha256) {

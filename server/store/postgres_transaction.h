@@ -46,6 +46,7 @@ class PostgresTransaction final : public StoreTransaction {
   absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) override;
   absl::StatusOr<std::vector<JobName>> UnfinishedJobs() override;
   absl::StatusOr<std::vector<JobName>> StalledJobs() override;
+  absl::StatusOr<JobsByAge> OldestJobs(int64_t position, int limit) override;
   absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) override;
   absl::StatusOr<StoreCounts> Counts() override;
 

@@ -227,6 +227,20 @@ absl::StatusOr<std::vector<JobName>> SqliteTransaction::StalledJobs() {
       "tasks.state IN (1, 2)) ORDER BY id"));
 }
 
+absl::StatusOr<StoreReader::JobsByAge> SqliteTransaction::OldestJobs(int64_t position, int limit) {
+  ASSIGN_OR_RETURN(
+      SqliteStatement statement,
+      connection_.Prepare("SELECT record, id FROM jobs WHERE id > ?1 ORDER BY id LIMIT ?2",
+                          position, SqlLimit(limit)));
+  JobsByAge page{.position = position};
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, statement.Step());
+    if (!row) return page;
+    page.position = statement.Int(1);
+    RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), page.jobs.emplace_back()));
+  }
+}
+
 absl::StatusOr<bool> SqliteTransaction::IsArtifactReferenced(const std::string& sha256) {
   ASSIGN_OR_RETURN(
       SqliteStatement statement,
