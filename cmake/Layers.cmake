@@ -16,6 +16,8 @@ set(QPRUNER_LAYERS_worker  base proto worker)
 set(QPRUNER_LAYERS_engine  base proto engine)
 set(QPRUNER_LAYERS_client  base proto client)
 set(QPRUNER_LAYERS_testing base proto testing)
+# Measurements put pieces of several layers side by side.
+set(QPRUNER_LAYERS_bench   base search engine bench)
 # End-to-end tests drive real binaries through the public API.
 set(QPRUNER_LAYERS_tests   base proto client testing)
 
