@@ -150,9 +150,10 @@ class Matrix {
                                                  std::max<int64_t>(arguments_.tokens / 4, 512)));
     ASSIGN_OR_RETURN(test_, MakeProbe(*text));
     ASSIGN_OR_RETURN(other_, MakeProbe(*other));
-    ASSIGN_OR_RETURN(std::vector<TokenIds> documents,
-                     text->Documents(Share::kFineTune, 1 << 20,
-                                     arguments_.steps * arguments_.batch * arguments_.train_length));
+    ASSIGN_OR_RETURN(
+        std::vector<TokenIds> documents,
+        text->Documents(Share::kFineTune, 1 << 20,
+                        arguments_.steps * arguments_.batch * arguments_.train_length));
     std::vector<TrainingSequence> sequences;
     for (TokenIds& ids : documents) sequences.push_back({.ids = std::move(ids)});
     training_ = PackDocuments(sequences, arguments_.train_length, kSeed);
@@ -247,9 +248,9 @@ class Matrix {
     const PruningOptions pruning{.ratio = ratio};
     ASSIGN_OR_RETURN(
         PruningPlan plan,
-        MakePruningPlan(
-            original_->config(),
-            ScoreGroups(*original_, MakeBatches(calibration_), {.method = method}), pruning));
+        MakePruningPlan(original_->config(),
+                        ScoreGroups(*original_, MakeBatches(calibration_), {.method = method}),
+                        pruning));
     PrunedSource pruned(*original_, std::move(plan));
     return std::make_unique<MemoryWeightSource>(LoadIntoMemory(pruned));
   }
@@ -307,8 +308,8 @@ class Matrix {
     for (const std::string& precision : arguments_.precisions) {
       std::optional<FormatAssignment> assignment;
       for (const std::string& recovery : arguments_.recoveries) {
-        const std::string name = absl::StrCat(static_cast<int>(100 * ratio + 0.5), "%/", precision,
-                                              "/", recovery);
+        const std::string name =
+            absl::StrCat(static_cast<int>(100 * ratio + 0.5), "%/", precision, "/", recovery);
         if (measured_.contains(name)) continue;
         // Nothing is lost by quantization that LoftQ could start from: it is LoRA.
         if (precision == "bf16" && recovery == "loftq") continue;
@@ -317,16 +318,16 @@ class Matrix {
         }
         if (!assignment) {
           const ModelConfig& config = pruned->config();
-          assignment = precision == "mixed"  ? Mixed(*pruned)
-                       : precision == "4"    ? UniformAssignment(config, Format::NormalFloat(4))
-                       : precision == "8"    ? UniformAssignment(config, Format::Integer8Row())
-                                             : UniformAssignment(config, Format::Bfloat16());
+          assignment = precision == "mixed" ? Mixed(*pruned)
+                       : precision == "4"   ? UniformAssignment(config, Format::NormalFloat(4))
+                       : precision == "8"   ? UniformAssignment(config, Format::Integer8Row())
+                                            : UniformAssignment(config, Format::Bfloat16());
         }
-        RETURN_IF_ERROR(
-            Cell(name, {{"ratio", ratio}, {"precision", precision}, {"recovery", recovery}},
-                 [&](const Measure& measure) {
-                   return Recover(*pruned, *assignment, recovery, measure);
-                 }));
+        RETURN_IF_ERROR(Cell(name,
+                             {{"ratio", ratio}, {"precision", precision}, {"recovery", recovery}},
+                             [&](const Measure& measure) {
+                               return Recover(*pruned, *assignment, recovery, measure);
+                             }));
       }
     }
     return absl::OkStatus();
@@ -344,8 +345,7 @@ class Matrix {
     TrainingState state = StartTraining(std::move(start.adapter));
     std::optional<DistillationObjective> distillation;
     if (recovery == "distillation") {
-      distillation.emplace(*original_, model.config().vocab_size,
-                           DistillationOptions{.weight = 1});
+      distillation.emplace(*original_, model.config().vocab_size, DistillationOptions{.weight = 1});
     }
     TrainerOptions options{.batch_size = arguments_.batch,
                            .micro_batch_size = arguments_.batch,

@@ -2,7 +2,8 @@
 //
 // Free functions over explicit weights: the same code serves plain forward, scoring under autograd
 // and calibration hooks, because each linear goes through a LinearFunction. It is also the plain
-// reference of evaluation's packed blocks (packed_block.h) and of training (finetune/adapted_block.h).
+// reference of evaluation's packed blocks (packed_block.h) and of training
+// (finetune/adapted_block.h).
 #ifndef QPRUNER_WORKER_ENGINE_MODEL_DECODER_H_
 #define QPRUNER_WORKER_ENGINE_MODEL_DECODER_H_
 
