@@ -100,7 +100,7 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::CreateJob(const NewJob& request)
   RETURN_IF_ERROR(status);
   if (created) {
     spdlog::info("{}: created", result.name());
-    changes_.AfterCommit(name, {.changed = true});
+    changes_.AfterCommit(name, {.changed = true, .planned = true});
   }
   return result;
 }

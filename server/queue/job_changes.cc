@@ -30,6 +30,9 @@ void JobChanges::AfterCommit(const JobName& name, const CommitEffects& effects) 
     leases_.EraseJob(name);
     progress_.Forget(job);
     work_.Wake();
+  } else if (effects.planned) {
+    // There may be a worker that waits for it.
+    work_.Wake();
   } else {
     work_.MarkDirty(job);
   }

@@ -25,6 +25,8 @@ namespace qpruner::server {
 struct CommitEffects {
   // The job was changed. Otherwise nothing else counts.
   bool changed = false;
+  // What the job needs next was stored with the change: no plan is due.
+  bool planned = false;
   std::optional<TaskFate> fate;
   // The final state that the job has entered.
   std::optional<v1::CompressionJob::State> finished;

@@ -60,8 +60,8 @@ PostgresCluster* PostgresCluster::Shared() {
   return cluster.get();
 }
 
-absl::StatusOr<std::unique_ptr<PostgresCluster>> PostgresCluster::Start() {
-  std::unique_ptr<PostgresCluster> cluster(new PostgresCluster());
+absl::StatusOr<std::unique_ptr<PostgresCluster>> PostgresCluster::Start(bool durable) {
+  std::unique_ptr<PostgresCluster> cluster(new PostgresCluster(durable));
   cluster->bin_ = FindPrograms();
   if (cluster->bin_.empty()) {
     return absl::NotFoundError(
@@ -111,14 +111,14 @@ absl::Status PostgresCluster::RunProgram(const std::string& name,
 
 absl::Status PostgresCluster::StartServer() {
   const std::string log = folder_ + "/server.log";
-  // No sync: a killed process loses nothing that it has written, only a killed machine would.
   ASSIGN_OR_RETURN(
       postgres_,
-      ChildProcess::Spawn({.argv = AsServerUser({bin_ + "/postgres", "-D", folder_ + "/data", "-k",
-                                                 folder_, "-c", "listen_addresses=", "-c",
-                                                 "fsync=off", "-c", "max_connections=200"}),
-                           .parent_death_signal = SIGQUIT,
-                           .output_path = log}));
+      ChildProcess::Spawn(
+          {.argv = AsServerUser({bin_ + "/postgres", "-D", folder_ + "/data", "-k", folder_, "-c",
+                                 "listen_addresses=", "-c", durable_ ? "fsync=on" : "fsync=off",
+                                 "-c", "max_connections=200"}),
+           .parent_death_signal = SIGQUIT,
+           .output_path = log}));
   const std::string url = absl::StrCat("postgresql:///postgres?user=qpruner&host=", folder_);
   const absl::Time deadline = absl::Now() + absl::Seconds(60);
   while (PQping(url.c_str()) != PQPING_OK) {

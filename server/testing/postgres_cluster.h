@@ -3,6 +3,8 @@
 #ifndef QPRUNER_SERVER_TESTING_POSTGRES_CLUSTER_H_
 #define QPRUNER_SERVER_TESTING_POSTGRES_CLUSTER_H_
 
+#include <sys/types.h>
+
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,7 +20,9 @@ class PostgresCluster {
   // NOT_FOUND, with the reason: PostgreSQL is not installed (or not where QPRUNER_POSTGRES_BIN or
   // /usr/lib/postgresql says), or cannot be run here. PostgreSQL refuses to run as root: then it
   // runs as user postgres or nobody.
-  static absl::StatusOr<std::unique_ptr<PostgresCluster>> Start();
+  // `durable`: it syncs every commit. Otherwise a killed process loses nothing that it has written,
+  // but a killed machine would.
+  static absl::StatusOr<std::unique_ptr<PostgresCluster>> Start(bool durable = false);
   // The one of all tests of a program, which ends with it. Null, with the reason printed, where
   // PostgreSQL cannot be run.
   static PostgresCluster* Shared();
@@ -34,6 +38,8 @@ class PostgresCluster {
   // Runs one of PostgreSQL's programs ("pg_dump") to its end. INTERNAL, with its output: it failed.
   absl::Status RunProgram(const std::string& name, std::vector<std::string> arguments);
   const std::string& folder() const { return folder_; }
+  // Of the database's first process, the parent of the others.
+  pid_t pid() const { return postgres_->pid(); }
   // Ends every session at once, as a crash does, and recovers (pg_ctl restart -m immediate).
   absl::Status Restart();
   // The same in two steps.
@@ -41,9 +47,10 @@ class PostgresCluster {
   absl::Status StartServer();
 
  private:
-  PostgresCluster() = default;
+  explicit PostgresCluster(bool durable) : durable_(durable) {}
   std::vector<std::string> AsServerUser(std::vector<std::string> argv) const;
 
+  const bool durable_;
   std::string bin_;
   std::string folder_;
   std::vector<std::string> user_prefix_;

@@ -1,21 +1,19 @@
-// A job whose work is arithmetic: what a worker would answer, computed from the task alone.
+// What tests of the server need around a scripted job (tests/testing/scripted_job.h).
 #ifndef QPRUNER_SERVER_TESTING_SCRIPTED_JOB_H_
 #define QPRUNER_SERVER_TESTING_SCRIPTED_JOB_H_
 
 #include <atomic>
-#include <cmath>
-#include <filesystem>
 #include <memory>
 #include <string>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/id_generator.h"
 #include "base/sha256.h"
 #include "gtest/gtest.h"
-#include "qpruner/internal/v1/worker_service.pb.h"
-#include "qpruner/v1/job_service.pb.h"
+#include "qpruner/internal/v1/task.pb.h"
 #include "server/artifacts/artifact_store.h"
+#include "tests/testing/scripted_job.h"
+#include "tests/testing/temp_folder.h"
 
 namespace qpruner::server {
 
@@ -29,103 +27,6 @@ class CountingIds final : public IdGenerator {
  private:
   std::atomic<int64_t> next_ = 1;
 };
-
-// Removed at the end.
-class TempFolder {
- public:
-  TempFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "qpruner-XXXXXX").string();
-    path_ = mkdtemp(pattern.data());
-  }
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
-inline v1::CreateJobRequest ScriptedRequest() {
-  v1::CreateJobRequest request;
-  v1::CompressionSpec& spec = *request.mutable_job()->mutable_spec();
-  spec.mutable_model()->set_uri("builtin://stories260k");
-  spec.mutable_search()->set_max_average_bits(8);
-  spec.mutable_search()->set_max_trials(8);
-  return request;
-}
-
-inline internal::v1::ArtifactRef ArtifactOf(const std::string& path, const std::string& content) {
-  internal::v1::ArtifactRef ref;
-  ref.set_path(path);
-  ref.set_sha256(Sha256Hex(content));
-  ref.set_size_bytes(static_cast<int64_t>(content.size()));
-  return ref;
-}
-
-inline std::string ContentOf(const std::string& path) { return "content of " + path; }
-
-// The files a task of this kind makes.
-inline std::vector<std::string> OutputsOf(const internal::v1::TaskSpec& task) {
-  if (task.has_prepare()) return {"prepared/model.safetensors", "report/scores.json"};
-  if (task.has_finalize()) return {"model/model.safetensors"};
-  return {};
-}
-
-inline internal::v1::TaskResult ScriptedResult(const internal::v1::TaskSpec& task) {
-  constexpr int kGroups = 6;
-  constexpr int64_t kWeights = 8000;
-  internal::v1::TaskResult result;
-  for (const std::string& path : OutputsOf(task)) {
-    *result.add_outputs() = ArtifactOf(path, ContentOf(path));
-  }
-  auto measure = [&](const google::protobuf::RepeatedPtrField<v1::GroupPrecision>& precisions) {
-    v1::ModelMetrics metrics;
-    double kl = 0.01;
-    int64_t bytes = 1000;
-    for (int i = 0; i < precisions.size(); ++i) {
-      kl += (i + 1) * std::exp2(-precisions[i].bits());
-      bytes += kWeights * precisions[i].bits() / 8;
-    }
-    metrics.set_kl_divergence(kl);
-    metrics.set_perplexity(std::exp(1 + kl));
-    metrics.set_weight_bytes(bytes);
-    metrics.set_token_count(1000);
-    return metrics;
-  };
-  if (task.has_prepare()) {
-    internal::v1::PrepareResult& prepare = *result.mutable_prepare();
-    prepare.set_fixed_bytes(1000);
-    for (int i = 0; i < kGroups; ++i) {
-      internal::v1::SearchGroup& group = *prepare.add_groups();
-      group.set_name(absl::StrCat("group", i));
-      group.add_linears(absl::StrCat("linear", i));
-      group.set_parameter_count(kWeights);
-      group.set_mutual_information(0.1 * (i + 1));
-      for (int bits : task.spec().search().candidate_bits()) {
-        internal::v1::FormatChoice& choice = *group.add_choices();
-        choice.set_bits(bits);
-        choice.set_bytes(kWeights * bits / 8);
-        choice.set_sensitivity((i + 1) * std::exp2(-bits));
-      }
-    }
-    prepare.mutable_original_test()->set_perplexity(3);
-    prepare.mutable_pruned_test()->set_perplexity(4);
-    prepare.mutable_pruned_selection()->set_kl_divergence(0.01);
-    prepare.mutable_pruned_selection()->set_perplexity(4);
-  } else if (task.has_trial()) {
-    *result.mutable_trial()->mutable_selection() = measure(task.trial().precisions());
-    if (task.trial().measure_on_test()) {
-      *result.mutable_trial()->mutable_test() = measure(task.trial().precisions());
-    }
-  } else {
-    *result.mutable_finalize()->mutable_chosen_test() = measure(task.finalize().precisions());
-    result.mutable_finalize()->mutable_fine_tuned_test()->set_perplexity(3.5);
-    result.mutable_finalize()->set_adapter_bytes(10);
-  }
-  return result;
-}
 
 // Puts the files of a task in place, as UploadArtifact does.
 inline void UploadOutputs(ArtifactStore& artifacts, const internal::v1::TaskSpec& task) {
