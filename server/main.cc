@@ -8,15 +8,18 @@
 #include <filesystem>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/strings/strip.h"
 #include "base/clock.h"
 #include "base/durable_file.h"
 #include "base/id_generator.h"
 #include "base/status_macros.h"
+#include "net/s3_credentials.h"
 #include "server/auth/token_table.h"
 #include "server/server.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
@@ -60,6 +63,37 @@ absl::StatusOr<std::string> ReadPostgresPassword(const std::string& file) {
   return std::string(absl::StripTrailingAsciiWhitespace(password));
 }
 
+struct S3Flags {
+  std::string url;
+  std::string endpoint;
+  std::string region = "us-east-1";
+  std::string credentials_file;
+
+  absl::Status Configure(ServerOptions& options) const {
+    if (url.empty()) {
+      return endpoint.empty() && credentials_file.empty()
+                 ? absl::OkStatus()
+                 : absl::InvalidArgumentError("--s3-... is given, but --artifacts-url is not");
+    }
+    const absl::StatusOr<S3Location> location = S3Location::Parse(url);
+    if (!location.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--artifacts-url ", location.status().message()));
+    }
+    S3ArtifactStoreOptions s3{.location = *location};
+    if (!endpoint.empty() && UrlOrigin(endpoint) != absl::StripSuffix(endpoint, "/")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--s3-endpoint must be https://HOST[:PORT] or http://HOST[:PORT], is \"",
+                       endpoint, "\""));
+    }
+    s3.s3.endpoint = endpoint;
+    s3.s3.region = region;
+    ASSIGN_OR_RETURN(s3.s3.credentials, LoadAwsCredentials(credentials_file));
+    options.artifacts_s3 = std::move(s3);
+    return absl::OkStatus();
+  }
+};
+
 int Main(int argc, char** argv) {
   // Debian's Abseil is built with its search for lock cycles on: at every lock of every thread,
   // gRPC's included, under one global lock. The thread sanitizer searches too, in the tests.
@@ -74,6 +108,7 @@ int Main(int argc, char** argv) {
   std::string store = "sqlite";
   PostgresOptions postgres;
   std::string postgres_password_file;
+  S3Flags s3;
 
   CLI::App app("Queues compressions of language models and hands their tasks to workers.",
                "qpruner-server");
@@ -94,6 +129,16 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--artifacts-dir", options.artifacts_dir,
                  "Folder of artifacts; servers on one database share it (default: in --data-dir)");
+  app.add_option(
+      "--artifacts-url", s3.url,
+      "Keep artifacts in an S3 storage: s3://bucket/prefix; servers on one database share "
+      "it");
+  app.add_option("--s3-endpoint", s3.endpoint,
+                 "Where the S3 storage is, https://HOST[:PORT] (default: Amazon's, of the region)");
+  app.add_option("--s3-region", s3.region, "Region of the S3 storage")->capture_default_str();
+  app.add_option("--s3-credentials-file", s3.credentials_file,
+                 "AWS credentials file with a section [default] (or set AWS_ACCESS_KEY_ID and "
+                 "AWS_SECRET_ACCESS_KEY)");
   app.add_option("--store", store,
                  "sqlite: in --data-dir, for one server; postgres: a database that servers share")
       ->check(CLI::IsMember({"sqlite", "postgres"}))
@@ -182,6 +227,10 @@ int Main(int argc, char** argv) {
     options.postgres = std::move(postgres);
   } else if (!postgres.url.empty()) {
     spdlog::error("--postgres-url is given, but --store is not postgres");
+    return 1;
+  }
+  if (absl::Status configured = s3.Configure(options); !configured.ok()) {
+    spdlog::error("{}", std::string(configured.message()));
     return 1;
   }
   auto server = Server::Start(std::move(options), RealClock(), SystemIdGenerator());

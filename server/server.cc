@@ -50,6 +50,9 @@ constexpr int kStreamThreads = 2;
 // Threads of unary calls that stay for the next call. gRPC's own bound of 2 has it start and end a
 // thread for most calls, which costs more than the call.
 constexpr int kIdleCallThreads = 64;
+// Each waits for a disk or for an S3 storage, one chunk of one download at a time. Apart from the
+// watchers' threads: a storage that hangs must not hold up events.
+constexpr int kDownloadThreads = 8;
 // All headers of a call; ours are a token and what gRPC adds.
 constexpr int kMaxHeaderBytes = 8 << 10;
 // Thousands of watchers may share a proxy's connection; an honest client has a handful of calls.
@@ -88,6 +91,7 @@ struct Server::Parts {
   std::unique_ptr<JobQueue> queue;
   std::unique_ptr<RetentionSweep> sweep;
   std::unique_ptr<StreamExecutor> executor;
+  std::unique_ptr<StreamExecutor> downloads;
   std::unique_ptr<AccessControl> access;
   std::unique_ptr<JobServiceImpl> job_service;
   std::unique_ptr<WorkerServiceImpl> worker_service;
@@ -136,10 +140,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   } else {
     ASSIGN_OR_RETURN(p.access, AccessControl::FromFile(p.options.token_file, clock));
   }
-  if (p.options.postgres && p.options.artifacts_dir.empty()) {
+  if (p.options.artifacts_s3 && !p.options.artifacts_dir.empty()) {
+    return absl::InvalidArgumentError("--artifacts-url and --artifacts-dir exclude each other");
+  }
+  if (p.options.postgres && p.options.artifacts_dir.empty() && !p.options.artifacts_s3) {
     return absl::InvalidArgumentError(
-        "--store=postgres needs --artifacts-dir: the folder of artifacts that all servers on this "
-        "database share");
+        "--store=postgres needs --artifacts-dir or --artifacts-url: where the artifacts of all "
+        "servers on this database are");
   }
   if (p.options.artifacts_dir.empty()) p.options.artifacts_dir = p.options.data_dir + "/artifacts";
   if (p.options.postgres) {
@@ -147,18 +154,23 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   } else {
     ASSIGN_OR_RETURN(p.store, OpenSqliteJobStore({.folder = p.options.data_dir + "/store"}));
   }
-  ASSIGN_OR_RETURN(p.artifacts, OpenLocalArtifactStore({.folder = p.options.artifacts_dir,
-                                                        .shared = p.store->shared(),
-                                                        .clock = clock}));
+  if (p.options.artifacts_s3) {
+    ASSIGN_OR_RETURN(p.artifacts, OpenS3ArtifactStore(*p.options.artifacts_s3));
+  } else {
+    ASSIGN_OR_RETURN(p.artifacts, OpenLocalArtifactStore({.folder = p.options.artifacts_dir,
+                                                          .shared = p.store->shared(),
+                                                          .clock = clock}));
+  }
   p.proposer = MakeSearchProposer();
   ASSIGN_OR_RETURN(p.queue, JobQueue::Create(p.options.queue, *p.store, *p.artifacts, clock, ids,
                                              *p.proposer, p.watches, p.metrics));
   p.sweep = std::make_unique<RetentionSweep>(p.options.retention, *p.store, *p.artifacts, *p.queue,
                                              p.metrics, clock);
   p.executor = std::make_unique<StreamExecutor>(kStreamThreads);
-  p.job_service =
-      std::make_unique<JobServiceImpl>(p.options.validation, p.options.version, *p.queue, *p.store,
-                                       *p.artifacts, p.watches, *p.executor, *p.access);
+  p.downloads = std::make_unique<StreamExecutor>(kDownloadThreads);
+  p.job_service = std::make_unique<JobServiceImpl>(p.options.validation, p.options.version,
+                                                   *p.queue, *p.store, *p.artifacts, p.watches,
+                                                   *p.executor, *p.downloads, *p.access);
   p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access);
 
   grpc::EnableDefaultHealthCheckService(true);

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/id_generator.h"
 #include "grpcpp/channel.h"
+#include "server/artifacts/s3_artifact_store.h"
 #include "server/auth/server_credentials.h"
 #include "server/queue/job_queue.h"
 #include "server/retention/retention_policy.h"
@@ -36,6 +37,8 @@ struct ServerOptions {
   std::optional<PostgresOptions> postgres;
   // Empty: in data_dir. Servers that share a database share this folder too, so it must be given.
   std::string artifacts_dir;
+  // Artifacts in an S3 storage instead, which servers that share a database share too.
+  std::optional<S3ArtifactStoreOptions> artifacts_s3;
   // HOST:PORT of /metrics, or "off".
   std::string metrics_listen = "127.0.0.1:9464";
   // Workers that this server runs itself.
@@ -55,8 +58,8 @@ struct ServerOptions {
 class Server {
  public:
   // Listens when it returns. INVALID_ARGUMENT: an option is bad. FAILED_PRECONDITION: another
-  // process uses the data folder, or the database refuses. UNAVAILABLE: an address cannot be
-  // listened on, or the database cannot be reached.
+  // process uses the data folder, or the database or S3 storage refuses. UNAVAILABLE: an address
+  // cannot be listened on, or the database or S3 storage cannot be reached.
   static absl::StatusOr<std::unique_ptr<Server>> Start(ServerOptions options, Clock& clock,
                                                        IdGenerator& ids);
   ~Server();

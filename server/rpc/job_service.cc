@@ -271,7 +271,7 @@ grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* JobServiceImpl::Download
   if (absl::Status status = AdmitStream(*context, job); !status.ok()) {
     return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
   }
-  return StartDownloadStream(*request, store_, artifacts_, executor_);
+  return StartDownloadStream(*request, store_, artifacts_, downloads_);
 }
 
 grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext* context,

@@ -24,7 +24,7 @@ class JobServiceImpl final : public JobServiceBase {
  public:
   JobServiceImpl(JobValidationOptions validation, std::string version, JobQueue& queue,
                  JobStore& store, ArtifactStore& artifacts, WatchHub& watches,
-                 StreamExecutor& executor, AccessControl& access)
+                 StreamExecutor& executor, StreamExecutor& downloads, AccessControl& access)
       : validation_(std::move(validation)),
         version_(std::move(version)),
         access_(access),
@@ -32,7 +32,8 @@ class JobServiceImpl final : public JobServiceBase {
         store_(store),
         artifacts_(artifacts),
         watches_(watches),
-        executor_(executor) {}
+        executor_(executor),
+        downloads_(downloads) {}
 
   grpc::Status CreateJob(grpc::ServerContext* context, const v1::CreateJobRequest* request,
                          v1::CompressionJob* response) override;
@@ -80,6 +81,7 @@ class JobServiceImpl final : public JobServiceBase {
   ArtifactStore& artifacts_;
   WatchHub& watches_;
   StreamExecutor& executor_;
+  StreamExecutor& downloads_;
 };
 
 }  // namespace qpruner::server

@@ -1,0 +1,352 @@
+#include "net/s3_client.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <random>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "base/sha256.h"
+#include "base/status_macros.h"
+#include "net/s3_xml.h"
+
+namespace qpruner {
+namespace {
+
+constexpr char kTruncated[] = "true";
+constexpr int kBriefTries = 3;
+// The storage may take minutes for thousands of parts.
+constexpr absl::Duration kJoiningTakesAtMost = absl::Minutes(10);
+
+bool IsBucketName(absl::string_view name) {
+  return name.size() >= 3 && name.size() <= 63 && std::all_of(name.begin(), name.end(), [](char c) {
+           return absl::ascii_islower(static_cast<unsigned char>(c)) ||
+                  absl::ascii_isdigit(static_cast<unsigned char>(c)) || c == '-' || c == '.';
+         });
+}
+
+// Waits in real time. False: stopped.
+bool SleepUnlessStopped(std::stop_token stop, absl::Duration duration) {
+  std::mutex mutex;
+  std::condition_variable_any wake;
+  std::unique_lock lock(mutex);
+  wake.wait_for(lock, stop, absl::ToChronoMilliseconds(duration), [] { return false; });
+  return !stop.stop_requested();
+}
+
+// What the storage said, as a status of ours.
+absl::Status Refusal(const HttpResponse& response, const std::string& what) {
+  std::string code = XmlText(response.body, "Code");
+  std::string said = XmlText(response.body, "Message");
+  if (code.empty()) code = absl::StrCat("HTTP status ", response.status);
+  const std::string message = absl::StrCat(what, ": ", code, said.empty() ? "" : ": ", said);
+  if (code == "NoSuchBucket") {
+    return absl::FailedPreconditionError(absl::StrCat(message, "; make the bucket first"));
+  }
+  if (code == "RequestTimeTooSkewed") {
+    return absl::FailedPreconditionError(absl::StrCat(message, "; set this machine's clock"));
+  }
+  // Damaged on the way: to be sent again.
+  if (code == "XAmzContentSHA256Mismatch" || code == "BadDigest" || code == "IncompleteBody" ||
+      code == "RequestTimeout" || code == "SlowDown" || response.status == 429) {
+    return absl::UnavailableError(message);
+  }
+  if (response.status == 507 || code == "QuotaExceeded" || code == "XMinioStorageFull") {
+    return absl::ResourceExhaustedError(message);
+  }
+  if (response.status == 404) return absl::NotFoundError(message);
+  if (response.status == 401 || response.status == 403) return absl::PermissionDeniedError(message);
+  if (response.status == 412) return absl::AbortedError(message);
+  if (response.status == 416) return absl::OutOfRangeError(message);
+  if (response.status >= 500) return absl::UnavailableError(message);
+  if (response.status >= 300 && response.status < 400) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(message, "; is the region or the endpoint another one?"));
+  }
+  return absl::InvalidArgumentError(message);
+}
+
+absl::Time ParseListedTime(const std::string& text) {
+  absl::Time time;
+  std::string error;
+  // Unknown: as if it had just been stored, which keeps it longest.
+  return absl::ParseTime(absl::RFC3339_full, text, &time, &error) ? time : absl::InfiniteFuture();
+}
+
+int64_t ParseSize(const std::string& text) {
+  int64_t size = 0;
+  return absl::SimpleAtoi(text, &size) ? size : -1;
+}
+
+}  // namespace
+
+absl::StatusOr<S3Location> S3Location::Parse(absl::string_view url) {
+  absl::string_view rest = url;
+  const auto invalid = [&](absl::string_view why) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("must be s3://bucket/prefix, ", why, ", is \"", url.substr(0, 200), "\""));
+  };
+  if (!absl::ConsumePrefix(&rest, "s3://")) return invalid("with the scheme s3");
+  S3Location location;
+  const size_t slash = rest.find('/');
+  location.bucket = std::string(rest.substr(0, slash));
+  if (!IsBucketName(location.bucket)) {
+    return invalid("with a bucket of 3 to 63 lower-case letters, digits, dots and hyphens");
+  }
+  if (slash == absl::string_view::npos) return location;
+  rest.remove_prefix(slash + 1);
+  if (absl::StartsWith(rest, "/")) return invalid("without empty parts");
+  absl::ConsumeSuffix(&rest, "/");
+  if (rest.size() > 512 || !std::all_of(rest.begin(), rest.end(), [](char c) {
+        return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '/' || c == '-' ||
+               c == '_' || c == '.';
+      })) {
+    return invalid("with a prefix of at most 512 letters, digits, and . _ - /");
+  }
+  const std::string path = absl::StrCat("/", rest, "/");
+  if (!rest.empty() && (absl::StrContains(path, "//") || absl::StrContains(path, "/./") ||
+                        absl::StrContains(path, "/../"))) {
+    return invalid("without empty parts, \".\" or \"..\"");
+  }
+  location.prefix = std::string(rest);
+  return location;
+}
+
+std::string S3Location::Key(absl::string_view name) const {
+  return prefix.empty() ? std::string(name) : absl::StrCat(prefix, "/", name);
+}
+
+S3Client::S3Client(S3Options options, std::string bucket)
+    : options_(std::move(options)), bucket_(std::move(bucket)) {
+  endpoint_ = options_.endpoint.empty()
+                  ? absl::StrCat("https://s3.", options_.region, ".amazonaws.com")
+                  : std::string(absl::StripSuffix(options_.endpoint, "/"));
+  host_ = endpoint_.substr(endpoint_.find("://") + 3);
+  // As curl writes it.
+  if (absl::StartsWith(endpoint_, "https://"))
+    host_ = std::string(absl::StripSuffix(host_, ":443"));
+  if (absl::StartsWith(endpoint_, "http://")) host_ = std::string(absl::StripSuffix(host_, ":80"));
+}
+
+absl::StatusOr<HttpResponse> S3Client::SendOnce(const Call& call) {
+  AwsRequest signing{.method = call.method,
+                     .host = host_,
+                     .path = absl::StrCat("/", bucket_),
+                     .query = call.query,
+                     .headers = call.headers,
+                     .payload_sha256 = Sha256Hex(call.body)};
+  if (call.method == "PUT" || call.method == "POST") {
+    signing.headers["content-type"] = "application/octet-stream";
+  }
+  if (!call.key.empty()) absl::StrAppend(&signing.path, "/", PercentEncode(call.key, true));
+  HttpRequest request;
+  request.method = call.method;
+  request.url = absl::StrCat(endpoint_, signing.path);
+  if (!call.query.empty()) absl::StrAppend(&request.url, "?", CanonicalQuery(call.query));
+  request.headers = SignedHeaders(signing, options_.credentials, {.region = options_.region},
+                                  options_.clock->Now());
+  request.body = call.body;
+  request.on_headers = call.on_headers;
+  request.sink = call.sink;
+  request.connect_timeout = options_.connect_timeout;
+  request.idle_timeout = std::max(options_.idle_timeout, call.idle_timeout);
+  if (call.brief) request.total_timeout = options_.brief_timeout;
+  request.stop = call.stop;
+  ASSIGN_OR_RETURN(HttpResponse response, http_.Send(request));
+  if (response.ok()) return response;
+  return Refusal(response, absl::StrCat("S3 storage ", endpoint_, ", ", call.method, " ", bucket_,
+                                        "/", call.key));
+}
+
+absl::StatusOr<HttpResponse> S3Client::Send(const Call& call) {
+  Backoff backoff(options_.backoff, std::random_device{}());
+  const int max_tries = call.brief ? std::min(kBriefTries, options_.max_tries) : options_.max_tries;
+  for (int tries = 1;; ++tries) {
+    absl::StatusOr<HttpResponse> response = SendOnce(call);
+    if (!absl::IsUnavailable(response.status()) || tries >= max_tries) return response;
+    if (!SleepUnlessStopped(call.stop, backoff.Next())) return response;
+  }
+}
+
+absl::Status S3Client::Put(const std::string& key, absl::string_view data) {
+  return Send({.method = "PUT", .key = key, .body = data}).status();
+}
+
+absl::Status S3Client::Get(const std::string& key, int64_t offset, int64_t max_bytes,
+                           absl::FunctionRef<absl::Status(absl::string_view data)> sink,
+                           std::stop_token stop, const std::string& if_match) {
+  Backoff backoff(options_.backoff, std::random_device{}());
+  const int64_t end = offset + max_bytes;
+  int tries = 0;
+  bool ended = false;
+  while (!ended && offset < end) {
+    absl::Status sunk;
+    // The object's end, as this answer tells it.
+    int64_t object_end = end;
+    Call call{.method = "GET", .key = key, .stop = stop};
+    if (!if_match.empty()) call.headers["if-match"] = if_match;
+    call.headers["range"] = absl::StrCat("bytes=", offset, "-", end - 1);
+    call.on_headers = [&](const HttpResponse& response) -> absl::Status {
+      // "bytes 0-9/100"
+      const std::string range = response.Header("content-range");
+      const std::string expected = absl::StrCat("bytes ", offset, "-");
+      int64_t size = 0;
+      if (response.status == 206 && absl::StartsWith(range, expected) &&
+          absl::SimpleAtoi(range.substr(range.find('/') + 1), &size)) {
+        object_end = size;
+        return absl::OkStatus();
+      }
+      return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " was asked for ", expected,
+                                              " and answered ", response.status,
+                                              " with the range \"", range.substr(0, 100), "\""));
+    };
+    call.sink = [&](absl::string_view data) -> absl::Status {
+      if (static_cast<int64_t>(data.size()) > end - offset) {
+        return absl::InternalError(
+            absl::StrCat("S3 storage ", endpoint_, " sent more than it was asked for"));
+      }
+      offset += static_cast<int64_t>(data.size());
+      tries = 0;
+      sunk = sink(data);
+      return sunk;
+    };
+    const absl::Status status = SendOnce(call).status();
+    if (!sunk.ok()) return sunk;
+    if (absl::IsOutOfRange(status)) return absl::OkStatus();  // Begins at the end, or beyond.
+    if (status.ok()) {
+      // A whole answer; a shorter one than was asked for ends with the object.
+      if (offset < end && offset < object_end) {
+        return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " sent too little"));
+      }
+      ended = true;
+    } else {
+      if (!absl::IsUnavailable(status) || ++tries >= options_.max_tries) return status;
+      if (!SleepUnlessStopped(stop, backoff.Next())) return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<S3Object> S3Client::Head(const std::string& key) {
+  ASSIGN_OR_RETURN(const HttpResponse response,
+                   Send({.method = "HEAD", .key = key, .brief = true}));
+  S3Object object{.key = key,
+                  .size_bytes = ParseSize(response.Header("content-length")),
+                  .etag = response.Header("etag")};
+  std::string error;
+  if (!absl::ParseTime("%a, %d %b %Y %H:%M:%S GMT", response.Header("last-modified"),
+                       &object.modify_time, &error)) {
+    object.modify_time = absl::InfiniteFuture();
+  }
+  if (object.size_bytes < 0) {
+    return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " gives no size of ", key));
+  }
+  return object;
+}
+
+absl::Status S3Client::Delete(const std::string& key) {
+  const absl::Status status = Send({.method = "DELETE", .key = key, .brief = true}).status();
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+}
+
+absl::Status S3Client::List(const std::string& prefix,
+                            absl::FunctionRef<absl::Status(const S3Object& object)> visit) {
+  Call call{.method = "GET", .query = {{"list-type", "2"}, {"prefix", prefix}}};
+  while (true) {
+    ASSIGN_OR_RETURN(const HttpResponse response, Send(call));
+    for (const absl::string_view entry : XmlElements(response.body, "Contents")) {
+      S3Object object{.key = XmlText(entry, "Key"),
+                      .size_bytes = ParseSize(XmlText(entry, "Size")),
+                      .modify_time = ParseListedTime(XmlText(entry, "LastModified")),
+                      .etag = XmlText(entry, "ETag")};
+      if (!absl::StartsWith(object.key, prefix)) continue;
+      RETURN_IF_ERROR(visit(object));
+    }
+    if (XmlText(response.body, "IsTruncated") != kTruncated) return absl::OkStatus();
+    std::string next = XmlText(response.body, "NextContinuationToken");
+    if (next.empty() || next == call.query["continuation-token"]) {
+      return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " lists without an end"));
+    }
+    call.query["continuation-token"] = std::move(next);
+  }
+}
+
+absl::StatusOr<std::string> S3Client::BeginUpload(const std::string& key) {
+  ASSIGN_OR_RETURN(const HttpResponse response,
+                   Send({.method = "POST", .key = key, .query = {{"uploads", ""}}}));
+  std::string id = XmlText(response.body, "UploadId");
+  if (id.empty()) {
+    return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " began no upload"));
+  }
+  return id;
+}
+
+absl::StatusOr<std::string> S3Client::PutPart(const std::string& key, const std::string& upload_id,
+                                              int number, absl::string_view data) {
+  ASSIGN_OR_RETURN(const HttpResponse response,
+                   Send({.method = "PUT",
+                         .key = key,
+                         .query = {{"partNumber", absl::StrCat(number)}, {"uploadId", upload_id}},
+                         .body = data}));
+  return response.Header("etag");
+}
+
+absl::Status S3Client::CompleteUpload(const std::string& key, const std::string& upload_id,
+                                      const std::vector<std::string>& etags) {
+  std::string body = "<CompleteMultipartUpload>";
+  for (size_t i = 0; i < etags.size(); ++i) {
+    absl::StrAppend(&body, "<Part><PartNumber>", i + 1, "</PartNumber><ETag>", etags[i],
+                    "</ETag></Part>");
+  }
+  absl::StrAppend(&body, "</CompleteMultipartUpload>");
+  ASSIGN_OR_RETURN(HttpResponse response, Send({.method = "POST",
+                                                .key = key,
+                                                .query = {{"uploadId", upload_id}},
+                                                .body = body,
+                                                .idle_timeout = kJoiningTakesAtMost}));
+  // The status line may be sent before the work is done, and an error after it.
+  if (!absl::StrContains(response.body, "<Error>")) return absl::OkStatus();
+  response.status = 500;
+  return Refusal(response, absl::StrCat("S3 storage ", endpoint_, ", completing ", key));
+}
+
+absl::Status S3Client::AbortUpload(const std::string& key, const std::string& upload_id) {
+  const absl::Status status =
+      Send({.method = "DELETE", .key = key, .query = {{"uploadId", upload_id}}}).status();
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+}
+
+absl::StatusOr<std::vector<S3Upload>> S3Client::ListUploads(const std::string& prefix) {
+  std::vector<S3Upload> uploads;
+  Call call{.method = "GET", .query = {{"uploads", ""}, {"prefix", prefix}}};
+  while (true) {
+    ASSIGN_OR_RETURN(const HttpResponse response, Send(call));
+    for (const absl::string_view entry : XmlElements(response.body, "Upload")) {
+      S3Upload upload{.key = XmlText(entry, "Key"),
+                      .id = XmlText(entry, "UploadId"),
+                      .begin_time = ParseListedTime(XmlText(entry, "Initiated"))};
+      if (absl::StartsWith(upload.key, prefix)) uploads.push_back(std::move(upload));
+    }
+    if (XmlText(response.body, "IsTruncated") != kTruncated) return uploads;
+    std::string key = XmlText(response.body, "NextKeyMarker");
+    std::string id = XmlText(response.body, "NextUploadIdMarker");
+    if (key.empty() || (key == call.query["key-marker"] && id == call.query["upload-id-marker"])) {
+      return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " lists without an end"));
+    }
+    call.query["key-marker"] = std::move(key);
+    call.query["upload-id-marker"] = std::move(id);
+  }
+}
+
+absl::Status S3Client::Check(const std::string& prefix) {
+  return Send({.method = "GET",
+               .query = {{"list-type", "2"}, {"prefix", prefix}, {"max-keys", "1"}}})
+      .status();
+}
+
+}  // namespace qpruner

@@ -1,0 +1,35 @@
+// Artifacts in an S3 storage: PREFIX/objects/SHA256.
+//
+// An object appears whole or not at all: small ones with one request, larger ones in parts that are
+// joined only once size and SHA-256 of the whole are right. Every part travels with its own
+// SHA-256, which the storage holds against what it got; reads from beginning to end are held
+// against the artifact's name. What is unlisted may be removed, so one prefix serves one job store.
+#ifndef QPRUNER_SERVER_ARTIFACTS_S3_ARTIFACT_STORE_H_
+#define QPRUNER_SERVER_ARTIFACTS_S3_ARTIFACT_STORE_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "net/s3_client.h"
+#include "server/artifacts/artifact_store.h"
+
+namespace qpruner::server {
+
+struct S3ArtifactStoreOptions {
+  S3Location location;
+  S3Options s3;
+  // What a writer collects in memory before it sends it; larger for artifacts of more than 10,000
+  // parts. S3 takes no smaller ones.
+  int64_t part_bytes = int64_t{8} << 20;
+  // What a reader asks for at once.
+  int64_t read_bytes = int64_t{8} << 20;
+};
+
+// Several servers may use the same prefix. FAILED_PRECONDITION: no such bucket. PERMISSION_DENIED:
+// the credentials may not list it. UNAVAILABLE: the storage cannot be reached.
+absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenS3ArtifactStore(S3ArtifactStoreOptions options);
+
+}  // namespace qpruner::server
+
+#endif  // QPRUNER_SERVER_ARTIFACTS_S3_ARTIFACT_STORE_H_

@@ -1,0 +1,327 @@
+#include "server/artifacts/s3_artifact_store.h"
+
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "server/artifacts/artifact_store_contract_test.h"
+#include "server/testing/versity_gateway.h"
+#include "tests/testing/scripted_http_server.h"
+
+namespace qpruner::server {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+// The smallest that S3 takes but for the last.
+constexpr int64_t kPartBytes = int64_t{5} << 20;
+
+class S3UnderTest final : public ArtifactStoreUnderTest {
+ public:
+  explicit S3UnderTest(const std::string& prefix) {
+    if (VersityGateway::Shared() == nullptr) return;
+    options_.location = {VersityGateway::Shared()->NewBucket(), prefix};
+    options_.s3 = VersityGateway::Shared()->options();
+    options_.part_bytes = kPartBytes;
+    options_.read_bytes = 1 << 20;
+  }
+  absl::StatusOr<std::unique_ptr<ArtifactStore>> Open() override {
+    return OpenS3ArtifactStore(options_);
+  }
+  std::string MissingReason() const override {
+    return VersityGateway::Shared() == nullptr ? "no S3 server to test against" : "";
+  }
+  S3ArtifactStoreOptions options_;
+};
+
+std::unique_ptr<ArtifactStoreUnderTest> MakeS3UnderTest() {
+  return std::make_unique<S3UnderTest>("some/prefix");
+}
+std::unique_ptr<ArtifactStoreUnderTest> MakeS3WithoutPrefix() {
+  return std::make_unique<S3UnderTest>("");
+}
+
+INSTANTIATE_TEST_SUITE_P(S3, ArtifactStoreContract,
+                         testing::Values(&MakeS3UnderTest, &MakeS3WithoutPrefix));
+
+class S3ArtifactStoreTest : public testing::Test {
+ protected:
+  using Request = ScriptedHttpServer::Request;
+  using Reply = ScriptedHttpServer::Reply;
+
+  void SetUp() override {
+    if (VersityGateway::Shared() == nullptr) GTEST_SKIP() << "no S3 server to test against";
+    direct_ = under_test_.Open().value();
+    proxy_ = std::make_unique<ScriptedHttpServer>(
+        [this](const Request& request) { return fault_ ? fault_(request) : Forward(request); });
+    options_ = under_test_.options_;
+    options_.s3.endpoint = proxy_->url();
+    options_.s3.idle_timeout = absl::Seconds(1);
+    store_ = OpenS3ArtifactStore(options_).value();
+  }
+  // To the real server, as it came.
+  Reply Forward(const Request& request) {
+    HttpRequest forwarded{.method = request.method};
+    forwarded.url = under_test_.options_.s3.endpoint + request.target;
+    for (const auto& [name, value] : request.headers) {
+      if (name != "content-length") forwarded.headers.emplace_back(name, value);
+    }
+    forwarded.body = request.body;
+    forwarded.max_body_bytes = 64 << 20;
+    const auto response = http_.Send(forwarded);
+    if (!response.ok()) return {.status = 502};
+    Reply reply{.status = response->status, .body = response->body};
+    for (const auto& [name, value] : response->headers) {
+      if (name == "content-length") {
+        (void)absl::SimpleAtoi(value, &reply.content_length.emplace());
+      } else if (name != "transfer-encoding" && name != "connection") {
+        reply.headers.emplace_back(name, value);
+      }
+    }
+    return reply;
+  }
+  absl::Status Write(ArtifactStore& store, absl::string_view content) {
+    ASSIGN_OR_RETURN(auto writer, store.Create(Sha256Hex(content), content.size()));
+    for (; !content.empty(); content.remove_prefix(std::min<size_t>(content.size(), 1 << 20))) {
+      RETURN_IF_ERROR(writer->Append(content.substr(0, 1 << 20)));
+    }
+    return writer->Commit();
+  }
+  absl::StatusOr<std::string> Load(ArtifactStore& store, const std::string& sha256) {
+    ASSIGN_OR_RETURN(auto reader, store.Open(sha256));
+    std::string content;
+    for (;;) {
+      ASSIGN_OR_RETURN(const std::string data, reader->Read(content.size(), 30'000));
+      if (data.empty()) return content;
+      content += data;
+    }
+  }
+  static std::string Text(size_t size) {
+    std::string text(size, 'a');
+    for (size_t i = 0; i < size; ++i) text[i] = static_cast<char>('a' + i % 23 + i / 1000 % 3);
+    return text;
+  }
+  std::string FileOf(const std::string& sha256) const {
+    return absl::StrCat(VersityGateway::Shared()->folder(), "/", options_.location.bucket,
+                        "/p/objects/", sha256);
+  }
+
+  S3UnderTest under_test_{"p"};
+  HttpClient http_;
+  S3ArtifactStoreOptions options_;
+  std::function<Reply(const Request&)> fault_;
+  std::unique_ptr<ScriptedHttpServer> proxy_;
+  std::unique_ptr<ArtifactStore> direct_;
+  std::unique_ptr<ArtifactStore> store_;
+};
+
+TEST_F(S3ArtifactStoreTest, LargeOnesTravelInParts) {
+  // Of sizes around the parts' borders.
+  for (const int64_t size : {kPartBytes, kPartBytes + 1, 2 * kPartBytes, 2 * kPartBytes + 12'345}) {
+    const std::string content = Text(static_cast<size_t>(size));
+    const absl::Status stored = Write(*store_, content);
+    ASSERT_TRUE(stored.ok()) << stored;
+    EXPECT_EQ(store_->Describe(Sha256Hex(content))->size_bytes, size);
+    EXPECT_TRUE(store_->Verify(Sha256Hex(content)).ok());
+  }
+  int parts = 0;
+  for (const std::string& line : proxy_->log()) parts += absl::StrContains(line, "partNumber=");
+  EXPECT_EQ(parts, 0 + 2 + 2 + 3);
+}
+
+TEST_F(S3ArtifactStoreTest, WrongPartsNeverBecomeAnObject) {
+  const std::string content = Text(kPartBytes + 100);
+  const std::string sha256 = Sha256Hex(content);
+  {
+    auto writer = *store_->Create(sha256, content.size());
+    ASSERT_TRUE(writer->Append(content.substr(0, kPartBytes + 50)).ok());
+    ASSERT_TRUE(writer->Append(std::string(50, '!')).ok());
+    EXPECT_TRUE(absl::IsDataLoss(writer->Commit()));
+  }
+  EXPECT_FALSE(*store_->Contains(sha256));
+  // And its parts are gone.
+  S3Client client(under_test_.options_.s3, options_.location.bucket);
+  EXPECT_TRUE(client.ListUploads("p/objects/")->empty());
+}
+
+TEST_F(S3ArtifactStoreTest, PartsOfACrashedServerAreRemovedOnceTheyAreOld) {
+  S3Client client(under_test_.options_.s3, options_.location.bucket);
+  const std::string key = "p/objects/" + Sha256Hex("never finished");
+  const std::string upload = client.BeginUpload(key).value();
+  ASSERT_TRUE(client.PutPart(key, upload, 1, Text(1000)).ok());
+  ASSERT_TRUE(store_->RemoveAbandonedWrites(absl::Now() - absl::Hours(1)).ok());
+  ASSERT_EQ(client.ListUploads("p/objects/")->size(), 1u);
+  ASSERT_TRUE(store_->RemoveAbandonedWrites(absl::Now() + absl::Hours(1)).ok());
+  EXPECT_TRUE(client.ListUploads("p/objects/")->empty());
+}
+
+TEST_F(S3ArtifactStoreTest, DownloadsThatBreakOffGoOnWhereTheyStopped) {
+  const std::string content = Text(3'000'000);
+  ASSERT_TRUE(Write(*store_, content).ok());
+  int breaks = 0;
+  fault_ = [&](const Request& request) {
+    Reply reply = Forward(request);
+    // Each half of what is left: more breaks than the tries that are made without progress.
+    if (request.method == "GET" && reply.body.size() > 2'000) {
+      ++breaks;
+      reply.cut_after = static_cast<int64_t>(reply.body.size()) / 2;
+      reply.then = Reply::Then::kClose;
+    }
+    return reply;
+  };
+  const auto loaded = Load(*store_, Sha256Hex(content));
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(*loaded, content);
+  EXPECT_GT(breaks, 10);
+}
+
+TEST_F(S3ArtifactStoreTest, ASilentStorageIsAskedAgain) {
+  const std::string content = Text(5'000);
+  ASSERT_TRUE(Write(*store_, content).ok());
+  int stalls = 0;
+  fault_ = [&](const Request& request) {
+    Reply reply = Forward(request);
+    if (request.method == "GET" && stalls++ == 0) {
+      reply.cut_after = 1'000;
+      reply.then = Reply::Then::kStall;
+    }
+    return reply;
+  };
+  EXPECT_EQ(*Load(*store_, Sha256Hex(content)), content);
+  EXPECT_EQ(stalls, 2);
+}
+
+TEST_F(S3ArtifactStoreTest, BytesThatChangeOnTheWayInAreRefusedAndSentAgain) {
+  const std::string content = Text(20'000);
+  int damaged = 0;
+  fault_ = [&](const Request& request) {
+    if (request.method != "PUT" || damaged++ > 0) return Forward(request);
+    Request changed = request;
+    changed.body[10'000] ^= 1;
+    return Forward(changed);
+  };
+  const absl::Status stored = Write(*store_, content);
+  ASSERT_TRUE(stored.ok()) << stored;
+  EXPECT_EQ(damaged, 2);
+  EXPECT_TRUE(direct_->Verify(Sha256Hex(content)).ok());
+}
+
+TEST_F(S3ArtifactStoreTest, BytesThatChangeOnTheWayOutAreNoticed) {
+  const std::string content = Text(20'000);
+  const std::string sha256 = Sha256Hex(content);
+  ASSERT_TRUE(Write(*store_, content).ok());
+  fault_ = [&](const Request& request) {
+    Reply reply = Forward(request);
+    if (request.method == "GET" && reply.body.size() > 5'000) reply.body[5'000] ^= 1;
+    return reply;
+  };
+  const absl::Status status = Load(*store_, sha256).status();
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(sha256));
+  fault_ = nullptr;
+  EXPECT_EQ(*Load(*store_, sha256), content);
+}
+
+TEST_F(S3ArtifactStoreTest, BytesThatChangedInTheStorageAreNoticedAndRepaired) {
+  const std::string content = Text(20'000);
+  const std::string sha256 = Sha256Hex(content);
+  ASSERT_TRUE(Write(*store_, content).ok());
+  {
+    std::fstream file(FileOf(sha256), std::ios::in | std::ios::out | std::ios::binary);
+    ASSERT_TRUE(file) << FileOf(sha256);
+    file.seekp(15'000).put('!');
+  }
+  EXPECT_TRUE(absl::IsDataLoss(store_->Verify(sha256)));
+  EXPECT_TRUE(absl::IsDataLoss(Load(*store_, sha256).status()));
+  ASSERT_TRUE(Write(*store_, content).ok());
+  EXPECT_TRUE(store_->Verify(sha256).ok());
+}
+
+TEST_F(S3ArtifactStoreTest, ALostAnswerToTheLastStepIsNoFailure) {
+  const std::string content = Text(kPartBytes + 10);
+  int lost = 0;
+  fault_ = [&](const Request& request) {
+    Reply reply = Forward(request);
+    if (request.method == "POST" && absl::StrContains(request.target, "uploadId=") && lost++ == 0) {
+      EXPECT_EQ(reply.status, 200);
+      reply.cut_after = 0;
+      reply.then = Reply::Then::kClose;
+    }
+    return reply;
+  };
+  const absl::Status stored = Write(*store_, content);
+  EXPECT_TRUE(stored.ok()) << stored;
+  EXPECT_EQ(lost, 2);
+  EXPECT_TRUE(store_->Verify(Sha256Hex(content)).ok());
+}
+
+TEST_F(S3ArtifactStoreTest, AnOverloadedStorageIsAskedAgainAFewTimes) {
+  int asked = 0;
+  int refusals = 2;
+  fault_ = [&](const Request& request) {
+    ++asked;
+    if (refusals-- > 0) return Reply{.status = 503, .body = "<Error><Code>SlowDown</Code></Error>"};
+    return Forward(request);
+  };
+  EXPECT_FALSE(*store_->Contains(Sha256Hex("x")));
+  EXPECT_EQ(asked, 3);
+  refusals = 1000;
+  asked = 0;
+  EXPECT_TRUE(absl::IsUnavailable(store_->Contains(Sha256Hex("x")).status()));
+  EXPECT_EQ(asked, 3);
+  asked = 0;
+  EXPECT_TRUE(absl::IsUnavailable(Write(*store_, "x")));
+  EXPECT_EQ(asked, 5);
+}
+
+TEST_F(S3ArtifactStoreTest, AStorageThatIsAwayIsUnavailableUntilItIsBack) {
+  const std::string content = Text(1000);
+  ASSERT_TRUE(Write(*direct_, content).ok());
+  VersityGateway::Shared()->Kill();
+  const absl::Status away = direct_->Contains(Sha256Hex(content)).status();
+  EXPECT_TRUE(absl::IsUnavailable(away)) << away;
+  EXPECT_TRUE(absl::IsUnavailable(Write(*direct_, "other")));
+  EXPECT_TRUE(absl::IsUnavailable(under_test_.Open().status()));
+  const absl::Status back = VersityGateway::Shared()->StartProcess();
+  ASSERT_TRUE(back.ok()) << back;
+  EXPECT_EQ(*Load(*direct_, Sha256Hex(content)), content);
+}
+
+TEST_F(S3ArtifactStoreTest, SaysWhatIsWrongWithoutTheSecret) {
+  S3ArtifactStoreOptions options = under_test_.options_;
+  options.s3.credentials.secret_access_key = "a-secret-that-is-not-the-right-one";
+  const absl::Status refused = OpenS3ArtifactStore(options).status();
+  EXPECT_TRUE(absl::IsPermissionDenied(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), Not(HasSubstr("a-secret")));
+  options = under_test_.options_;
+  options.location.bucket = "no-such-bucket";
+  const absl::Status no_bucket = OpenS3ArtifactStore(options).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(no_bucket)) << no_bucket;
+  EXPECT_THAT(std::string(no_bucket.message()), HasSubstr("no-such-bucket"));
+}
+
+TEST_F(S3ArtifactStoreTest, LongListsComeInPages) {
+  // By the folder: a thousand requests would take their time.
+  S3Client client(under_test_.options_.s3, options_.location.bucket);
+  ASSERT_TRUE(Write(*direct_, "x").ok());
+  for (int i = 0; i < 1'050; ++i) {
+    std::ofstream(FileOf(Sha256Hex(absl::StrCat(i)))) << i;
+  }
+  int seen = 0;
+  const absl::Status listed = direct_->List([&](const StoredArtifact&) {
+    ++seen;
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(listed.ok()) << listed;
+  EXPECT_EQ(seen, 1'051);
+}
+
+}  // namespace
+}  // namespace qpruner::server
