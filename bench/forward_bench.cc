@@ -38,7 +38,7 @@ double CpuSeconds() {
 std::vector<at::Tensor> PlainForward(WeightSource& source, const std::vector<at::Tensor>& batches) {
   const ModelConfig& config = source.config();
   std::vector<at::Tensor> hidden;
-  for (const at::Tensor& ids : batches) hidden.push_back(Embed(source.Embedding(), ids));
+  for (const at::Tensor& ids : batches) hidden.push_back(Embed(source, ids));
   const RotaryTables rotary =
       MakeRotaryTables(config, batches.front().size(1), source.device(), source.dtype());
   for (int64_t i = 0; i < config.num_blocks(); ++i) {

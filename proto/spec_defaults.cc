@@ -30,6 +30,9 @@ void FillDefaults(v1::CompressionSpec& spec) {
   QPRUNER_ENUM_DEFAULT(pruning, layout, v1::Pruning::UNIFORM);
   QPRUNER_ENUM_DEFAULT(pruning, reduction, v1::Pruning::SUM);
   QPRUNER_DEFAULT(pruning, alignment, 32);
+  QPRUNER_DEFAULT(pruning, steps, 1);
+  QPRUNER_ENUM_DEFAULT(pruning, selection, v1::Pruning::LOCAL);
+  QPRUNER_DEFAULT(pruning, llm_pruner_head_fold, false);
   if (pruning.layout() == v1::Pruning::PER_LAYER) QPRUNER_DEFAULT(pruning, first_block, 1);
 
   v1::Quantization& quantization = *spec.mutable_quantization();

@@ -30,6 +30,7 @@ constexpr size_t kMaxRequestIdBytes = 64;
 constexpr size_t kMaxUriBytes = 4096;
 constexpr int kMaxEvaluationTasks = 32;
 constexpr size_t kMaxQuerySuffixBytes = 256;
+constexpr int64_t kLeastDeviceMemoryBytes = int64_t{64} << 20;
 // Longer values are cut in messages.
 constexpr size_t kMaxQuotedBytes = 100;
 
@@ -164,6 +165,23 @@ void CheckPruning(FieldChecker& check, const v1::Pruning& pruning) {
   check.Interval(at + "ratio", pruning.ratio(), pruning.ratio() >= 0 && pruning.ratio() < 1,
                  "[0, 1)");
   check.Range(at + "alignment", pruning.alignment(), 1, 1024);
+  check.Range(at + "steps", pruning.steps(), 1, 64);
+  if (pruning.has_parameter_ratio()) {
+    check.Interval(at + "parameter_ratio", pruning.parameter_ratio(),
+                   pruning.parameter_ratio() > 0 && pruning.parameter_ratio() < 1, "(0, 1)");
+    if (pruning.ratio() != 0) {
+      check.Fail(at + "ratio", "must be left out with parameter_ratio, which chooses the ratios");
+    }
+    if (pruning.steps() != 1) check.Fail(at + "steps", "must be 1 with parameter_ratio");
+    if (pruning.selection() != v1::Pruning::LOCAL) {
+      check.Fail(at + "selection", "must be LOCAL with parameter_ratio");
+    }
+  }
+  check.Known(at + "selection", pruning.selection(),
+              v1::Pruning::Selection_IsValid(pruning.selection()));
+  if (pruning.selection() != v1::Pruning::LOCAL && pruning.layout() != v1::Pruning::PER_LAYER) {
+    check.Fail(at + "selection", "other than LOCAL needs layout PER_LAYER");
+  }
   if (pruning.layout() == v1::Pruning::PER_LAYER) {
     if (pruning.first_block() < 0) {
       check.Fail(at + "first_block",
@@ -404,7 +422,8 @@ std::string ExportProblem(const v1::CompressionSpec& spec, v1::Export::Format fo
   const auto& candidates = spec.search().candidate_bits();
   if (format == v1::Export::HUGGING_FACE || format == v1::Export::FORMAT_UNSPECIFIED) return "";
   const std::string name = v1::Export::Format_Name(format);
-  if (spec.pruning().layout() == v1::Pruning::PER_LAYER && spec.pruning().ratio() > 0) {
+  if (spec.pruning().layout() == v1::Pruning::PER_LAYER &&
+      (spec.pruning().ratio() > 0 || spec.pruning().has_parameter_ratio())) {
     return absl::StrCat(name,
                         " holds models whose blocks have one shape: it needs pruning.layout "
                         "UNIFORM, not PER_LAYER");
@@ -539,6 +558,12 @@ void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
 
   CheckExport(check, spec);
   check.Range("job.spec.limits.max_attempts", spec.limits().max_attempts(), 1, 20);
+  if (spec.limits().has_device_memory_bytes() &&
+      spec.limits().device_memory_bytes() < kLeastDeviceMemoryBytes) {
+    check.Fail("job.spec.limits.device_memory_bytes",
+               absl::StrCat("must be at least ", kLeastDeviceMemoryBytes, " bytes, is ",
+                            spec.limits().device_memory_bytes()));
+  }
 }
 
 // Of the fields that say which job is asked for, as they were sent: so that a later version with

@@ -119,6 +119,17 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [nan](auto&, auto& s) { s.mutable_pruning()->set_ratio(nan); }},
       {"job.spec.pruning.alignment", "1 to 1024",
        [](auto&, auto& s) { s.mutable_pruning()->set_alignment(0); }},
+      {"job.spec.pruning.parameter_ratio", "(0, 1), is 1",
+       [](auto&, auto& s) { s.mutable_pruning()->set_parameter_ratio(1); }},
+      {"job.spec.pruning.ratio", "left out with parameter_ratio",
+       [](auto&, auto& s) {
+         s.mutable_pruning()->set_parameter_ratio(0.2);
+         s.mutable_pruning()->set_ratio(0.2);
+       }},
+      {"job.spec.pruning.steps", "1 to 64",
+       [](auto&, auto& s) { s.mutable_pruning()->set_steps(0); }},
+      {"job.spec.pruning.selection", "needs layout PER_LAYER",
+       [](auto&, auto& s) { s.mutable_pruning()->set_selection(v1::Pruning::GLOBAL); }},
       {"job.spec.pruning.first_block", "PER_LAYER",
        [](auto&, auto& s) { s.mutable_pruning()->set_first_block(2); }},
       {"job.spec.pruning.last_block", "larger than first_block (3)",
@@ -316,6 +327,8 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto&, auto& s) {
          for (int i = 0; i < 33; ++i) AddTask(s, absl::StrCat("task", i));
        }},
+      {"job.spec.limits.device_memory_bytes", "at least 67108864 bytes, is 1000",
+       [](auto&, auto& s) { s.mutable_limits()->set_device_memory_bytes(1000); }},
       {"job.spec.limits.max_attempts", "1 to 20",
        [](auto&, auto& s) { s.mutable_limits()->set_max_attempts(21); }},
   };

@@ -1,8 +1,6 @@
 // qpruner-engine: the numerical work, as a child process of the agent. It speaks engine.proto on
 // descriptor 3 and ends when the agent closes it.
 #include <ATen/Parallel.h>
-#include <ATen/detail/CUDAHooksInterface.h>
-#include <dlfcn.h>
 #include <sys/socket.h>
 
 #include <condition_variable>
@@ -22,6 +20,7 @@
 #include "proto/message_stream.h"
 #include "proto/status_codec.h"
 #include "qpruner/internal/v1/engine.pb.h"
+#include "worker/engine/model/devices.h"
 #include "worker/engine/tasks/progress.h"
 #include "worker/engine/tasks/task_runner.h"
 
@@ -97,17 +96,6 @@ class BeatingReporter final : public ProgressReporter {
   EngineReply::TaskProgress progress_;  // Protected by mutex_.
   std::jthread thread_;                 // Last: it uses all of the above.
 };
-
-// GPUs that LibTorch finds. Its CUDA part is not linked: it is loaded here where there is a driver.
-int64_t CudaDeviceCount() {
-  if (dlopen("libcuda.so.1", RTLD_LAZY) == nullptr) return 0;
-  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
-    std::cerr << "There is a CUDA driver, but LibTorch's CUDA part does not load: " << dlerror()
-              << "\n";
-    return 0;
-  }
-  return at::detail::getCUDAHooks().deviceCount();
-}
 
 absl::StatusOr<at::Device> ChooseDevice(const std::string& name) {
   if (name == "cpu") return at::Device(at::kCPU);

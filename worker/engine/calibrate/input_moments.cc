@@ -35,11 +35,10 @@ void WalkInputMoments(WeightSource& source, const std::vector<TokenBatch>& batch
   int64_t longest = 1, tokens = 0;
   std::vector<at::Tensor> hidden, rows;  // rows: the flat positions that are not padding.
   {
-    const at::Tensor embedding = source.Embedding();
     for (const TokenBatch& batch : batches) {
       longest = std::max(longest, batch.ids.size(1));
       tokens += batch.lengths.sum().item<int64_t>();
-      hidden.push_back(Embed(embedding, batch.ids.to(device)).to(at::kCPU));
+      hidden.push_back(Embed(source, batch.ids).to(at::kCPU));
       rows.push_back((at::arange(batch.ids.size(1)).unsqueeze(0) < batch.lengths.unsqueeze(1))
                          .reshape({-1})
                          .nonzero()

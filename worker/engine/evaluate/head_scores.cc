@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "worker/engine/evaluate/logit_rows.h"
+#include "worker/engine/model/decoder.h"
 
 namespace qpruner::engine {
 namespace {
@@ -17,9 +18,7 @@ constexpr int64_t kMaxLogits = int64_t{16} << 20;
 class ChunkScores {
  public:
   ChunkScores(const HeadRows& model, int64_t begin, int64_t size, bool plain) {
-    logits_ = at::linear(
-        model.rows.narrow(0, begin, size).to(model.head.device(), model.head.scalar_type()),
-        model.head);
+    logits_ = HeadLogits(model.rows.narrow(0, begin, size).to(model.head.device()), model.head);
     const at::ScalarType type = logits_.scalar_type();
     in_place_ = !plain && logits_.is_cpu() && (type == at::kFloat || type == at::kBFloat16);
     if (in_place_) {

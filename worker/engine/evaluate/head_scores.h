@@ -13,7 +13,8 @@
 
 namespace qpruner::engine {
 
-// Final hidden states [rows, hidden] (any device and dtype) and the head [vocab, hidden] to apply.
+// Final hidden states [rows, hidden] on any device, in the dtype that logits are computed in, and
+// the head [vocab, hidden] to apply, of any dtype (HeadLogits, decoder.h).
 struct HeadRows {
   at::Tensor rows;
   at::Tensor head;
@@ -24,7 +25,7 @@ struct TargetScores {
   at::Tensor most_likely;      // [rows] int64 CPU: the token with the largest logit
 };
 
-// targets [rows] int64 CPU. Log-probabilities are computed in float32 from logits in the head's
+// targets [rows] int64 CPU. Log-probabilities are computed in float32 from logits in the rows'
 // dtype. Throws c10::Error if shapes do not fit; so does SumHeads.
 TargetScores ScoreTargets(const HeadRows& model, const at::Tensor& targets);
 

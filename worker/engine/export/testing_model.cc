@@ -26,8 +26,9 @@ at::Tensor WriteTexts(WeightSource& source) {
   at::Tensor ids = at::ones({4, 1}, at::kLong);  // <s>
   while (ids.size(1) < 64) {
     const at::Tensor hidden = ForwardHidden(source, {ids})[0].select(1, -1);
-    const at::Tensor next = at::multinomial(at::softmax(at::matmul(hidden, source.Head().t()), -1),
-                                            1, false, generator);
+    const at::Tensor next = at::multinomial(
+        at::softmax(at::matmul(hidden, source.Head().to(hidden.scalar_type()).t()), -1), 1, false,
+        generator);
     ids = at::cat({ids, next}, 1);
   }
   return ids;
@@ -35,7 +36,8 @@ at::Tensor WriteTexts(WeightSource& source) {
 
 double Perplexity(WeightSource& source, const at::Tensor& ids) {
   const at::Tensor hidden = ForwardHidden(source, {ids})[0];
-  const at::Tensor log_p = at::log_softmax(at::matmul(hidden, source.Head().t()), -1);
+  const at::Tensor log_p =
+      at::log_softmax(at::matmul(hidden, source.Head().to(hidden.scalar_type()).t()), -1);
   const at::Tensor targets = ids.slice(1, 1).unsqueeze(-1);
   return std::exp(-log_p.slice(1, 0, -1).gather(-1, targets).to(at::kDouble).mean().item<double>());
 }

@@ -43,7 +43,7 @@ LossSum DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
     const at::Tensor logits =
         at::matmul(flat_hidden.index_select(0, chunk_rows), head.t()).to(wide);
     const at::Tensor teacher_logits =
-        at::matmul(flat_teacher.index_select(0, chunk_rows), teacher_head.t()).to(wide);
+        HeadLogits(flat_teacher.index_select(0, chunk_rows), teacher_head).to(wide);
 
     const at::Tensor log_hard = at::log_softmax(logits, -1);
     const at::Tensor log_soft =

@@ -83,7 +83,7 @@ at::Tensor LoraGradientComputer::Embedded(const TrainingBatch& batch) {
     rotary_ = MakeRotaryTables(base_.config(), length, base_.device(), dtype_);
     rotary_length_ = length;
   }
-  return Embed(embedding_, batch.ids.to(base_.device()));
+  return at::embedding(embedding_, batch.ids.to(base_.device()));
 }
 
 LossSum LoraGradientComputer::AtOutput(const at::Tensor& output, const TrainingBatch& batch,

@@ -6,11 +6,13 @@
 
 #include <algorithm>
 
+#include "worker/engine/model/host_store.h"
+
 namespace qpruner::engine {
 namespace {
 
-// Logits alive at a time: 64 MiB in float32.
-constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
+// Logits alive at a time: 32 MiB in float32.
+constexpr int64_t kLogitsPerChunk = int64_t{1} << 23;
 
 }  // namespace
 
@@ -34,16 +36,21 @@ LossSum NextTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at
     const int64_t count = std::min(chunk, loss.tokens - first);
     const at::Tensor chunk_rows = rows.narrow(0, first, count);
     const at::Tensor chunk_labels = labels.narrow(0, first, count).unsqueeze(1);
-    const at::Tensor logits = at::matmul(flat_hidden.index_select(0, chunk_rows), head.t());
+    at::Tensor logits = HeadLogits(flat_hidden.index_select(0, chunk_rows), head);
     // Double stays double, for gradient checks.
-    at::Tensor log_probabilities =
-        at::log_softmax(logits, -1, logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-    loss.nats -= log_probabilities.gather(1, chunk_labels).sum(at::kDouble).item<double>();
+    if (logits.scalar_type() != at::kDouble) logits = logits.to(at::kFloat);
+    // In place, so that the logits exist once: -log p_label = log sum exp(z - m) - (z_label - m).
+    const at::Tensor label_logits = logits.gather(1, chunk_labels);
+    const at::Tensor largest = logits.amax(-1, /*keepdim=*/true);
+    logits.sub_(largest).exp_();
+    const at::Tensor sums = logits.sum(-1, /*keepdim=*/true);
+    loss.nats += (sums.log() - (label_logits - largest)).sum(at::kDouble).item<double>();
     if (gradient != nullptr) {
       // d(-log p_label)/dlogits = p - onehot(label).
-      at::Tensor d_logits = log_probabilities.exp_();
-      d_logits.scatter_add_(1, chunk_labels, at::full_like(chunk_labels, -1, d_logits.options()));
-      flat_gradient.index_copy_(0, chunk_rows, at::matmul(d_logits.to(head.dtype()), head));
+      logits.div_(sums);
+      logits.scatter_add_(1, chunk_labels, at::full_like(chunk_labels, -1, logits.options()));
+      flat_gradient.index_copy_(0, chunk_rows,
+                                HeadLogitsBackward(logits.to(hidden.scalar_type()), head));
     }
   }
   return loss;
@@ -75,23 +82,22 @@ LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batche
     if (on_block_done) on_block_done(++done, 2 * block_count);
   };
 
+  HostStore waiting;
   // inputs[block][batch]; inputs[block_count] holds the last block's outputs.
   std::vector<std::vector<at::Tensor>> inputs(block_count + 1,
                                               std::vector<at::Tensor>(batch_count));
   {
     at::NoGradGuard no_grad;
-    const at::Tensor embedding = source.Embedding();
     for (int64_t i = 0; i < batch_count; ++i) {
-      inputs[0][i] = Embed(embedding, batches[i].ids.to(source.device())).to(at::kCPU);
+      inputs[0][i] = waiting.Keep(Embed(source, batches[i].ids));
     }
     for (int64_t block = 0; block < block_count; ++block) {
       const BlockWeights weights = source.Block(block);
       const LinearFunction linear = differentiation.Linear(block);
       for (int64_t i = 0; i < batch_count; ++i) {
         const at::Tensor hidden = inputs[block][i].to(source.device());
-        inputs[block + 1][i] =
-            BlockForward(config, config.blocks[block], weights, rotary, hidden, linear)
-                .to(at::kCPU);
+        inputs[block + 1][i] = waiting.Keep(
+            BlockForward(config, config.blocks[block], weights, rotary, hidden, linear));
       }
       report();
     }
@@ -109,7 +115,7 @@ LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batche
       const at::Tensor normed = RmsNorm(hidden, norm, config.rms_norm_eps);
       at::Tensor d_normed;
       loss += NextTokenLoss(normed.detach(), head, NextTokenTargets(batches[i]), &d_normed);
-      gradients[i] = torch::autograd::grad({normed}, {hidden}, {d_normed})[0].to(at::kCPU);
+      gradients[i] = waiting.Keep(torch::autograd::grad({normed}, {hidden}, {d_normed})[0]);
       inputs[block_count][i] = at::Tensor();
     }
   }
@@ -127,7 +133,7 @@ LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batche
       wanted.push_back(hidden);
       std::vector<at::Tensor> found =
           torch::autograd::grad({output}, wanted, {gradients[i].to(source.device())});
-      gradients[i] = found.back().to(at::kCPU);
+      gradients[i] = waiting.Keep(found.back());
       found.pop_back();
       inputs[block][i] = at::Tensor();
       at::NoGradGuard no_grad;

@@ -1,10 +1,10 @@
 // Gradients of the next-token loss, one block at a time.
 //
-// A forward walk keeps each block's input on the host. The loss is differentiated at the final
-// hidden states, with the head applied in chunks. Then the blocks are visited from last to first:
-// each one's forward is computed again under autograd and differentiated alone. So the device holds
-// one block with its activations, whatever the model's size (gradient checkpointing, Chen et al.
-// 2016, arXiv 1604.06174, with every block a checkpoint).
+// A forward walk keeps each block's input on the host (HostStore). The loss is differentiated at
+// the final hidden states, with the head applied in chunks. Then the blocks are visited from last
+// to first: each one's forward is computed again under autograd and differentiated alone. So the
+// device holds one block with its activations, whatever the model's size (gradient checkpointing,
+// Chen et al. 2016, arXiv 1604.06174, with every block a checkpoint).
 #ifndef QPRUNER_WORKER_ENGINE_GRADIENT_BACKWARD_WALK_H_
 #define QPRUNER_WORKER_ENGINE_GRADIENT_BACKWARD_WALK_H_
 

@@ -72,13 +72,13 @@ at::Tensor Logits(WeightSource& source, const at::Tensor& ids, const LinearFunct
   const ModelConfig& config = source.config();
   const RotaryTables rotary =
       MakeRotaryTables(config, ids.size(1), source.device(), source.dtype());
-  at::Tensor hidden = Embed(source.Embedding(), ids);
+  at::Tensor hidden = Embed(source, ids);
   for (int64_t block = 0; block < config.num_blocks(); ++block) {
     hidden =
         BlockForward(config, config.blocks[block], source.Block(block), rotary, hidden, linear);
   }
   hidden = RmsNorm(hidden, source.FinalNorm(), config.rms_norm_eps);
-  return at::matmul(hidden, source.Head().t());
+  return at::matmul(hidden, source.Head().to(hidden.scalar_type()).t());
 }
 
 }  // namespace qpruner::engine

@@ -6,7 +6,8 @@
 
 namespace qpruner::engine {
 
-// Gives the weights of another source in `dtype`; those that have it already are passed on.
+// Gives the weights of another source in `dtype`. A source that computes in `dtype` already is
+// passed on as it is, its embedding and head in the type they are stored in.
 class CastSource final : public WeightSource {
  public:
   // `base` must outlive this.

@@ -42,23 +42,26 @@ class CheckpointSource : public WeightSource {
     }
     return weights;
   }
-  at::Tensor Embedding() override { return Load("model.embed_tokens.weight"); }
+  at::Tensor Embedding() override { return LoadAsStored("model.embed_tokens.weight"); }
   at::Tensor FinalNorm() override { return Load("model.norm.weight"); }
   at::Tensor Head() override {
-    return checkpoint_->config().tie_word_embeddings ? Embedding() : Load("lm_head.weight");
+    return checkpoint_->config().tie_word_embeddings ? Embedding() : LoadAsStored("lm_head.weight");
   }
 
  private:
-  at::Tensor Load(const std::string& name) const {
+  at::Tensor Load(const std::string& name) const { return Stored(name).to(device_, dtype_); }
+  at::Tensor LoadAsStored(const std::string& name) const { return Stored(name).to(device_); }
+  // In place in the mapped file where it lies there as a plain tensor; else read from it.
+  at::Tensor Stored(const std::string& name) const {
     const CheckpointTensor& tensor = checkpoint_->tensor(name);
-    if (tensor.in_place) return TensorFromView(tensor.view(), checkpoint_).to(device_, dtype_);
+    if (tensor.in_place) return TensorFromView(tensor.view(), checkpoint_);
     at::Tensor read = at::empty(tensor.shape, ScalarTypeOf(tensor.dtype));
     const int64_t row_bytes = static_cast<int64_t>(read.nbytes()) / tensor.shape[0];
     auto* const out = static_cast<char*>(read.mutable_data_ptr());
     at::parallel_for(0, tensor.shape[0], kRowsPerThread, [&](int64_t begin, int64_t end) {
       checkpoint_->ReadRows(name, begin, end - begin, out + begin * row_bytes);
     });
-    return read.to(device_, dtype_);
+    return read;
   }
 
   const std::shared_ptr<const Checkpoint> checkpoint_;

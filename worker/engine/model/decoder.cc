@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numbers>
 
 namespace qpruner::engine {
@@ -72,6 +74,18 @@ at::Tensor CausalAttention(const at::Tensor& query, const at::Tensor& key,
   return attend(pad(query), pad(key), pad(value)).narrow(-1, 0, head_dim);
 }
 
+// A converted part of the head: 8 MiB in float32.
+constexpr int64_t kHeadSliceElements = int64_t{2} << 20;
+
+// Calls `work(first row, rows of the head as dtype)` for consecutive parts.
+void ForEachHeadSlice(const at::Tensor& head, at::ScalarType dtype,
+                      const std::function<void(int64_t, const at::Tensor&)>& work) {
+  const int64_t rows = std::max<int64_t>(1, kHeadSliceElements / head.size(1));
+  for (int64_t first = 0; first < head.size(0); first += rows) {
+    work(first, head.narrow(0, first, std::min(rows, head.size(0) - first)).to(dtype));
+  }
+}
+
 }  // namespace
 
 at::Tensor PlainLinear(LinearKind /*kind*/, const at::Tensor& x, const at::Tensor& weight,
@@ -95,8 +109,27 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return (wide * scale).to(x.scalar_type()) * weight;
 }
 
-at::Tensor Embed(const at::Tensor& embedding, const at::Tensor& ids) {
-  return at::embedding(embedding, ids);
+at::Tensor Embed(WeightSource& source, const at::Tensor& ids) {
+  return at::embedding(source.Embedding(), ids.to(source.device())).to(source.dtype());
+}
+
+at::Tensor HeadLogits(const at::Tensor& rows, const at::Tensor& head) {
+  if (rows.scalar_type() == head.scalar_type()) return at::linear(rows, head);
+  at::Tensor logits = at::empty({rows.size(0), head.size(0)}, rows.options());
+  ForEachHeadSlice(head, rows.scalar_type(), [&](int64_t first, const at::Tensor& slice) {
+    at::Tensor part = logits.narrow(1, first, slice.size(0));
+    at::mm_out(part, rows, slice.t());
+  });
+  return logits;
+}
+
+at::Tensor HeadLogitsBackward(const at::Tensor& gradient, const at::Tensor& head) {
+  if (gradient.scalar_type() == head.scalar_type()) return at::matmul(gradient, head);
+  at::Tensor result = at::zeros({gradient.size(0), head.size(1)}, gradient.options());
+  ForEachHeadSlice(head, gradient.scalar_type(), [&](int64_t first, const at::Tensor& slice) {
+    result.addmm_(gradient.narrow(1, first, slice.size(0)), slice);
+  });
+  return result;
 }
 
 at::Tensor BlockForward(const ModelConfig& config, const BlockShape& shape,

@@ -47,8 +47,14 @@ at::Tensor BlockForward(const ModelConfig& config, const BlockShape& shape,
 // x [.., n] / rms(x) * weight, computed in float32.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
-// ids [batch, length] int64 -> embeddings [batch, length, hidden].
-at::Tensor Embed(const at::Tensor& embedding, const at::Tensor& ids);
+// ids [batch, length] int64, on any device -> embeddings [batch, length, hidden] of source.dtype().
+at::Tensor Embed(WeightSource& source, const at::Tensor& ids);
+
+// rows [n, hidden], after the final norm -> logits [n, vocab] of the rows' dtype. A head of another
+// dtype is converted a few rows at a time: it is never there twice.
+at::Tensor HeadLogits(const at::Tensor& rows, const at::Tensor& head);
+// The transpose: gradient [n, vocab] of the logits -> [n, hidden] of the rows, of its dtype.
+at::Tensor HeadLogitsBackward(const at::Tensor& gradient, const at::Tensor& head);
 
 // Runs all blocks of `source` over each of `batches` (ids [batch, length]), block-major: a block is
 // loaded once and applied to every batch, so device memory is one block plus activations. Returns

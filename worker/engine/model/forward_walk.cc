@@ -23,9 +23,8 @@ std::vector<at::Tensor> ForwardHiddenFrom(WeightSource& source,
   BlockInputs inputs = std::move(start);
   if (inputs.block == 0) {
     inputs.hidden.clear();
-    const at::Tensor embedding = source.Embedding();
     for (const at::Tensor& ids : batches) {
-      inputs.hidden.push_back(Embed(embedding, ids.to(device)).to(at::kCPU));
+      inputs.hidden.push_back(Embed(source, ids).to(at::kCPU));
     }
   }
   TORCH_CHECK(inputs.hidden.size() == batches.size(), "Hidden states of ", inputs.hidden.size(),

@@ -55,9 +55,10 @@ MemoryWeightSource::MemoryWeightSource(ModelConfig config, std::vector<BlockWeig
 MemoryWeightSource LoadIntoMemory(WeightSource& source) {
   std::vector<BlockWeights> blocks;
   for (int64_t i = 0; i < source.config().num_blocks(); ++i) blocks.push_back(source.Block(i));
-  return MemoryWeightSource(source.config(), std::move(blocks), source.Embedding(),
-                            source.FinalNorm(),
-                            source.config().tie_word_embeddings ? at::Tensor() : source.Head());
+  const at::ScalarType dtype = source.dtype();  // There is room, so every use is spared the cast.
+  return MemoryWeightSource(
+      source.config(), std::move(blocks), source.Embedding().to(dtype), source.FinalNorm(),
+      source.config().tie_word_embeddings ? at::Tensor() : source.Head().to(dtype));
 }
 
 }  // namespace qpruner::engine

@@ -21,9 +21,11 @@ struct BlockWeights {
 };
 
 // Gives each block's weights on demand, so that only the block in work need be in memory. Tensors
-// are on device() and of dtype(); they may alias the mapped file and must not be written to. Not
-// thread-safe. Throws c10::Error when memory runs out; everything about the file was checked at
-// opening.
+// are on device(); they may alias the mapped file and must not be written to. Blocks and final norm
+// are of dtype(), which is what is computed in. Embedding and head may be of the type they are
+// stored in, for they can be larger than any block and are only ever needed in parts: look tokens
+// up with Embed, get logits with HeadLogits (decoder.h). Not thread-safe. Throws c10::Error when
+// memory runs out; everything about the file was checked at opening.
 class WeightSource {
  public:
   virtual ~WeightSource() = default;

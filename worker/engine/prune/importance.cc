@@ -50,17 +50,17 @@ class TaylorScoring final : public LinearTracing {
       const at::Tensor x = Wide(traces[kind].input);
       const at::Tensor dy = Wide(traces[kind].output_gradient);
       if (!second_order()) {
-        Add(gradient_[kind], at::matmul(dy.flatten(0, 1).t(), x.flatten(0, 1)));
+        AddProduct(gradient_[kind], dy.flatten(0, 1).t(), x.flatten(0, 1));
         continue;
       }
-      // The gradient of each sample's summed cross entropy: [sample, out, in].
-      at::Tensor per_sample = at::matmul(dy.transpose(1, 2), x);
-      if (method_ == ImportanceMethod::kTaylorMixed) Add(gradient_[kind], per_sample.sum(0));
-      // Of its mean cross entropy, squared.
-      const at::Tensor tokens =
-          sample_tokens_[batch].to(per_sample.device(), per_sample.scalar_type());
-      per_sample.div_(tokens.view({-1, 1, 1})).square_();
-      Add(fisher_[kind], per_sample.sum(0));
+      // Sample by sample, so that one weight gradient exists at a time.
+      for (int64_t sample = 0; sample < x.size(0); ++sample) {
+        const at::Tensor gradient = at::matmul(dy[sample].t(), x[sample]);
+        if (method_ == ImportanceMethod::kTaylorMixed) Add(gradient_[kind], gradient);
+        // Of its mean cross entropy, squared.
+        const auto tokens = sample_tokens_[batch][sample].item<double>();
+        AddSquare(fisher_[kind], gradient, 1 / (tokens * tokens));
+      }
     }
   }
 
@@ -91,12 +91,17 @@ class TaylorScoring final : public LinearTracing {
   static at::Tensor Wide(const at::Tensor& x) {
     return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
   }
+  static void AddProduct(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
+    if (!sum.defined()) sum = at::zeros({a.size(0), b.size(1)}, a.options());
+    sum.addmm_(a, b);
+  }
   static void Add(at::Tensor& sum, const at::Tensor& term) {
-    if (sum.defined()) {
-      sum.add_(term);
-    } else {
-      sum = term;
-    }
+    if (!sum.defined()) sum = at::zeros_like(term);
+    sum.add_(term);
+  }
+  static void AddSquare(at::Tensor& sum, const at::Tensor& term, double factor) {
+    if (!sum.defined()) sum = at::zeros_like(term);
+    sum.addcmul_(term, term, factor);
   }
 
   const std::vector<TokenBatch>& batches_;
@@ -187,10 +192,14 @@ std::vector<ChannelScores> ScoreChannels(WeightSource& source,
 }
 
 BlockImportance ReduceToGroups(const ModelConfig& config, const BlockShape& shape,
-                               const ChannelScores& scores, GroupReduction reduction) {
+                               const ChannelScores& scores, GroupReduction reduction,
+                               HeadFold fold_kind) {
   const int64_t kv_heads = shape.num_kv_heads;
   const int64_t readers = shape.num_heads / kv_heads;
   const auto fold = [&](LinearKind kind) {
+    if (fold_kind == HeadFold::kLlmPruner) {
+      return scores[kind].view({readers, kv_heads * config.head_dim}).sum(0);
+    }
     return scores[kind].view({kv_heads, readers, config.head_dim}).sum(1).flatten();
   };
   const at::Tensor attention =
@@ -222,8 +231,8 @@ std::vector<BlockImportance> ScoreGroups(WeightSource& source,
   const std::vector<ChannelScores> scores =
       ScoreChannels(source, batches, options.method, on_progress);
   for (int64_t block = 0; block < config.num_blocks(); ++block) {
-    importance.push_back(
-        ReduceToGroups(config, config.blocks[block], scores[block], options.reduction));
+    importance.push_back(ReduceToGroups(config, config.blocks[block], scores[block],
+                                        options.reduction, options.fold));
   }
   return importance;
 }

@@ -31,9 +31,19 @@ enum class ImportanceMethod {
 // How the scores of the linears that share a channel are joined.
 enum class GroupReduction { kSum, kMean, kMax, kProduct, kFirst };
 
+// Which query heads' scores are added to a key/value head's, where several read one.
+enum class HeadFold {
+  // Those that read it: {k g, .., k g + g - 1} for head k of groups of g.
+  kReaders,
+  // {k, k + n, k + 2 n, ..} for n key/value heads, as LLM-Pruner's code for Llama 3 does; deleted
+  // are the readers all the same. To compare with its results.
+  kLlmPruner,
+};
+
 struct ImportanceOptions {
   ImportanceMethod method = ImportanceMethod::kTaylorMixed;
   GroupReduction reduction = GroupReduction::kSum;
+  HeadFold fold = HeadFold::kReaders;
   uint64_t seed = 42;  // kRandom only.
 };
 
@@ -56,20 +66,21 @@ bool NeedsGradients(ImportanceMethod method);
 
 // Channel scores of every block. Of `batches`, every sample must have 2 tokens or more; they are
 // not used unless NeedsGradients(method). How samples are divided into batches changes only speed
-// and memory: the device holds one block, its activations for one batch, and for second-order
-// methods one weight gradient a sample of the batch for one linear at a time.
+// and memory: the device holds one block, its activations for one batch, the sums of g and a of the
+// block, and for second-order methods one sample's gradient of one linear at a time.
 // `on_progress(fraction)` may be empty.
 std::vector<ChannelScores> ScoreChannels(WeightSource& source,
                                          const std::vector<TokenBatch>& batches,
                                          ImportanceMethod method,
                                          const std::function<void(double)>& on_progress = {});
 
-// Joins channel scores into group scores. The channels of the query heads that read one key/value
-// head ({k g, .., k g + g - 1} for head k of groups of g) are first added up position by position,
-// so that query and output match key and value; then the reduction over {query, key, value,
+// Joins channel scores into group scores. The channels of the query heads that belong to one
+// key/value head (`fold`) are first added up position by position, so that query and output match
+// key and value; then the reduction over {query, key, value,
 // output}; then the sum over the head's channels. MLP: the reduction over {gate, up, down}.
 BlockImportance ReduceToGroups(const ModelConfig& config, const BlockShape& shape,
-                               const ChannelScores& scores, GroupReduction reduction);
+                               const ChannelScores& scores, GroupReduction reduction,
+                               HeadFold fold = HeadFold::kReaders);
 
 // Both of the above: one entry a block.
 std::vector<BlockImportance> ScoreGroups(WeightSource& source,

@@ -21,50 +21,44 @@ std::vector<int64_t> Channels(const std::vector<int64_t>& units, int64_t width) 
 }  // namespace
 
 PrunedSource::PrunedSource(WeightSource& base, PruningPlan plan)
-    : base_(base), plan_(std::move(plan)), config_(base.config()) {
+    : base_(base), plan_(std::move(plan)), config_(PrunedConfig(base.config(), plan_)) {
   TORCH_CHECK(static_cast<int64_t>(plan_.blocks.size()) == config_.num_blocks(), "The plan covers ",
               plan_.blocks.size(), " blocks, the model has ", config_.num_blocks());
-  for (int64_t block = 0; block < config_.num_blocks(); ++block) {
-    BlockShape& shape = config_.blocks[block];
-    const int64_t readers = shape.num_heads / shape.num_kv_heads;
-    shape.num_kv_heads = static_cast<int64_t>(plan_.blocks[block].kv_heads.size());
-    shape.num_heads = shape.num_kv_heads * readers;
-    shape.intermediate_size = static_cast<int64_t>(plan_.blocks[block].mlp_channels.size());
+}
+
+BlockWeights PruneBlock(const ModelConfig& config, const BlockShape& shape, BlockWeights weights,
+                        const BlockPlan& kept) {
+  at::NoGradGuard no_grad;
+  const int64_t head_dim = config.head_dim;
+  const int64_t readers = shape.num_heads / shape.num_kv_heads;
+  const at::Device device = weights.attention_norm.device();
+  const auto prune = [&](LinearKind kind, const std::vector<int64_t>& channels) {
+    const at::Tensor index = at::tensor(channels, at::kLong).to(device);
+    const bool rows = PrunesRows(kind);
+    weights.weight[kind] = weights.weight[kind].index_select(rows ? 0 : 1, index);
+    // An input channel has no bias of its own.
+    if (rows && weights.bias[kind].defined()) {
+      weights.bias[kind] = weights.bias[kind].index_select(0, index);
+    }
+  };
+  if (static_cast<int64_t>(kept.kv_heads.size()) != shape.num_kv_heads) {
+    const std::vector<int64_t> query = Channels(kept.kv_heads, readers * head_dim);
+    const std::vector<int64_t> key_value = Channels(kept.kv_heads, head_dim);
+    prune(LinearKind::kQuery, query);
+    prune(LinearKind::kKey, key_value);
+    prune(LinearKind::kValue, key_value);
+    prune(LinearKind::kOutput, query);
   }
+  if (static_cast<int64_t>(kept.mlp_channels.size()) != shape.intermediate_size) {
+    prune(LinearKind::kGate, kept.mlp_channels);
+    prune(LinearKind::kUp, kept.mlp_channels);
+    prune(LinearKind::kDown, kept.mlp_channels);
+  }
+  return weights;
 }
 
 BlockWeights PrunedSource::Block(int64_t block) {
-  BlockWeights weights = base_.Block(block);
-  const BlockShape& original = base_.config().blocks[block];
-  if (config_.blocks[block] == original) return weights;
-
-  at::NoGradGuard no_grad;
-  const int64_t head_dim = config_.head_dim;
-  const int64_t readers = original.num_heads / original.num_kv_heads;
-  const BlockPlan& kept = plan_.blocks[block];
-  const auto index = [&](const std::vector<int64_t>& channels) {
-    return at::tensor(channels, at::kLong).to(base_.device());
-  };
-  const at::Tensor key_value = index(Channels(kept.kv_heads, head_dim));
-  const at::Tensor query = index(Channels(kept.kv_heads, readers * head_dim));
-  const at::Tensor mlp = index(kept.mlp_channels);
-
-  const auto prune = [&](LinearKind kind, const at::Tensor& channels) {
-    const bool rows = PrunesRows(kind);
-    weights.weight[kind] = weights.weight[kind].index_select(rows ? 0 : 1, channels);
-    // An input channel has no bias of its own.
-    if (rows && weights.bias[kind].defined()) {
-      weights.bias[kind] = weights.bias[kind].index_select(0, channels);
-    }
-  };
-  prune(LinearKind::kQuery, query);
-  prune(LinearKind::kKey, key_value);
-  prune(LinearKind::kValue, key_value);
-  prune(LinearKind::kOutput, query);
-  prune(LinearKind::kGate, mlp);
-  prune(LinearKind::kUp, mlp);
-  prune(LinearKind::kDown, mlp);
-  return weights;
+  return PruneBlock(config_, base_.config().blocks[block], base_.Block(block), plan_.blocks[block]);
 }
 
 }  // namespace qpruner::engine

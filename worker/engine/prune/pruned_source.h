@@ -7,6 +7,10 @@
 
 namespace qpruner::engine {
 
+// One block, of `shape`, without what `kept` leaves out. Nothing is copied that stays whole.
+BlockWeights PruneBlock(const ModelConfig& config, const BlockShape& shape, BlockWeights weights,
+                        const BlockPlan& kept);
+
 // Rows and columns are deleted as blocks are asked for; nothing is copied ahead.
 class PrunedSource final : public WeightSource {
  public:

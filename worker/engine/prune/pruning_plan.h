@@ -18,12 +18,21 @@ enum class PruningLayout {
   kPerLayer,  // Only blocks first_block .. last_block - 1 are pruned.
 };
 
+// Whom a group's score is compared to.
+enum class PruningSelection {
+  kLocal,          // The groups of its block and kind: every pruned block loses the same share.
+  kGlobal,         // All groups of all pruned blocks, heads and channels in one pool.
+  kGlobalPerKind,  // All groups of its kind in all pruned blocks.
+};
+
 struct PruningOptions {
   double ratio = 0;  // Of the key/value groups and of the MLP channels to remove, in [0, 1).
   PruningLayout layout = PruningLayout::kUniform;
   int64_t alignment = 32;             // Pruned MLP widths are multiples of this.
   int64_t first_block = 1;            // kPerLayer only.
   std::optional<int64_t> last_block;  // kPerLayer only. Default: the number of blocks - 1.
+  PruningSelection selection = PruningSelection::kLocal;  // Global ones: kPerLayer only.
+  int64_t steps = 1;  // Between which scores are measured again (iterative_pruning.h).
 };
 
 // What one block keeps: indices into the unpruned block, ascending.
@@ -48,9 +57,51 @@ int64_t KeptMlpChannels(int64_t width, double ratio, int64_t alignment);
 // request is refused before any work.
 absl::Status CheckPruning(const ModelConfig& config, const PruningOptions& options);
 
-// Keeps the highest-scoring groups of each block (of equal scores, the earlier). With kUniform over
-// blocks of different shapes every block goes to the counts of the smallest.
-// INVALID_ARGUMENT: as CheckPruning, or scores that do not fit the model or are not finite.
+// First and one past the last block that `options` prune.
+struct BlockRange {
+  int64_t first = 0;
+  int64_t last = 0;
+
+  bool contains(int64_t block) const { return first <= block && block < last; }
+};
+BlockRange PrunedBlocks(const ModelConfig& config, const PruningOptions& options);
+
+// How many groups of each kind a block keeps.
+struct KeptCounts {
+  int64_t kv_heads = 0;
+  int64_t mlp_channels = 0;
+
+  bool operator==(const KeptCounts&) const = default;
+};
+
+// The plan that keeps everything.
+PruningPlan FullPlan(const ModelConfig& config);
+
+// `config` with the shapes that `plan`, made for it, leaves.
+ModelConfig PrunedConfig(const ModelConfig& config, const PruningPlan& plan);
+
+// What each block keeps after step `step` of options.steps, counted from 1: the share removed grows
+// linearly. `current` is the plan so far and `importance` the scores of what it keeps, in its
+// order; only global selection looks at them. With kUniform over blocks of different shapes every
+// block goes to the counts of the smallest. Widths are aligned after the last step.
+std::vector<KeptCounts> CountKept(const ModelConfig& config, const PruningPlan& current,
+                                  const std::vector<BlockImportance>& importance,
+                                  const PruningOptions& options, int64_t step);
+
+// INVALID_ARGUMENT: scores of a block in `range` do not fit `config`, the model that was scored, or
+// are not finite.
+absl::Status CheckImportance(const ModelConfig& config,
+                             const std::vector<BlockImportance>& importance,
+                             const BlockRange& range);
+
+// Of what `current` keeps, the highest-scoring groups of each block (of equal scores, the earlier).
+// `importance` as above. Counts must not exceed what `current` keeps.
+// INVALID_ARGUMENT: scores that do not fit the plan or are not finite.
+absl::StatusOr<PruningPlan> KeepHighest(const PruningPlan& current,
+                                        const std::vector<BlockImportance>& importance,
+                                        const std::vector<KeptCounts>& counts);
+
+// All at once: options.steps is not looked at. INVALID_ARGUMENT: as CheckPruning or KeepHighest.
 absl::StatusOr<PruningPlan> MakePruningPlan(const ModelConfig& config,
                                             const std::vector<BlockImportance>& importance,
                                             const PruningOptions& options);

@@ -71,6 +71,32 @@ TEST(PruningPlanTest, PerLayerLeavesTheOthersAlone) {
   }
 }
 
+TEST(PruningPlanTest, GlobalSelectionTakesWhatScoresLeastAnywhere) {
+  const ModelConfig config = RandomModel({.blocks = 4, .intermediate = 8}).config();
+  std::vector<BlockImportance> importance = Descending(config);
+  importance[1].mlp_channels = importance[1].mlp_channels + 100;  // Worth more than any other.
+  PruningOptions options{.ratio = 0.5,
+                         .layout = PruningLayout::kPerLayer,
+                         .alignment = 1,
+                         .selection = PruningSelection::kGlobalPerKind};
+  auto plan = MakePruningPlan(config, importance, options);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->blocks[1].mlp_channels.size(), 8u);
+  EXPECT_EQ(plan->blocks[2].mlp_channels.size(), 1u);  // All 8 would go; one must stay.
+  EXPECT_THAT(plan->blocks[0].mlp_channels, ::testing::SizeIs(8));
+  // 3 of 6 heads go: scores 3 3 2 | 2 1 1, of equal ones the earlier block's stays.
+  EXPECT_THAT(plan->blocks[1].kv_heads, ElementsAre(0, 1));
+  EXPECT_THAT(plan->blocks[2].kv_heads, ElementsAre(0));
+
+  // In one pool of 22 with 11 to go, heads (1 to 3) compete with channels (1 to 8, 101 to 108).
+  options.selection = PruningSelection::kGlobal;
+  plan = MakePruningPlan(config, importance, options);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->blocks[1].mlp_channels.size(), 8u);
+  EXPECT_EQ(plan->blocks[2].mlp_channels.size(), 3u);
+  EXPECT_EQ(plan->blocks[1].kv_heads.size(), 1u);
+}
+
 TEST(PruningPlanTest, UniformEqualizesBlocksOfDifferentShapes) {
   ModelConfig config = RandomModel({.blocks = 2}).config();
   config.blocks[0].intermediate_size = 40;
@@ -90,6 +116,9 @@ TEST(PruningPlanTest, RefusalsNameTheRule) {
   EXPECT_THAT(refusal({.ratio = std::nan("")}), HasSubstr("pruning.ratio"));
   EXPECT_THAT(refusal({.ratio = 0.5, .alignment = 32}), HasSubstr("MLP width, which is 24"));
   EXPECT_THAT(refusal({.ratio = 0.5, .alignment = 0}), HasSubstr("pruning.alignment"));
+  EXPECT_THAT(refusal({.ratio = 0.5, .alignment = 1, .selection = PruningSelection::kGlobal}),
+              HasSubstr("PER_LAYER"));
+  EXPECT_THAT(refusal({.ratio = 0.5, .alignment = 1, .steps = 0}), HasSubstr("pruning.steps"));
   const PruningOptions range{
       .ratio = 0.5, .layout = PruningLayout::kPerLayer, .alignment = 1, .first_block = 3};
   EXPECT_THAT(refusal(range), HasSubstr("last_block"));

@@ -62,7 +62,12 @@ void QuantizedSource::SetPacked(int64_t block, LinearKind kind, PackedWeight pac
       packed.format == assignment_.at(name) && packed.rows == shape[0] && packed.cols == shape[1],
       name, " is assigned ", FormatName(assignment_.at(name)), " of [", shape[0], ", ", shape[1],
       "], not ", FormatName(packed.format), " of [", packed.rows, ", ", packed.cols, "]");
-  packed_[{block, kind}] = std::move(packed);
+  packed_[{block, kind}] = Waiting(std::move(packed));
+}
+
+PackedWeight QuantizedSource::Waiting(PackedWeight packed) {
+  for (auto& [name, tensor] : packed.tensors) tensor = waiting_.Keep(tensor);
+  return packed;
 }
 
 PackedWeight QuantizedSource::PackedOf(int64_t block, LinearKind kind, const at::Tensor& weight) {
@@ -80,7 +85,7 @@ PackedWeight QuantizedSource::PackedOf(int64_t block, LinearKind kind, const at:
     error.add_context(absl::StrCat("while quantizing ", name));
     throw;
   }
-  if (keep_ == Keep::kPacked) packed_[{block, kind}] = packed;
+  if (keep_ == Keep::kPacked) packed_[{block, kind}] = packed = Waiting(std::move(packed));
   return packed;
 }
 

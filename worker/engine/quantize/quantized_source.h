@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "worker/engine/model/host_store.h"
 #include "worker/engine/model/weights.h"
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/quantize/format.h"
@@ -26,7 +27,8 @@ class QuantizedSource final : public WeightSource {
     // Quantizes a block each time it is asked for: no memory beyond the block in work. Right for a
     // single pass over the model.
     kNothing,
-    // Keeps each packed weight once it is made, on the host: about PackedBytes. Right when blocks
+    // Keeps each packed weight once it is made, on the host in a HostStore: about PackedBytes.
+    // Right when blocks
     // are visited again, or when the packed weights are written out as well.
     kPacked,
   };
@@ -64,11 +66,13 @@ class QuantizedSource final : public WeightSource {
   // `weight` is the base's, or undefined to have it fetched when it is needed.
   PackedWeight PackedOf(int64_t block, LinearKind kind, const at::Tensor& weight);
   at::Tensor Stored(const at::Tensor& fixed) const;
+  PackedWeight Waiting(PackedWeight packed);
 
   WeightSource& base_;
   const FormatAssignment assignment_;
   const Keep keep_;
   const PackedWeightStore* const store_;
+  HostStore waiting_;  // Of the packed weights.
   std::map<std::pair<int64_t, LinearKind>, PackedWeight> packed_;
   // Rounded once: the largest tensors of a small model.
   at::Tensor embedding_;

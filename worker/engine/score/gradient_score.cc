@@ -30,8 +30,10 @@ class GradientScoring final : public LinearTracing {
       PerLinear<at::Tensor>& difference = differences_.emplace_back();
       for (LinearKind kind : kLinearKinds) {
         const at::Tensor& weight = weights.weight[kind];
-        difference[kind] =
-            quantized_(block, kind, weight, format).to(at::kFloat) - weight.to(at::kFloat);
+        const at::Tensor quantized = quantized_(block, kind, weight, format);
+        // Bfloat16 of a bfloat16 model: nothing to keep.
+        if (at::equal(quantized, weight)) continue;
+        difference[kind] = quantized.to(at::kFloat) - weight.to(at::kFloat);
       }
     }
   }
@@ -43,6 +45,7 @@ class GradientScoring final : public LinearTracing {
         const at::Tensor x = traces[kind].input.to(at::kFloat);
         const at::Tensor dy = traces[kind].output_gradient.to(at::kFloat);
         for (size_t format = 0; format < formats_.size(); ++format) {
+          if (!differences_[format][kind].defined()) continue;
           const at::Tensor change = at::matmul(x, differences_[format][kind].t());
           sums_[group][format] += (dy * change).square_().sum(at::kDouble).item<double>();
         }
@@ -56,7 +59,8 @@ class GradientScoring final : public LinearTracing {
   const std::vector<LinearGroup>& groups_;
   const std::vector<Format>& formats_;
   const QuantizedWeight& quantized_;
-  std::vector<PerLinear<at::Tensor>> differences_;  // [format]: Q(W) - W of the block in work
+  std::vector<PerLinear<at::Tensor>>
+      differences_;  // [format]: Q(W) - W of the block in work; undefined: 0
   std::vector<std::vector<double>> sums_;
 };
 

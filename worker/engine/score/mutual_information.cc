@@ -13,8 +13,8 @@
 namespace qpruner::engine {
 namespace {
 
-// Logits alive at a time: 64 MiB in float32.
-constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
+// Logits alive at a time: 16 MiB in float32, and as much for each temporary.
+constexpr int64_t kLogitsPerChunk = int64_t{1} << 22;
 
 // Bin of each value.
 std::vector<int> Bins(const std::vector<double>& values) {
@@ -62,8 +62,7 @@ std::vector<double> LargestLogits(const at::Tensor& hidden, const at::Tensor& he
     int64_t best_index = 0;
     for (int64_t first = 0; first < length; first += chunk) {
       const int64_t count = std::min(chunk, length - first);
-      const at::Tensor logits =
-          at::matmul(hidden[sample].narrow(0, first, count), head.t()).flatten();
+      const at::Tensor logits = HeadLogits(hidden[sample].narrow(0, first, count), head).flatten();
       const int64_t index = logits.argmax().item<int64_t>();
       const auto value = logits[index].item<double>();
       if (value > best) {
@@ -93,19 +92,16 @@ MutualInformationScores MeasureMutualInformation(
   int64_t longest = 1;
   std::vector<at::Tensor> hidden;
   std::vector<at::Tensor> weights_of_positions;  // [batch, length]: 1 / length, 0 on padding.
-  {
-    const at::Tensor embedding = source.Embedding();
-    for (const TokenBatch& batch : batches) {
-      scores.sample_count += batch.ids.size(0);
-      longest = std::max(longest, batch.ids.size(1));
-      hidden.push_back(Embed(embedding, batch.ids.to(source.device())).to(at::kCPU));
-      at::Tensor weight = at::zeros(batch.ids.sizes(), at::kDouble);
-      for (int64_t row = 0; row < batch.ids.size(0); ++row) {
-        const int64_t length = batch.lengths[row].item<int64_t>();
-        weight[row].narrow(0, 0, length).fill_(1.0 / static_cast<double>(length));
-      }
-      weights_of_positions.push_back(weight.to(source.device()));
+  for (const TokenBatch& batch : batches) {
+    scores.sample_count += batch.ids.size(0);
+    longest = std::max(longest, batch.ids.size(1));
+    hidden.push_back(Embed(source, batch.ids).to(at::kCPU));
+    at::Tensor weight = at::zeros(batch.ids.sizes(), at::kDouble);
+    for (int64_t row = 0; row < batch.ids.size(0); ++row) {
+      const int64_t length = batch.lengths[row].item<int64_t>();
+      weight[row].narrow(0, 0, length).fill_(1.0 / static_cast<double>(length));
     }
+    weights_of_positions.push_back(weight.to(source.device()));
   }
   const RotaryTables rotary = MakeRotaryTables(config, longest, source.device(), source.dtype());
 

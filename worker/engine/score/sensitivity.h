@@ -14,12 +14,8 @@
 
 namespace qpruner::engine {
 
-// sensitivities[group][format]; exactly 0 where the format changes no weight.
-//
-// Each block's input is kept on the host, so a variant starts at its own block. The variants of one
-// block (groups x formats) go through the later blocks together: each of those is loaded once for
-// all of them. Memory: hidden states of all samples for (blocks + variants of a block).
-// `on_progress(fraction)` after every block visit; may be empty.
+// sensitivities[group][format]; exactly 0 where the format changes no weight. By MeasureVariants,
+// whose memory and `on_progress` it has.
 std::vector<std::vector<double>> MeasureSensitivity(
     WeightSource& source, const std::vector<TokenBatch>& batches,
     const std::vector<LinearGroup>& groups, const std::vector<Format>& formats,

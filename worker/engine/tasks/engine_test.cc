@@ -468,6 +468,37 @@ TEST_F(EngineTest, EvaluatesInTheTypeThatIsAskedFor) {
   }
 }
 
+TEST_F(EngineTest, SearchesWidthsAndPrunesInStepsWithinAMemoryLimit) {
+  TaskSpec task = Task();
+  auto& spec = *task.mutable_spec();
+  spec.mutable_pruning()->clear_ratio();
+  spec.mutable_pruning()->set_parameter_ratio(0.2);
+  spec.mutable_pruning()->set_layout(v1::Pruning::PER_LAYER);
+  spec.mutable_limits()->set_device_memory_bytes(int64_t{1} << 30);
+  task.mutable_prepare();
+  const auto searched = Run(task, "widths");
+  ASSERT_TRUE(searched.ok()) << searched.status();
+  const auto& space = searched->prepare();
+  EXPECT_LE(static_cast<double>(space.pruned_test().parameter_count()),
+            0.8 * static_cast<double>(space.original_test().parameter_count()));
+  EXPECT_THAT(space.notes(), testing::Contains(testing::HasSubstr("Width search: of")));
+
+  spec.mutable_pruning()->clear_parameter_ratio();
+  spec.mutable_pruning()->set_ratio(0.3);
+  spec.mutable_pruning()->set_selection(v1::Pruning::GLOBAL_PER_KIND);
+  spec.mutable_pruning()->set_steps(2);
+  const auto stepped = Run(task, "steps");
+  ASSERT_TRUE(stepped.ok()) << stepped.status();
+  EXPECT_LT(stepped->prepare().pruned_test().parameter_count(),
+            space.original_test().parameter_count());
+
+  spec.mutable_limits()->set_device_memory_bytes(int64_t{64} << 20);
+  const auto refused = Run(task, "too-small");
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              testing::HasSubstr("limits.device_memory_bytes"));
+}
+
 TEST_F(EngineTest, BadInputIsRefusedByNameAndTheEngineLives) {
   const auto refuse = [&](const TaskSpec& bad, absl::StatusCode code, const std::string& text) {
     TaskSpec task = bad;

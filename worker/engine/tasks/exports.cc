@@ -43,6 +43,12 @@ std::string AdapterBase(const v1::Export& options) {
 }
 
 std::string DescribePruning(const v1::Pruning& pruning) {
+  if (pruning.has_parameter_ratio()) {
+    return absl::StrFormat("%s, %g %% of the parameters, widths searched, layout %s",
+                           v1::Pruning::Importance_Name(pruning.importance()),
+                           100 * pruning.parameter_ratio(),
+                           v1::Pruning::Layout_Name(pruning.layout()));
+  }
   if (pruning.ratio() == 0) return "none";
   return absl::StrFormat("%s, %g %% of the key/value groups and MLP channels, layout %s",
                          v1::Pruning::Importance_Name(pruning.importance()), 100 * pruning.ratio(),

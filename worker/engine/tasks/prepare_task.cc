@@ -22,8 +22,10 @@
 #include "worker/engine/model/cast_source.h"
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/prune/importance.h"
+#include "worker/engine/prune/iterative_pruning.h"
 #include "worker/engine/prune/pruned_source.h"
 #include "worker/engine/prune/pruning_plan.h"
+#include "worker/engine/prune/width_search.h"
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/score/gradient_score.h"
 #include "worker/engine/score/mutual_information.h"
@@ -59,10 +61,10 @@ std::optional<int32_t> EosOf(const ModelConfig& config) {
 }
 
 ReferenceShare MeasureReference(WeightSource& original, std::vector<TokenIds> sequences,
-                                const Phase& phase) {
+                                int64_t batch_tokens, const Phase& phase) {
   ReferenceShare share;
   share.sequences = std::move(sequences);
-  share.batches = MakeBatches(share.sequences);
+  share.batches = MakeBatches(share.sequences, batch_tokens);
   share.hidden = ForwardHidden(original, BatchIds(share.batches),
                                phase.Blocks(original.config().num_blocks()));
   for (at::Tensor& hidden : share.hidden) hidden = hidden.to(at::kFloat);
@@ -91,6 +93,7 @@ class Preparation {
   absl::Status MeasureOriginal();
   // Decides what is removed; writes the prepared model and the reference.
   absl::Status Prune();
+  absl::Status PruneBySearch();
   absl::Status WritePrepared();
   // From here on the model is what was written.
   absl::Status OpenPrepared();
@@ -123,6 +126,7 @@ class Preparation {
   std::shared_ptr<const Checkpoint> checkpoint_;
   at::ScalarType stored_ = at::kFloat;
   at::ScalarType evaluation_dtype_ = at::kFloat;
+  MemoryPlan memory_;  // For the original, and so for the pruned model.
   std::unique_ptr<WeightSource> original_;
   PruningOptions pruning_;
   TextLimits limits_;
@@ -134,7 +138,7 @@ class Preparation {
   Reference reference_;
   at::Tensor original_head_;
   // Set by Prune, where there is something to prune.
-  PruningPlan plan_;
+  std::optional<PruningPlan> plan_;
   ordered_json pruning_report_ = nullptr;
   // Set by OpenPrepared.
   std::shared_ptr<const Checkpoint> prepared_;
@@ -181,24 +185,31 @@ absl::Status Preparation::CheckInputs() {
   ASSIGN_OR_RETURN(texts_, ReadJobTexts(spec_, limits_, *tokenizer, EosOf(config), builtin_dir_));
   ASSIGN_OR_RETURN(tasks_,
                    ReadJobTasks(spec_.evaluation(), *tokenizer, config.max_position_embeddings));
-  calibration_ = MakeBatches(texts_.calibration);
+  const at::ScalarType compute = ComputeDType(device_, stored_);
+  ASSIGN_OR_RETURN(memory_,
+                   PlanTask(spec_.limits(), config, device_, compute,
+                            std::max(limits_.calibration_length, limits_.evaluation_length)));
+  progress_.Log(memory_.ToString());
+  calibration_ = MakeBatches(texts_.calibration, memory_.batch_tokens);
+  original_ = OpenStreamed(checkpoint_, device_, compute, memory_);
   return absl::OkStatus();
 }
 
 absl::Status Preparation::MeasureOriginal() {
   CastSource original(*original_, evaluation_dtype_);
   reference_.selection = MeasureReference(
-      original, std::move(texts_.selection),
+      original, std::move(texts_.selection), memory_.batch_tokens,
       Phase(progress_, 0.03, 0.12, "measuring the original on the selection share"));
   reference_.test =
-      MeasureReference(original, std::move(texts_.test),
+      MeasureReference(original, std::move(texts_.test), memory_.batch_tokens,
                        Phase(progress_, 0.12, 0.2, "measuring the original on the test share"));
   reference_.fine_tune = std::move(texts_.fine_tune);
   original_head_ = original.Head();
   // Without a reference: its divergence from itself is 0.
+  const ReferenceStates states = StatesIn(reference_.test, original_head_, evaluation_dtype_);
   *result_.mutable_original_test() =
       CheckpointMetrics(checkpoint_->config(), checkpoint_->weight_bytes(),
-                        Evaluate(reference_.test.batches, reference_.test.hidden, original_head_));
+                        Evaluate(reference_.test.batches, states.hidden, states.head));
   if (tasks_.empty()) return absl::OkStatus();
   return ScoreJobTasks(original, tasks_, "original", output_dir_,
                        Phase(progress_, 0.2, 0.27, "scoring the original on the tasks"),
@@ -206,18 +217,45 @@ absl::Status Preparation::MeasureOriginal() {
 }
 
 absl::Status Preparation::Prune() {
+  if (spec_.pruning().has_parameter_ratio()) return PruneBySearch();
   if (pruning_.ratio == 0) return absl::OkStatus();
   const Phase phase(progress_, 0.27, 0.42, "scoring heads and channels");
-  const std::vector<BlockImportance> importance =
-      engine::ScoreGroups(*original_, calibration_, ImportanceOptionsOf(spec_), phase.Fractions());
-  ASSIGN_OR_RETURN(plan_, MakePruningPlan(checkpoint_->config(), importance, pruning_));
-  pruning_report_ = PruningReport(importance, plan_);
+  ASSIGN_OR_RETURN(PruningOutcome outcome,
+                   PruneInSteps(*original_, calibration_, ImportanceOptionsOf(spec_), pruning_,
+                                phase.Fractions()));
+  plan_ = std::move(outcome.plan);
+  pruning_report_ = PruningReport(outcome.importance, *plan_);
+  return absl::OkStatus();
+}
+
+absl::Status Preparation::PruneBySearch() {
+  std::vector<BlockImportance> importance;
+  {
+    const Phase phase(progress_, 0.27, 0.35, "scoring heads and channels");
+    importance = engine::ScoreGroups(*original_, calibration_, ImportanceOptionsOf(spec_),
+                                     phase.Fractions());
+  }
+  const Phase phase(progress_, 0.35, 0.42, "searching widths");
+  ASSIGN_OR_RETURN(WidthSearchOutcome outcome,
+                   SearchWidths(*original_, calibration_, importance,
+                                spec_.pruning().parameter_ratio(), pruning_, phase.Fractions()));
+  plan_ = std::move(outcome.plan);
+  pruning_report_ = PruningReport(importance, *plan_);
+  pruning_report_["width_search"] = WidthSearchReport(outcome);
+  const WidthCandidate& plain = outcome.candidates.front();
+  const WidthCandidate& best = outcome.candidates[outcome.best];
+  result_.add_notes(absl::StrFormat(
+      "Width search: of %d plans, \"%s\" (%d parameters) is nearest to the original on the "
+      "calibration samples: %.4f nats a token; one ratio for heads and channels (%d parameters): "
+      "%.4f",
+      outcome.candidates.size(), best.origin, best.parameter_count, best.divergence,
+      plain.parameter_count, plain.divergence));
   return absl::OkStatus();
 }
 
 absl::Status Preparation::WritePrepared() {
   std::unique_ptr<WeightSource> pruned, scaled;
-  if (pruning_.ratio > 0) pruned = std::make_unique<PrunedSource>(*original_, plan_);
+  if (plan_) pruned = std::make_unique<PrunedSource>(*original_, *plan_);
   WeightSource* model = pruned ? pruned.get() : original_.get();
   // Before hours of work on a model that cannot be exported as asked.
   RETURN_IF_ERROR(CheckExports(spec_, model->config(), scores_.formats));
@@ -243,13 +281,14 @@ absl::Status Preparation::WritePrepared() {
 
 absl::Status Preparation::OpenPrepared() {
   ASSIGN_OR_RETURN(prepared_, Checkpoint::Open(prepared_dir_));
-  model_ = MakeCheckpointSource(prepared_, device_, ComputeDType(device_, stored_));
-  if (auto resident = MakeResident(*model_)) model_ = std::move(resident);
+  original_.reset();
+  model_ = OpenStreamed(prepared_, device_, ComputeDType(device_, stored_), memory_);
+  if (auto resident = MakeResident(*model_, memory_)) model_ = std::move(resident);
   return absl::OkStatus();
 }
 
 v1::ModelMetrics Preparation::MeasurePreparedOn(const ReferenceShare& share, const Phase& phase) {
-  const ReferenceStates states{share.hidden, original_head_};
+  const ReferenceStates states = StatesIn(share, original_head_, evaluation_dtype_);
   CastSource model(*model_, evaluation_dtype_);
   const ModelConfig& config = model_->config();
   return CheckpointMetrics(

@@ -12,6 +12,8 @@
 #include "worker/engine/calibrate/weight_database.h"
 #include "worker/engine/evaluate/prefix_cache.h"
 #include "worker/engine/evaluate/token_metrics.h"
+#include "worker/engine/formats/checkpoint.h"
+#include "worker/engine/model/memory_plan.h"
 #include "worker/engine/model/weights.h"
 #include "worker/engine/tasks/reference_file.h"
 
@@ -27,19 +29,35 @@ inline constexpr char kScoresPath[] = "report/scores.json";
 // checkpoint's own 16-bit type, if it has one.
 at::ScalarType ComputeDType(at::Device device, at::ScalarType stored);
 
-// Bytes that may stay in memory between uses: a quarter of what the machine has. On other devices
-// 0: their memory is not the host's, and what does not fit there is streamed.
-int64_t MemoryLimit(at::Device device);
+// How a task with batches of sequences up to `longest_sequence` uses the device: within
+// limits.device_memory_bytes, or what there is. INVALID_ARGUMENT: as PlanMemory.
+absl::StatusOr<MemoryPlan> PlanTask(const v1::Limits& limits, const ModelConfig& config,
+                                    at::Device device, at::ScalarType compute,
+                                    int64_t longest_sequence);
 
 // Memory that hidden states may take to save trials from computing shared blocks again: 1 GiB, and
 // at most a sixteenth of what the machine has.
 int64_t PrefixCacheBytes();
 
-// A source that computes like `source`, with all weights in memory if they fit; else null.
-std::unique_ptr<WeightSource> MakeResident(WeightSource& source);
+// The states over a share, in the type that models are evaluated in, with the head to apply to
+// them.
+ReferenceStates StatesIn(const ReferenceShare& share, const at::Tensor& head, at::ScalarType dtype);
+
+// The checkpoint's weights, block by block as the plan has it.
+std::unique_ptr<WeightSource> OpenStreamed(std::shared_ptr<const Checkpoint> checkpoint,
+                                           at::Device device, at::ScalarType compute,
+                                           const MemoryPlan& plan);
+
+// A source that computes like `source`, with all weights loaded, if the plan has them stay; else
+// null.
+std::unique_ptr<WeightSource> MakeResident(WeightSource& source, const MemoryPlan& plan);
+
+// The same for another model that is used beside the plan's: loaded if the limit has room for both.
+std::unique_ptr<WeightSource> MakeResidentBeside(WeightSource& other, const MemoryPlan& plan);
 
 struct PreparedModel {
   std::unique_ptr<WeightSource> source;
+  MemoryPlan plan;
   Reference reference;
   // The linears as they were quantized in PREPARE; null where trials round to nearest.
   std::unique_ptr<WeightDatabase> weights;

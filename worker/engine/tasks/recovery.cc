@@ -52,7 +52,9 @@ absl::StatusOr<Teacher> MakeTeacher(const RecoveryInputs& inputs, const Quantize
   ASSIGN_OR_RETURN(OriginalModel original, OpenOriginalModel(inputs.spec.model().uri(),
                                                              inputs.builtin_dir, student.device()));
   Teacher teacher{.source = std::move(original.source)};
-  if (auto resident = MakeResident(*teacher.source)) teacher.source = std::move(resident);
+  if (auto resident = MakeResidentBeside(*teacher.source, inputs.model.plan)) {
+    teacher.source = std::move(resident);
+  }
   teacher.objective = std::make_unique<DistillationObjective>(*teacher.source,
                                                               student.config().vocab_size, options);
   return teacher;
@@ -119,7 +121,7 @@ absl::StatusOr<TrainingState> RecoverModel(const RecoveryInputs& inputs, Quantiz
                                            TrainerOptions trainer, ProgressReporter& progress) {
   const v1::FineTune& fine_tune = inputs.spec.fine_tune();
   trainer.dtype = TrainingDTypeOf(fine_tune, base.dtype());
-  trainer.memory_limit_bytes = MemoryLimit(base.device());
+  trainer.memory_limit_bytes = inputs.model.plan.limit_bytes;
   AdapterStart start;
   {
     const Phase phase(progress, 0.1, 0.15, "starting the adapter");

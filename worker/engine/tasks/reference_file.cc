@@ -125,11 +125,11 @@ absl::StatusOr<std::vector<TokenIds>> ReadSequences(const SafetensorsReader& rea
   return sequences;
 }
 
-absl::StatusOr<ReferenceShare> ReadShare(const SafetensorsReader& reader,
-                                         const std::string& prefix) {
+absl::StatusOr<ReferenceShare> ReadShare(const SafetensorsReader& reader, const std::string& prefix,
+                                         int64_t batch_tokens) {
   ReferenceShare share;
   ASSIGN_OR_RETURN(share.sequences, ReadSequences(reader, prefix));
-  share.batches = MakeBatches(share.sequences);
+  share.batches = MakeBatches(share.sequences, batch_tokens);
   ASSIGN_OR_RETURN(const TensorView* hidden, Find(reader, prefix + ".hidden", DType::kF32, 2));
   if (hidden->shape[0] != Starts(share.sequences).back()) {
     return absl::InvalidArgumentError(
@@ -161,7 +161,7 @@ absl::Status WriteReference(const std::string& path, const Reference& reference)
   return WriteSafetensors(path, std::move(tensors), {{"format", kFormatName}});
 }
 
-absl::StatusOr<Reference> ReadReference(const std::string& path) {
+absl::StatusOr<Reference> ReadReference(const std::string& path, int64_t batch_tokens) {
   ASSIGN_OR_RETURN(const auto reader, SafetensorsReader::Open(path));
   const auto format = reader->metadata().find("format");
   if (format == reader->metadata().end() || format->second != kFormatName) {
@@ -169,8 +169,8 @@ absl::StatusOr<Reference> ReadReference(const std::string& path) {
         absl::StrCat("Not a reference file: metadata \"format\" is not ", kFormatName));
   }
   Reference reference;
-  ASSIGN_OR_RETURN(reference.selection, ReadShare(*reader, "selection"));
-  ASSIGN_OR_RETURN(reference.test, ReadShare(*reader, "test"));
+  ASSIGN_OR_RETURN(reference.selection, ReadShare(*reader, "selection", batch_tokens));
+  ASSIGN_OR_RETURN(reference.test, ReadShare(*reader, "test", batch_tokens));
   ASSIGN_OR_RETURN(std::vector<TokenIds> ids, ReadSequences(*reader, "fine_tune"));
   ASSIGN_OR_RETURN(const TensorView* masked, Find(*reader, "fine_tune.masked", DType::kI32, 1));
   if (masked->element_count() != static_cast<int64_t>(ids.size())) {

@@ -26,7 +26,7 @@ namespace qpruner::engine {
 // One share with the original's states over it.
 struct ReferenceShare {
   std::vector<TokenIds> sequences;
-  std::vector<TokenBatch> batches;  // MakeBatches(sequences)
+  std::vector<TokenBatch> batches;  // MakeBatches(sequences, ..)
   std::vector<at::Tensor> hidden;   // One [batch, length, hidden] for each of `batches`.
 };
 
@@ -39,8 +39,8 @@ struct Reference {
 
 absl::Status WriteReference(const std::string& path, const Reference& reference);
 
-// INVALID_ARGUMENT: not such a file.
-absl::StatusOr<Reference> ReadReference(const std::string& path);
+// With batches of at most `batch_tokens` tokens. INVALID_ARGUMENT: not such a file.
+absl::StatusOr<Reference> ReadReference(const std::string& path, int64_t batch_tokens = 4096);
 
 }  // namespace qpruner::engine
 

@@ -100,7 +100,28 @@ ordered_json PruningReport(const std::vector<BlockImportance>& importance,
                       {"kv_head_importance", ToVector(importance[block].kv_heads)},
                       {"mlp_channel_importance", ToVector(importance[block].mlp_channels)}});
   }
-  return blocks;
+  ordered_json report;
+  report["blocks"] = std::move(blocks);
+  return report;
+}
+
+ordered_json WidthSearchReport(const WidthSearchOutcome& outcome) {
+  ordered_json candidates = ordered_json::array();
+  for (size_t i = 0; i < outcome.candidates.size(); ++i) {
+    const WidthCandidate& candidate = outcome.candidates[i];
+    ordered_json heads = ordered_json::array(), channels = ordered_json::array();
+    for (const KeptCounts& counts : candidate.counts) {
+      heads.push_back(counts.kv_heads);
+      channels.push_back(counts.mlp_channels);
+    }
+    candidates.push_back({{"origin", candidate.origin},
+                          {"chosen", i == outcome.best},
+                          {"parameters", candidate.parameter_count},
+                          {"kl_divergence_nats", candidate.divergence},
+                          {"kv_heads", std::move(heads)},
+                          {"mlp_channels", std::move(channels)}});
+  }
+  return candidates;
 }
 
 absl::Status WriteScoreReport(const std::string& path, const CalibrationUse& calibration,

@@ -11,6 +11,7 @@
 #include "worker/engine/model/model_config.h"
 #include "worker/engine/prune/importance.h"
 #include "worker/engine/prune/pruning_plan.h"
+#include "worker/engine/prune/width_search.h"
 #include "worker/engine/quantize/format.h"
 #include "worker/engine/score/mutual_information.h"
 #include "worker/engine/score/search_groups.h"
@@ -30,9 +31,12 @@ struct GroupScores {
 void DescribeSearchSpace(const ModelConfig& config, const GroupScores& scores,
                          internal::v1::PrepareResult& result);
 
-// What kept and dropped groups scored.
+// What kept and dropped groups scored: {"blocks": [..]}.
 nlohmann::ordered_json PruningReport(const std::vector<BlockImportance>& importance,
                                      const PruningPlan& plan);
+
+// Every plan that was tried, in the order of outcome.candidates; one number a block.
+nlohmann::ordered_json WidthSearchReport(const WidthSearchOutcome& outcome);
 
 // How the calibration samples were drawn.
 struct CalibrationUse {
@@ -41,7 +45,8 @@ struct CalibrationUse {
   int64_t seed = 0;
 };
 
-// Writes `path` (its folder is made). `pruning` is PruningReport's, null without pruning.
+// Writes `path` (its folder is made). `pruning` is PruningReport's, with WidthSearchReport's as
+// "width_search" if there was one; null without pruning.
 absl::Status WriteScoreReport(const std::string& path, const CalibrationUse& calibration,
                               const GroupScores& scores, const ModelConfig& config,
                               nlohmann::ordered_json pruning);

@@ -59,6 +59,7 @@ ImportanceOptions ImportanceOptionsOf(const v1::CompressionSpec& spec) {
     default:
       options.reduction = GroupReduction::kSum;
   }
+  options.fold = spec.pruning().llm_pruner_head_fold() ? HeadFold::kLlmPruner : HeadFold::kReaders;
   options.seed = static_cast<uint64_t>(spec.calibration().seed());
   return options;
 }
@@ -69,6 +70,17 @@ PruningOptions PruningOptionsOf(const v1::Pruning& pruning) {
   options.layout = pruning.layout() == v1::Pruning::PER_LAYER ? PruningLayout::kPerLayer
                                                               : PruningLayout::kUniform;
   options.alignment = pruning.alignment();
+  options.steps = pruning.steps();
+  switch (pruning.selection()) {
+    case v1::Pruning::GLOBAL:
+      options.selection = PruningSelection::kGlobal;
+      break;
+    case v1::Pruning::GLOBAL_PER_KIND:
+      options.selection = PruningSelection::kGlobalPerKind;
+      break;
+    default:
+      options.selection = PruningSelection::kLocal;
+  }
   if (pruning.has_first_block()) options.first_block = pruning.first_block();
   if (pruning.has_last_block()) options.last_block = pruning.last_block();
   return options;

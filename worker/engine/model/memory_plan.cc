@@ -1,0 +1,119 @@
+#include "worker/engine/model/memory_plan.h"
+
+#include <malloc.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace qpruner::engine {
+namespace {
+
+constexpr int64_t kFloatBytes = 4;
+// LibTorch and its libraries, before any work.
+constexpr int64_t kProcessBytes = int64_t{64} << 20;
+// Logits of a chunk, the model's and a reference's, with the temporaries between them.
+constexpr int64_t kLogitsBytes = int64_t{128} << 20;
+// Smaller batches would leave the matrix products to memory bandwidth.
+constexpr int64_t kLeastBatchTokens = 128;
+
+int64_t BlockParameters(const ModelConfig& config, const BlockShape& shape) {
+  int64_t count = 2 * config.hidden_size;
+  for (const LinearKind kind : kLinearKinds) {
+    const std::vector<int64_t> linear = LinearShape(config, shape, kind);
+    count += linear[0] * linear[1];
+  }
+  return count;
+}
+
+double Mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+}  // namespace
+
+MemoryCosts EstimateMemory(const ModelConfig& config, int64_t element_bytes) {
+  MemoryCosts costs;
+  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
+    costs.model_bytes += element_bytes * std::accumulate(tensor.shape.begin(), tensor.shape.end(),
+                                                         int64_t{1}, std::multiplies<>());
+  }
+  int64_t largest_block = 0;
+  for (const BlockShape& shape : config.blocks) {
+    largest_block = std::max(largest_block, BlockParameters(config, shape));
+    // What autograd saves, and the gradients that are asked for: residual, norms and their float32
+    // copies; query, key, value before and after rotation, repeated, and attention's output; gate,
+    // its activation, up, their product.
+    const int64_t values = 12 * config.hidden_size +
+                           (10 * shape.num_heads + 6 * shape.num_kv_heads) * config.head_dim +
+                           8 * shape.intermediate_size;
+    costs.position_bytes = std::max(costs.position_bytes, kFloatBytes * values);
+  }
+  costs.block_bytes = element_bytes * largest_block;
+  costs.fixed_bytes = kProcessBytes + kLogitsBytes + 2 * kFloatBytes * largest_block;
+  return costs;
+}
+
+std::string MemoryPlan::ToString() const {
+  const char* how = resident() ? "weights stay in memory"
+                    : prefetch ? "weights are streamed, the next block is loaded ahead"
+                               : "weights are streamed, one block at a time";
+  return absl::StrFormat("Memory: %s, %d tokens a batch; about %.0f MiB of a limit of %.0f MiB",
+                         how, batch_tokens, Mib(expected_bytes), Mib(limit_bytes));
+}
+
+absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const MemoryPlanOptions& options) {
+  const MemoryCosts costs = EstimateMemory(config, options.element_bytes);
+  MemoryPlan plan;
+  plan.limit_bytes = options.limit_bytes;
+  const auto fits = [&](int64_t weight_bytes) {
+    plan.expected_bytes =
+        weight_bytes + costs.fixed_bytes + plan.batch_tokens * costs.position_bytes;
+    return plan.expected_bytes <= plan.limit_bytes;
+  };
+  const int64_t least = std::max(options.longest_sequence, kLeastBatchTokens);
+  plan.batch_tokens = std::max(least, options.most_batch_tokens);
+  plan.weights = MemoryPlan::Weights::kResident;
+  if (fits(costs.model_bytes)) return plan;
+  plan.weights = MemoryPlan::Weights::kStreamed;
+  while (true) {
+    plan.prefetch = true;
+    if (fits(2 * costs.block_bytes)) return plan;
+    plan.prefetch = false;
+    if (fits(costs.block_bytes)) return plan;
+    if (plan.batch_tokens == least) break;
+    plan.batch_tokens = std::max(least, plan.batch_tokens / 2);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("The memory limit is too small for this model: one block with ", least,
+                   " tokens needs about ", plan.expected_bytes,
+                   " bytes, the limit (limits.device_memory_bytes, ",
+                   "or half of the machine's memory) is ", plan.limit_bytes));
+}
+
+void AdaptHostAllocator(const MemoryPlan& plan) {
+#if defined(M_MMAP_THRESHOLD)
+  // glibc raises its threshold to 32 MiB by itself once large blocks are freed. Then activations
+  // and gradients live in a heap that only shrinks at its top, where small results pin it: the peak
+  // of scoring SmolLM2 doubles. At 1 MiB they come from the kernel and go back to it, for half as
+  // much processor time again.
+  mallopt(M_MMAP_THRESHOLD, plan.resident() ? 32 << 20 : 1 << 20);
+  mallopt(M_TRIM_THRESHOLD, plan.resident() ? 64 << 20 : 2 << 20);
+#endif
+}
+
+int64_t DefaultHostMemoryLimit() {
+  int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+  // Containers: control groups version 2, then 1. "max" does not parse and means no limit.
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    int64_t limit = 0;
+    if (std::ifstream(path) >> limit && limit > 0) memory = std::min(memory, limit);
+  }
+  return memory / 2;
+}
+
+}  // namespace qpruner::engine
