@@ -52,14 +52,8 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
   ASSIGN_OR_RETURN(const FormatAssignment assignment,
                    AssignmentOf(spec, task.precisions(), config));
   const ModelBytes bytes = CountBytes(config, assignment);
-  TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
+  const TrainerOptions trainer = TrainerOptionsOf(spec.fine_tune());
   const bool fine_tune = trainer.steps() > 0;
-  if (trainer.sequence_length > config.max_position_embeddings) {
-    result.add_notes(absl::StrCat("fine_tune.sequence_length was lowered from ",
-                                  trainer.sequence_length, " to ", config.max_position_embeddings,
-                                  ", the model's positions"));
-    trainer.sequence_length = config.max_position_embeddings;
-  }
   if (fine_tune) RETURN_IF_ERROR(CheckTrainer(trainer));
 
   const std::string prepared = absl::StrCat(input_dir, "/", kPreparedFolder);

@@ -75,9 +75,9 @@ ReferenceShare MeasureReference(WeightSource& original, std::vector<TokenIds> se
 // next ones need.
 class Preparation {
  public:
-  Preparation(const v1::CompressionSpec& spec, const std::string& builtin_dir,
+  Preparation(v1::CompressionSpec spec, const std::string& builtin_dir,
               const std::string& output_dir, at::Device device, ProgressReporter& progress)
-      : spec_(spec),
+      : spec_(std::move(spec)),
         builtin_dir_(builtin_dir),
         output_dir_(output_dir),
         prepared_dir_(absl::StrCat(output_dir, "/", kPreparedFolder)),
@@ -106,11 +106,9 @@ class Preparation {
   PrepareResult TakeResult() && { return std::move(result_); }
 
  private:
-  // Lowers `length` to what the model can see, and says so.
-  void LowerToPositions(absl::string_view field, int64_t& length);
   v1::ModelMetrics MeasurePreparedOn(const ReferenceShare& share, const Phase& phase);
 
-  const v1::CompressionSpec& spec_;
+  v1::CompressionSpec spec_;  // From CheckInputs on as the model can follow it.
   const std::string& builtin_dir_;
   const std::string& output_dir_;
   const std::string prepared_dir_;
@@ -147,14 +145,6 @@ class Preparation {
   std::unique_ptr<WeightDatabase> weights_;
 };
 
-void Preparation::LowerToPositions(absl::string_view field, int64_t& length) {
-  const int64_t positions = checkpoint_->config().max_position_embeddings;
-  if (length <= positions) return;
-  result_.add_notes(absl::StrCat(field, " was lowered from ", length, " to ", positions,
-                                 ", the model's positions"));
-  length = positions;
-}
-
 absl::Status Preparation::CheckInputs() {
   const Phase phase(progress_, 0, 0.03, "checking the model");
   ASSIGN_OR_RETURN(OriginalModel original,
@@ -177,9 +167,10 @@ absl::Status Preparation::CheckInputs() {
                           absl::StrCat("export.formats: ", absl::string_view(status.message())));
     }
   }
+  for (std::string& note : LowerToPositions(config.max_position_embeddings, spec_)) {
+    result_.add_notes(std::move(note));
+  }
   limits_ = TextLimitsOf(spec_);
-  LowerToPositions("calibration.sequence_length", limits_.calibration_length);
-  LowerToPositions("evaluation.sequence_length", limits_.evaluation_length);
   RETURN_IF_ERROR(checkpoint_->CheckFinite());
   phase.Done(0.5);
   ASSIGN_OR_RETURN(texts_, ReadJobTexts(spec_, limits_, *tokenizer, EosOf(config), builtin_dir_));

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -30,15 +29,7 @@ std::vector<TrainingSequence> SequencesOf(const v1::FineTune& fine_tune,
                                           const std::vector<TrainingSequence>& share,
                                           const TrainerOptions& trainer) {
   if (fine_tune.packing()) return PackDocuments(share, trainer.sequence_length, trainer.seed);
-  // The model may have fewer positions than were asked for.
-  std::vector<TrainingSequence> sequences = share;
-  for (TrainingSequence& sequence : sequences) {
-    const auto length =
-        std::min(static_cast<int64_t>(sequence.ids.size()), trainer.sequence_length);
-    sequence.ids.resize(static_cast<size_t>(length));
-    sequence.masked = std::min(sequence.masked, length);
-  }
-  return sequences;
+  return share;  // PREPARE has cut them.
 }
 
 // The original model, and the loss that learns from it.

@@ -27,10 +27,10 @@ struct RecoveryInputs {
 };
 
 // Starts the adapter (which may change what `base` stores, see StartAdapter), trains it, and
-// returns the state at the end; its `best` is the result. `trainer` is what the spec says, lowered
-// to what the model can. Goes on from the checkpoint of an earlier attempt, if there is one, to the
-// same result. Reports fractions 0.1 to 0.85 of the task. INVALID_ARGUMENT, NOT_FOUND: the
-// settings, the text, or the original model.
+// returns the state at the end; its `best` is the result. `trainer` is what the spec says. Goes on
+// from the checkpoint of an earlier attempt, if there is one, to the same result. Reports fractions
+// 0.1 to 0.85 of the task. INVALID_ARGUMENT, NOT_FOUND: the settings, the text, or the original
+// model.
 absl::StatusOr<TrainingState> RecoverModel(const RecoveryInputs& inputs, QuantizedSource& base,
                                            TrainerOptions trainer, ProgressReporter& progress);
 

@@ -10,6 +10,23 @@
 
 namespace qpruner::engine {
 
+std::vector<std::string> LowerToPositions(int64_t positions, v1::CompressionSpec& spec) {
+  std::vector<std::string> notes;
+  const auto lower = [&](absl::string_view field, auto& part, bool used) {
+    if (part.sequence_length() <= positions) return;
+    if (used) {
+      notes.push_back(absl::StrCat(field, ".sequence_length was lowered from ",
+                                   part.sequence_length(), " to ", positions,
+                                   ", the model's positions"));
+    }
+    part.set_sequence_length(static_cast<int32_t>(positions));
+  };
+  lower("calibration", *spec.mutable_calibration(), true);
+  lower("evaluation", *spec.mutable_evaluation(), true);
+  lower("fine_tune", *spec.mutable_fine_tune(), spec.fine_tune().steps() > 0);
+  return notes;
+}
+
 TextLimits TextLimitsOf(const v1::CompressionSpec& spec) {
   return {.calibration_samples = spec.calibration().sample_count(),
           .calibration_length = spec.calibration().sequence_length(),

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -24,6 +25,10 @@
 #include "worker/engine/score/search_groups.h"
 
 namespace qpruner::engine {
+
+// Lowers the sequence lengths of `spec` to what a model with `positions` can see. Returns a note
+// for each one that is used. Every task does the same; PREPARE tells of it.
+std::vector<std::string> LowerToPositions(int64_t positions, v1::CompressionSpec& spec);
 
 // How much of which share is used.
 struct TextLimits {

@@ -7,6 +7,7 @@
 namespace qpruner::engine {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 ModelConfig TwoBlocks() {
@@ -103,6 +104,25 @@ TEST(SpecMapping, FineTuningTakesWhatWasAsked) {
   EXPECT_EQ(TrainingDTypeOf(fine_tune, at::kFloat), at::kBFloat16);
 }
 
+TEST(SpecMapping, LengthsAreLoweredToTheModelsPositionsOnceAndToldOfIfTheyAreUsed) {
+  v1::CompressionSpec spec;
+  FillDefaults(spec);
+  EXPECT_TRUE(LowerToPositions(512, spec).empty());
+  EXPECT_EQ(spec.fine_tune().sequence_length(), 256);
+  v1::CompressionSpec untrained = spec;
+  untrained.mutable_fine_tune()->set_steps(0);
+  EXPECT_THAT(LowerToPositions(100, spec),
+              ElementsAre("calibration.sequence_length was lowered from 128 to 100, the model's "
+                          "positions",
+                          HasSubstr("evaluation.sequence_length was lowered from 512"),
+                          HasSubstr("fine_tune.sequence_length was lowered from 256")));
+  EXPECT_EQ(spec.calibration().sequence_length(), 100);
+  EXPECT_EQ(spec.evaluation().sequence_length(), 100);
+  EXPECT_EQ(spec.fine_tune().sequence_length(), 100);
+  EXPECT_TRUE(LowerToPositions(100, spec).empty());
+  EXPECT_EQ(LowerToPositions(100, untrained).size(), 2u);
+}
+
 TEST(SpecMapping, CandidatesAreSortedAndUnique) {
   v1::CompressionSpec spec;
   for (const int bits : {16, 4, 16}) spec.mutable_search()->add_candidate_bits(bits);
@@ -127,7 +147,6 @@ TEST(SpecMapping, TheFormatBehindEachWidth) {
     for (const Format& format : *formats) names.push_back(FormatName(format));
     return names;
   };
-  using ::testing::ElementsAre;
   EXPECT_THAT(names(), ElementsAre("nf2", "nf3", "nf4", "int5-group64", "int6-group64",
                                    "int7-group64", "int8-row", "bfloat16"));
   v1::Quantization& quantization = *spec.mutable_quantization();

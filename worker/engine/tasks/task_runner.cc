@@ -14,6 +14,7 @@
 #include "worker/engine/tasks/finalize_task.h"
 #include "worker/engine/tasks/prepare_task.h"
 #include "worker/engine/tasks/recovery.h"
+#include "worker/engine/tasks/spec_mapping.h"
 #include "worker/engine/tasks/torch_guard.h"
 #include "worker/engine/tasks/trial_task.h"
 
@@ -101,6 +102,7 @@ absl::Status TaskRunner::Work(const EngineRequest& request, ProgressReporter& pr
   }
   ASSIGN_OR_RETURN(const PreparedModel* model,
                    prepared_.Get(spec, task.inputs(), request.input_dir()));
+  LowerToPositions(model->source->config().max_position_embeddings, spec);
   if (task.has_trial()) {
     ASSIGN_OR_RETURN(*result.mutable_trial(), RunTrial(spec, task.trial(), *model, progress));
   } else {
