@@ -13,10 +13,11 @@
 namespace qpruner {
 namespace {
 
-// What the stages of a job hand to each other, as opposed to its result. The pruned model in full
-// precision: by far the largest of a job's files.
+// What the stages of a job hand to each other and what it was made from, as opposed to its result:
+// by far the largest of a job's files.
 bool IsIntermediate(const v1::Artifact& artifact) {
-  return absl::StartsWith(ArtifactPath(artifact), "prepared/");
+  const std::string path = ArtifactPath(artifact);
+  return absl::StartsWith(path, "prepared/") || absl::StartsWith(path, "source/");
 }
 
 }  // namespace

@@ -79,6 +79,7 @@ void LocalWorkers::Supervise() {
       if (!options_.token_files.empty()) {
         child.argv.insert(child.argv.end(), {"--token-file", options_.token_files[i]});
       }
+      child.argv.insert(child.argv.end(), options_.arguments.begin(), options_.arguments.end());
       child.parent_death_signal = SIGKILL;
       absl::StatusOr<std::unique_ptr<ChildProcess>> process = ChildProcess::Spawn(child);
       if (process.ok()) {

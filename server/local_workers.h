@@ -27,6 +27,8 @@ class LocalWorkers {
     std::string data_dir;
     // File with the token of worker `number` (from 1); empty: they need none.
     std::vector<std::string> token_files;
+    // Further arguments of the program.
+    std::vector<std::string> arguments;
     // CPU threads of each engine.
     int threads = 1;
     // A worker has so long to hand its task back.

@@ -13,8 +13,8 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/strings/strip.h"
+#include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/durable_file.h"
 #include "base/id_generator.h"
@@ -156,6 +156,10 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--worker-program", options.worker_program, "The local workers' program")
       ->capture_default_str();
+  app.add_option(
+      "--worker-arg", options.worker_arguments,
+      "Further argument of the local workers' program, as --worker-arg=--hub=off; may be "
+      "repeated");
   app.add_option("--model-root", options.validation.model_roots,
                  "file:// models and texts must lie below this folder; may be repeated")
       ->capture_default_str();

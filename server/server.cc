@@ -243,12 +243,19 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
       RETURN_IF_ERROR(CreateFolders(workers_dir));
       RETURN_IF_ERROR(WriteFileDurably(token_files.back(), token, 0600));
     }
+    std::vector<std::string> arguments;
+    for (const std::string& root : p.options.validation.model_roots) {
+      arguments.push_back("--model-root=" + root);
+    }
+    arguments.insert(arguments.end(), p.options.worker_arguments.begin(),
+                     p.options.worker_arguments.end());
     p.local_workers = std::make_unique<LocalWorkers>(
         LocalWorkers::Options{.count = p.options.local_workers,
                               .program = p.options.worker_program,
                               .server_address = use_side_door ? side_door : p.address,
                               .data_dir = workers_dir,
                               .token_files = std::move(token_files),
+                              .arguments = std::move(arguments),
                               .threads = std::max(1, cores / p.options.local_workers)});
   }
   return server;

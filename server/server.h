@@ -45,6 +45,8 @@ struct ServerOptions {
   int local_workers = 0;
   // Their program.
   std::string worker_program;
+  // Further arguments of it, besides the roots of models below.
+  std::vector<std::string> worker_arguments;
   JobValidationOptions validation;
   JobQueueOptions queue;
   RetentionPolicy retention;

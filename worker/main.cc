@@ -1,19 +1,26 @@
 // qpruner-worker: the agent of one device. It takes tasks from a server and has its engine work on
 // them.
 #include <signal.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <stop_token>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
+#include "base/durable_file.h"
 #include "base/id_generator.h"
+#include "base/status_macros.h"
 #include "grpcpp/grpcpp.h"
+#include "net/s3_credentials.h"
 #include "proto/channel_security.h"
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "spdlog/spdlog.h"
@@ -45,6 +52,51 @@ std::string DefaultName() {
              : name;
 }
 
+// What the flags about models say. The engine inherits the environment, so secrets leave it.
+absl::Status ConfigureSources(const std::vector<std::string>& model_roots, const std::string& hub,
+                              const std::string& hub_token_file,
+                              const std::string& s3_credentials_file,
+                              WorkerLoop::Options& options) {
+  ModelSourceOptions& sources = options.model_sources;
+  std::vector<std::string> folders;
+  for (const std::string& root : model_roots) {
+    if (absl::StartsWith(root, "s3://")) {
+      const absl::StatusOr<S3Location> location = S3Location::Parse(root);
+      if (!location.ok()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--model-root ", location.status().message()));
+      }
+      sources.s3_models.push_back(*location);
+    } else if (absl::StartsWith(root, "/")) {
+      folders.push_back(root);
+    } else {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--model-root must be an absolute folder or s3://bucket/prefix, is \"", root, "\""));
+    }
+  }
+  if (!folders.empty()) options.model_roots = std::move(folders);
+  const char* variable = getenv("HF_TOKEN");
+  std::string token = variable != nullptr ? variable : "";
+  unsetenv("HF_TOKEN");
+  if (hub != "off") {
+    if (!absl::StartsWith(hub, "https://") && !absl::StartsWith(hub, "http://")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--hub must be https://HOST, http://HOST or off, is \"", hub, "\""));
+    }
+    if (!hub_token_file.empty()) {
+      ASSIGN_OR_RETURN(token, ReadFile(hub_token_file, 4096));
+    }
+    sources.hub =
+        HubOptions{.endpoint = hub, .token = std::string(absl::StripAsciiWhitespace(token))};
+  }
+  absl::StatusOr<AwsCredentials> credentials = LoadAwsCredentials(s3_credentials_file);
+  if (!sources.s3_models.empty()) {
+    RETURN_IF_ERROR(credentials.status());
+    sources.s3.credentials = *std::move(credentials);
+  }
+  return absl::OkStatus();
+}
+
 int Main(int argc, char** argv) {
   const fs::path bin = fs::read_symlink("/proc/self/exe").parent_path();
   std::string server = "127.0.0.1:7421";
@@ -55,6 +107,11 @@ int Main(int argc, char** argv) {
   options.worker = DefaultName();
   options.builtin_dir = DefaultBuiltinDir(bin);
   std::string engine = (bin / "qpruner-engine").string();
+
+  std::vector<std::string> model_roots;
+  std::string hub = HubOptions().endpoint;
+  std::string hub_token_file;
+  std::string s3_credentials_file;
 
   CLI::App app("Takes compression tasks from a QPruner server and runs them on one device.",
                "qpruner-worker");
@@ -80,9 +137,33 @@ int Main(int argc, char** argv) {
   app.add_option("--max-cache-bytes", options.max_cache_bytes,
                  "Most bytes of cached artifacts between tasks")
       ->capture_default_str();
+  app.add_option(
+      "--model-root", model_roots,
+      "Folder that file:// models and texts must lie below, or s3://bucket/prefix of s3:// "
+      "models; may be repeated (default: / for files, nothing for S3)");
+  app.add_option("--hub", hub, "Where hf:// models come from, or off")
+      ->envname("HF_ENDPOINT")
+      ->capture_default_str();
+  app.add_option("--hub-token-file", hub_token_file, "File that holds the hub's token");
+  app.add_option("--max-model-bytes", options.model_sources.max_model_bytes,
+                 "Largest model that is fetched")
+      ->capture_default_str();
+  app.add_option("--s3-endpoint", options.model_sources.s3.endpoint,
+                 "Where s3:// models are, https://HOST[:PORT] (default: Amazon's, of the region)");
+  app.add_option("--s3-region", options.model_sources.s3.region, "Region of s3:// models")
+      ->capture_default_str();
+  app.add_option("--s3-credentials-file", s3_credentials_file,
+                 "AWS credentials file with a section [default] (or set AWS_ACCESS_KEY_ID and "
+                 "AWS_SECRET_ACCESS_KEY)");
   app.set_version_flag("--version", QPRUNER_VERSION);
   CLI11_PARSE(app, argc, argv);
 
+  if (absl::Status configured =
+          ConfigureSources(model_roots, hub, hub_token_file, s3_credentials_file, options);
+      !configured.ok()) {
+    spdlog::error("{}", std::string(configured.message()));
+    return 2;
+  }
   options.incarnation = SystemIdGenerator().Hex(16);
   options.version = QPRUNER_VERSION;
   options.engine.argv = {engine, "--device", device, "--threads", std::to_string(threads)};

@@ -90,6 +90,8 @@ WorkerLoop::WorkerLoop(Options options, WorkerService::StubInterface& server, Cl
     : options_(std::move(options)),
       server_(server),
       clock_(clock),
+      file_roots_(options_.model_roots),
+      model_sources_(options_.model_sources),
       cache_(std::move(cache)),
       lock_(std::move(lock)) {}
 
@@ -222,6 +224,46 @@ void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::sto
   }
 }
 
+absl::StatusOr<std::string> WorkerLoop::FetchModel(const TaskSpec& task,
+                                                   const std::string& input_dir,
+                                                   LeaseKeeper& keeper,
+                                                   const std::stop_token& stop) {
+  const std::string& uri = task.spec().model().uri();
+  // Trials work on the prepared model, and so does the last task unless it learns from the
+  // original.
+  const bool reads_model =
+      task.has_prepare() || (task.has_finalize() && task.spec().fine_tune().has_distillation());
+  if (!reads_model || !ModelSources::Fetches(uri)) return std::string();
+  const std::string folder = absl::StrCat(input_dir, "/", kSourceFolder);
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) {
+    return WorkerFailure(absl::ErrnoToStatus(error.value(), folder), "Cannot make a folder");
+  }
+  auto fetched = model_sources_.Fetch(
+      uri, folder, *cache_,
+      [&keeper](const std::string& line) {
+        EngineReply::TaskProgress progress;
+        progress.set_message(line);
+        keeper.Report(progress);
+      },
+      stop);
+  // What these say of the model is for the job to end with.
+  switch (fetched.status().code()) {
+    case absl::StatusCode::kOk:
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kCancelled:
+      return fetched;
+    case absl::StatusCode::kPermissionDenied:
+      return absl::FailedPreconditionError(fetched.status().message());
+    default:
+      return WorkerFailure(fetched.status(), absl::StrCat("Cannot fetch ", uri));
+  }
+}
+
 absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpec& task,
                                                LeaseKeeper& keeper, const std::stop_token& stop) {
   const std::string input_dir = options_.data_dir + "/task/inputs";
@@ -234,6 +276,7 @@ absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpe
                          "Worker cannot create the task's folders");
   }
 
+  RETURN_IF_ERROR(file_roots_.Check(task.spec()));
   for (const ArtifactRef& ref : task.inputs()) {
     if (!IsArtifactPath(ref.path())) {
       return absl::InternalError(absl::StrCat("Not a path of an artifact: ", ref.path()));
@@ -251,6 +294,8 @@ absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpe
     if (!fetched.ok()) return WorkerFailure(fetched, absl::StrCat("Cannot fetch ", ref.path()));
   }
 
+  ASSIGN_OR_RETURN(const std::string fetched_model, FetchModel(task, input_dir, keeper, stop));
+
   if (absl::Status started = EnsureEngine(lease.job()); !started.ok()) {
     return WorkerFailure(started, "Engine does not start");
   }
@@ -267,6 +312,10 @@ absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpe
           SaveCheckpoint(lease, progress.checkpoint(), output_dir, stop);
         }
       }));
+
+  if (!fetched_model.empty() && result.has_prepare()) {
+    result.mutable_prepare()->set_resolved_model_uri(fetched_model);
+  }
 
   for (const ArtifactRef& ref : result.outputs()) {
     if (!IsArtifactPath(ref.path())) {

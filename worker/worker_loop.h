@@ -5,6 +5,7 @@
 #include <memory>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -16,6 +17,8 @@
 #include "worker/artifact_cache.h"
 #include "worker/engine_process.h"
 #include "worker/lease_keeper.h"
+#include "worker/sources/file_roots.h"
+#include "worker/sources/model_sources.h"
 
 namespace qpruner::worker {
 
@@ -40,6 +43,9 @@ class WorkerLoop {
     Backoff::Options reconnect;
     // Of artifacts that no task uses now.
     int64_t max_cache_bytes = int64_t{32} << 30;
+    // file:// models and texts must lie below one of these folders.
+    std::vector<std::string> model_roots = {"/"};
+    ModelSourceOptions model_sources;
   };
 
   // Takes the data folder. FAILED_PRECONDITION: another process holds it.
@@ -61,6 +67,11 @@ class WorkerLoop {
   absl::Status Register(const std::stop_token& drain);
   void WorkOn(const internal::v1::Lease& lease, const internal::v1::TaskSpec& task,
               const std::stop_token& drain);
+  // Puts the model of a task that reads one where the engine looks for it, if only the agent can
+  // reach it. Returns a URI of exactly what was fetched; empty: nothing was.
+  absl::StatusOr<std::string> FetchModel(const internal::v1::TaskSpec& task,
+                                         const std::string& input_dir, LeaseKeeper& keeper,
+                                         const std::stop_token& stop);
   // Fetches inputs, runs the engine, uploads outputs.
   absl::StatusOr<internal::v1::TaskResult> Execute(const internal::v1::Lease& lease,
                                                    const internal::v1::TaskSpec& task,
@@ -77,6 +88,8 @@ class WorkerLoop {
   const Options options_;
   internal::v1::WorkerService::StubInterface& server_;
   Clock& clock_;
+  const FileRoots file_roots_;
+  ModelSources model_sources_;
   const std::unique_ptr<ArtifactCache> cache_;
   const std::unique_ptr<FolderLock> lock_;
   LeaseKeeper::Options lease_options_;

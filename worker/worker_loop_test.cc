@@ -13,9 +13,12 @@
 #include <string>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
+#include "base/sha256.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/status_codec.h"
+#include "tests/testing/scripted_http_server.h"
 #include "tests/testing/simulated_clock.h"
 #include "worker/testing/fake_worker_server.h"
 
@@ -105,6 +108,37 @@ class WorkerLoopTest : public ::testing::Test {
   std::thread thread_;
   absl::Status result_;
 };
+
+TEST_F(WorkerLoopTest, BringsTheEngineAModelThatOnlyTheAgentReaches) {
+  const std::string commit(40, 'c');
+  ScriptedHttpServer hub([&](const ScriptedHttpServer::Request& request) {
+    if (request.target.find("/api/") == 0) {
+      return ScriptedHttpServer::Reply{
+          .body = absl::StrCat(R"({"sha": ")", commit,
+                               R"(", "siblings": [{"rfilename": "config.json", "size": 2,
+                 "blobId": "9e26dfeeb6e641a33dae4961196235bdb965b21b"}, {"rfilename":
+                 "model.safetensors", "size": 3, "lfs": {"sha256": ")",
+                               Sha256Hex("abc"), R"("}}]})")};
+    }
+    return ScriptedHttpServer::Reply{.body = request.target.ends_with("json") ? "{}" : "abc"};
+  });
+  options_.model_sources.hub = HubOptions{.endpoint = hub.url()};
+  server_.QueuePrepare("hf://org/tiny@main");
+  Start();
+  const CompleteTaskRequest done = server_.WaitForCompletion();
+  ASSERT_TRUE(done.has_result()) << done.error().message();
+  EXPECT_THAT(done.result().prepare().notes(), ElementsAre("config.json", "model.safetensors"));
+  EXPECT_EQ(done.result().prepare().resolved_model_uri(), "hf://org/tiny@" + commit);
+}
+
+TEST_F(WorkerLoopTest, FilesOutsideOfItsRootsEndTheTask) {
+  options_.model_roots = {"/nowhere"};
+  server_.QueuePrepare("file:///etc");
+  Start();
+  const CompleteTaskRequest done = server_.WaitForCompletion();
+  EXPECT_EQ(CodeOf(done), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(done.error().message(), HasSubstr("--model-root /nowhere"));
+}
 
 TEST_F(WorkerLoopTest, RegistersWithTheEnginesDevice) {
   Start();

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
+#include "server/queue/artifact_model.h"
 #include "server/queue/job_not_found.h"
 #include "server/queue/job_planner.h"
 #include "server/queue/job_states.h"
@@ -21,7 +22,8 @@ namespace {
 
 // What the stages of a job hand to each other: of no use once it is finished.
 bool IsIntermediatePath(absl::string_view path) {
-  return absl::StartsWith(path, "prepared/") || absl::StartsWith(path, kCheckpointPrefix);
+  return absl::StartsWith(path, "prepared/") || absl::StartsWith(path, kSourcePrefix) ||
+         absl::StartsWith(path, kCheckpointPrefix);
 }
 
 // The job that this request made before, if it did. ALREADY_EXISTS: another request had its id.
@@ -52,6 +54,16 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, 
   job.set_name(name.ToString());
   job.set_state(v1::CompressionJob::PENDING);
   *job.mutable_create_time() = ToTimestamp(now);
+  const std::string& model = job.spec().model().uri();
+  if (IsArtifactModel(model)) {
+    if (store_.shared()) {
+      // The files stay until this job lists them, too.
+      RETURN_IF_ERROR(store.LockArtifacts(StoreTransaction::ArtifactLock::kAdd));
+    }
+    ASSIGN_OR_RETURN(const std::vector<internal::v1::ArtifactRef> files,
+                     FindArtifactModel(store, model));
+    record.mutable_source_files()->Assign(files.begin(), files.end());
+  }
   absl::StatusOr<JobChange> change = JobChange::Insert(store, name, record, now);
   if (absl::IsAlreadyExists(change.status())) {
     taken = true;
@@ -65,6 +77,14 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, 
         request.project, request.request_id, {.job = name, .fingerprint = request.fingerprint});
     taken = absl::IsAlreadyExists(inserted);
     RETURN_IF_ERROR(inserted);
+  }
+  for (const internal::v1::ArtifactRef& file : record.source_files()) {
+    v1::Artifact artifact;
+    artifact.set_name(name.ArtifactName(file.path()));
+    artifact.set_size_bytes(file.size_bytes());
+    artifact.set_sha256(file.sha256());
+    *artifact.mutable_create_time() = ToTimestamp(now);
+    RETURN_IF_ERROR(store.PutArtifact(name, artifact));
   }
   // A new job needs no search: its plan is made on the spot, and committed with it.
   const JobPlan plan = NextTasks(JobView{.record = record}, proposer_);
@@ -93,6 +113,8 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::CreateJob(const NewJob& request)
     created = true;
     return absl::OkStatus();
   };
+  std::optional<absl::ReaderMutexLock> adding;
+  if (IsArtifactModel(request.job.spec().model().uri())) adding.emplace(&references_.adding());
   absl::Status status = store_.Transact(create);
   // Another server was given the same request at the same time and has just committed it: now it is
   // found.

@@ -34,6 +34,10 @@ TaskSpec NewTaskSpec(const JobRecord& record) {
   TaskSpec spec;
   *spec.mutable_spec() = record.job().spec();
   *spec.mutable_inputs() = record.prepared();
+  // A branch may have moved on since: every task reads what the first one read.
+  if (const std::string& uri = record.prepare().resolved_model_uri(); !uri.empty()) {
+    spec.mutable_spec()->mutable_model()->set_uri(uri);
+  }
   return spec;
 }
 
@@ -74,7 +78,11 @@ v1::JobReport BuildReport(const JobView& view, int64_t budget_bytes) {
   if (finalize.has_gguf_test()) add_row("gguf", finalize.gguf_test(), chosen.name());
   report.set_chosen_trial(chosen.name());
   report.set_budget_bytes(budget_bytes);
-  *report.mutable_notes() = prepare.notes();
+  if (const std::string& uri = prepare.resolved_model_uri();
+      !uri.empty() && uri != view.record.job().spec().model().uri()) {
+    report.add_notes(absl::StrCat("The model was read as ", uri));
+  }
+  report.mutable_notes()->MergeFrom(prepare.notes());
   report.mutable_notes()->MergeFrom(finalize.notes());
   *report.mutable_fine_tune_curve() = finalize.curve();
   return report;
@@ -171,6 +179,9 @@ JobPlan PlanSearch(const JobView& view, const TrialProposer& proposer) {
   plan.chosen_trial_index = trial.index();
   plan.stage = v1::CompressionJob::FINALIZE;
   PlannedTask task{kFinalizeTaskId, NewTaskSpec(record)};
+  if (record.job().spec().fine_tune().has_distillation()) {
+    task.spec.mutable_inputs()->MergeFrom(record.source_files());
+  }
   internal::v1::FinalizeTask& work = *task.spec.mutable_finalize();
   work.set_trial_index(trial.index());
   *work.mutable_precisions() = trial.precisions();
@@ -190,6 +201,7 @@ JobPlan NextTasks(const JobView& view, const TrialProposer& proposer) {
   if (!HasTask(view, kPrepareTaskId)) {
     PlannedTask task{kPrepareTaskId, NewTaskSpec(record)};
     task.spec.mutable_prepare();
+    task.spec.mutable_inputs()->MergeFrom(record.source_files());
     plan.tasks.push_back(std::move(task));
     return plan;
   }

@@ -8,6 +8,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "base/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/status_codec.h"
@@ -533,6 +534,100 @@ TEST_F(JobQueueTest, DeletingRemovesOnlyWhatNoOtherJobLists) {
   EXPECT_TRUE(*artifacts_->Contains(Sha256Hex(ContentOf("prepared/model.safetensors"))));
   EXPECT_FALSE(*artifacts_->Contains(Sha256Hex(ContentOf("model/model.safetensors"))));
   EXPECT_TRUE(absl::IsNotFound(queue_->DeleteJob(first)));
+}
+
+TEST_F(JobQueueTest, AModelOfAnEarlierJobIsReadFromItsArtifacts) {
+  Register();
+  const JobName first = Create();
+  const auto request = [](const std::string& uri) {
+    v1::CreateJobRequest request = ScriptedRequest();
+    request.mutable_job()->mutable_spec()->mutable_model()->set_uri(uri);
+    request.mutable_job()->mutable_spec()->mutable_fine_tune()->mutable_distillation();
+    return *ValidateCreateJob(request, {});
+  };
+  const std::string model = "artifact://" + first.ArtifactName("model");
+  // Not finished: nothing is there.
+  const absl::Status early = queue_->CreateJob(request(model)).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(early)) << early;
+  EXPECT_THAT(FieldViolations(early),
+              ElementsAre(testing::Field(&FieldViolation::field, "job.spec.model.uri")));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      queue_->CreateJob(request("artifact://projects/default/jobs/none/artifacts/model"))
+          .status()));
+  ASSERT_TRUE(Complete(Acquire()).ok());
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  const std::vector<std::pair<std::string, std::string>> files = {
+      {"model/config.json", "{}"},
+      {"model/model.safetensors", "weights"},
+      {"model/run.py", "no"},
+      {"gguf/model-q4.gguf", "GGUF"}};
+  ASSERT_TRUE(store_
+                  ->Transact([&](StoreTransaction& store) -> absl::Status {
+                    for (const auto& [path, content] : files) {
+                      v1::Artifact artifact;
+                      artifact.set_name(first.ArtifactName(path));
+                      artifact.set_sha256(Sha256Hex(content));
+                      artifact.set_size_bytes(content.size());
+                      RETURN_IF_ERROR(store.PutArtifact(first, artifact));
+                    }
+                    return absl::OkStatus();
+                  })
+                  .ok());
+  for (const auto& [path, content] : files) StoreContent(content);
+
+  const auto second = queue_->CreateJob(request(model));
+  ASSERT_TRUE(second.ok()) << second.status();
+  const auto gguf =
+      queue_->CreateJob(request("artifact://" + first.ArtifactName("gguf/model-q4.gguf")));
+  ASSERT_TRUE(gguf.ok()) << gguf.status();
+  // The earlier job may go: its files stay as long as the later ones list them.
+  ASSERT_TRUE(queue_->DeleteJob(first).ok());
+  EXPECT_TRUE(*artifacts_->Contains(Sha256Hex("weights")));
+  EXPECT_TRUE(*artifacts_->Contains(Sha256Hex("GGUF")));
+  EXPECT_FALSE(*artifacts_->Contains(Sha256Hex("no")));
+  const auto paths = [](const internal::v1::TaskSpec& task) {
+    std::set<std::string> paths;
+    for (const auto& input : task.inputs()) paths.insert(input.path());
+    return paths;
+  };
+  const AcquireTaskResponse prepare = Acquire();
+  EXPECT_THAT(paths(prepare.task()), ElementsAre("source/config.json", "source/model.safetensors"));
+  ASSERT_TRUE(queue_->CancelJob(JobName::Parse(gguf->name()).value()).ok());
+  ASSERT_TRUE(Complete(prepare).ok());
+  queue_->Tick();
+  const AcquireTaskResponse trial = Acquire();
+  EXPECT_FALSE(paths(trial.task()).contains("source/config.json"));
+  ASSERT_TRUE(Complete(trial).ok());
+  // It learns from the original.
+  const AcquireTaskResponse finalize = RunUntil("finalize");
+  EXPECT_TRUE(paths(finalize.task()).contains("source/model.safetensors"));
+  ASSERT_TRUE(Complete(finalize).ok());
+  queue_->Tick();
+  ASSERT_TRUE(queue_->DropIntermediates(JobName::Parse(second->name()).value()).ok());
+  EXPECT_FALSE(*artifacts_->Contains(Sha256Hex("weights")));
+}
+
+TEST_F(JobQueueTest, EveryTaskReadsTheRevisionThatTheFirstOneRead) {
+  v1::CreateJobRequest request = ScriptedRequest();
+  request.mutable_job()->mutable_spec()->mutable_model()->set_uri("hf://org/name@main");
+  const JobName name = Create(request);
+  Register();
+  const AcquireTaskResponse prepare = Acquire();
+  UploadOutputs(*artifacts_, prepare.task());
+  internal::v1::CompleteTaskRequest done;
+  *done.mutable_lease() = prepare.lease();
+  *done.mutable_result() = ScriptedResult(prepare.task());
+  const std::string pinned = "hf://org/name@" + std::string(40, 'a');
+  done.mutable_result()->mutable_prepare()->set_resolved_model_uri(pinned);
+  ASSERT_TRUE(queue_->CompleteTask(done).ok());
+  queue_->Tick();
+  const AcquireTaskResponse finalize = RunUntil("finalize");
+  EXPECT_EQ(finalize.task().spec().model().uri(), pinned);
+  ASSERT_TRUE(Complete(finalize).ok());
+  queue_->Tick();
+  EXPECT_THAT(Get(name).report().notes(), testing::Contains(HasSubstr(pinned)));
+  EXPECT_EQ(Get(name).spec().model().uri(), "hf://org/name@main");
 }
 
 TEST_F(JobQueueTest, ANewProcessOfAWorkerGivesItsTasksBackAtOnce) {

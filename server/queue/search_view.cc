@@ -38,6 +38,13 @@ search::SearchSpace ToSearchSpace(const PrepareResult& prepare, v1::Search::Qual
 }
 
 absl::Status CheckPrepareResult(const PrepareResult& prepare, const v1::CompressionSpec& spec) {
+  // What was asked for, at most with its revision pinned down.
+  const std::string& read = prepare.resolved_model_uri();
+  const std::string& asked = spec.model().uri();
+  if (!read.empty() && read.substr(0, read.find('@')) != asked.substr(0, asked.find('@'))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Another model was read than was asked for: ", read.substr(0, 200)));
+  }
   const auto& candidates = spec.search().candidate_bits();
   for (const internal::v1::SearchGroup& group : prepare.groups()) {
     const bool same = std::equal(

@@ -31,7 +31,9 @@ inline constexpr std::array<v1::Search::Algorithm, 5> kAlgorithms = {
 // Values of config.json "model_type" that the engine's decoder covers.
 inline constexpr std::array<const char*, 4> kModelTypes = {"llama", "mistral", "qwen2", "qwen3"};
 
-inline constexpr std::array<const char*, 2> kUriSchemes = {"builtin", "file"};
+// Of models; texts are builtin or file.
+inline constexpr std::array<const char*, 5> kUriSchemes = {"builtin", "file", "hf", "s3",
+                                                           "artifact"};
 // What is shipped with QPruner (data/models, data/corpus).
 inline constexpr std::array<const char*, 1> kBuiltinModels = {"stories260k"};
 inline constexpr std::array<const char*, 1> kBuiltinTexts = {"tinystories"};

@@ -19,6 +19,7 @@
 #include "proto/spec_defaults.h"
 #include "proto/status_codec.h"
 #include "server/validation/capabilities.h"
+#include "server/validation/model_uri.h"
 
 namespace qpruner::server {
 namespace {
@@ -105,9 +106,11 @@ bool IsBelowAnyRoot(const std::string& path, const std::vector<std::string>& roo
 
 template <size_t N>
 void CheckUri(FieldChecker& check, const std::string& field, absl::string_view uri,
-              const std::array<const char*, N>& builtins, const JobValidationOptions& options) {
+              const std::array<const char*, N>& builtins, const JobValidationOptions& options,
+              absl::string_view more_forms = "") {
   std::string forms = "file:///absolute/path";
   for (const char* name : builtins) absl::StrAppend(&forms, " or builtin://", name);
+  absl::StrAppend(&forms, more_forms);
   if (uri.empty()) {
     check.Fail(field, absl::StrCat("is required: ", forms));
     return;
@@ -147,6 +150,17 @@ void CheckUri(FieldChecker& check, const std::string& field, absl::string_view u
     check.Fail(field,
                absl::StrCat("must lie below one of the folders this server allows (",
                             absl::StrJoin(options.model_roots, ", "), "), is ", Quoted(uri)));
+  }
+}
+
+void CheckModelUri(FieldChecker& check, absl::string_view uri, const std::string& project,
+                   const JobValidationOptions& options) {
+  const std::string field = "job.spec.model.uri";
+  if (uri.size() > kMaxUriBytes || !IsFetchedModelUri(uri)) {
+    CheckUri(check, field, uri, kBuiltinModels, options,
+             ", hf://organization/name@revision, s3://bucket/prefix or artifact://NAME");
+  } else if (const std::string problem = FetchedModelUriProblem(uri, project); !problem.empty()) {
+    check.Fail(field, problem);
   }
 }
 
@@ -530,9 +544,9 @@ void CheckEvaluationTasks(FieldChecker& check, const v1::Evaluation& evaluation,
   }
 }
 
-void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec,
+void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec, const std::string& project,
                const JobValidationOptions& options) {
-  CheckUri(check, "job.spec.model.uri", spec.model().uri(), kBuiltinModels, options);
+  CheckModelUri(check, spec.model().uri(), project, options);
 
   CheckDataset(check, "job.spec.calibration.dataset", spec.calibration().dataset(), options);
   check.Range("job.spec.calibration.sample_count", spec.calibration().sample_count(), 1, 1024);
@@ -641,7 +655,7 @@ absl::StatusOr<NewJob> ValidateCreateJob(const v1::CreateJobRequest& request,
   result.job.set_priority(job.priority());
   *result.job.mutable_spec() = job.spec();
   FillDefaults(*result.job.mutable_spec());
-  CheckSpec(check, result.job.spec(), options);
+  CheckSpec(check, result.job.spec(), result.project, options);
   if (absl::Status status = check.status(); !status.ok()) return status;
 
   auto& bits = *result.job.mutable_spec()->mutable_search()->mutable_candidate_bits();

@@ -71,6 +71,16 @@ TEST(JobValidation, AllViolationsComeAtOnce) {
               testing::UnorderedElementsAre("job_id", "job.spec.pruning.ratio", "job.spec.search"));
 }
 
+TEST(JobValidation, ModelsMayComeFromElsewhere) {
+  for (const char* uri : {"hf://org/name", "hf://org/name@v1.0", "s3://bucket/models/llama",
+                          "artifact://projects/default/jobs/j/artifacts/model"}) {
+    v1::CreateJobRequest request = Smallest();
+    request.mutable_job()->mutable_spec()->mutable_model()->set_uri(uri);
+    const auto job = ValidateCreateJob(request, {.model_roots = {"/models"}});
+    EXPECT_TRUE(job.ok()) << job.status();
+  }
+}
+
 struct Case {
   const char* field;
   const char* text;  // Part of the description: the rule or the value.
@@ -103,6 +113,20 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto&, auto& s) { s.mutable_model()->set_uri("file:///a/../b"); }},
       {"job.spec.model.uri", "shipped",
        [](auto&, auto& s) { s.mutable_model()->set_uri("builtin://gpt"); }},
+      {"job.spec.model.uri", "hf://organization/name",
+       [](auto&, auto& s) { s.mutable_model()->set_uri("http://huggingface.co/a/b"); }},
+      {"job.spec.model.uri", "must be hf://organization/name@revision",
+       [](auto&, auto& s) { s.mutable_model()->set_uri("hf://../b"); }},
+      {"job.spec.model.uri", "must be s3://bucket/prefix",
+       [](auto&, auto& s) { s.mutable_model()->set_uri("s3://bucket/a/../b"); }},
+      {"job.spec.model.uri", "must be artifact://projects",
+       [](auto&, auto& s) { s.mutable_model()->set_uri("artifact://jobs/j/artifacts/model"); }},
+      {"job.spec.model.uri", "own project, default",
+       [](auto&, auto& s) {
+         s.mutable_model()->set_uri("artifact://projects/other/jobs/j/artifacts/model");
+       }},
+      {"job.spec.calibration.dataset.uri", "must be file",
+       [](auto&, auto& s) { s.mutable_calibration()->mutable_dataset()->set_uri("hf://a/b"); }},
       {"job.spec.calibration.dataset.uri", "must be file",
        [](auto&, auto& s) { s.mutable_calibration()->mutable_dataset()->set_uri("http://x"); }},
       {"job.spec.calibration.sample_count", "1 to 1024, is 0",

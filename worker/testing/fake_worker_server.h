@@ -67,6 +67,12 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
     queue_.push_back(task);
     return task.lease().token();
   }
+  // The same with a task that reads the model at `uri`.
+  void QueuePrepare(const std::string& uri) {
+    Queue(uri);
+    absl::MutexLock lock(&mutex_);
+    queue_.back().mutable_task()->mutable_prepare();
+  }
   internal::v1::ArtifactRef Store(const std::string& path, const std::string& content) {
     internal::v1::ArtifactRef ref;
     ref.set_path(path);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -66,7 +67,16 @@ void Serve() {
     const std::string& script = request.task().spec().model().uri();
     EngineReply reply;
     reply.set_request_id(request.request_id());
-    if (script == "copy") {
+    if (script.rfind("hf://", 0) == 0) {
+      // Tells what the agent has brought.
+      std::set<std::string> names;
+      std::error_code ignored;
+      for (const auto& entry : fs::directory_iterator(request.input_dir() + "/source", ignored)) {
+        names.insert(entry.path().filename().string());
+      }
+      for (const std::string& name : names)
+        reply.mutable_result()->mutable_prepare()->add_notes(name);
+    } else if (script == "copy") {
       Copy(request, reply);
     } else if (script == "progress") {
       EngineReply progress;

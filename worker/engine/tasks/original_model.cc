@@ -20,9 +20,10 @@ at::ScalarType StoredDType(const Checkpoint& checkpoint) {
 }  // namespace
 
 absl::StatusOr<OriginalModel> OpenOriginalModel(const std::string& uri,
-                                                const std::string& builtin_dir, at::Device device) {
+                                                const std::string& builtin_dir,
+                                                const std::string& input_dir, at::Device device) {
   OriginalModel model;
-  ASSIGN_OR_RETURN(model.folder, ResolveModel(uri, builtin_dir));
+  ASSIGN_OR_RETURN(model.folder, ResolveModel(uri, builtin_dir, input_dir));
   ASSIGN_OR_RETURN(model.checkpoint, Checkpoint::Open(model.folder));
   model.stored = StoredDType(*model.checkpoint);
   model.source = MakeCheckpointSource(model.checkpoint, device, ComputeDType(device, model.stored));

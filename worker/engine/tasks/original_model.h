@@ -24,7 +24,8 @@ struct OriginalModel {
 
 // `uri` as in ModelSource. INVALID_ARGUMENT, NOT_FOUND: what is wrong with the URI or the files.
 absl::StatusOr<OriginalModel> OpenOriginalModel(const std::string& uri,
-                                                const std::string& builtin_dir, at::Device device);
+                                                const std::string& builtin_dir,
+                                                const std::string& input_dir, at::Device device);
 
 }  // namespace qpruner::engine
 

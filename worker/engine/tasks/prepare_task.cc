@@ -75,9 +75,11 @@ ReferenceShare MeasureReference(WeightSource& original, std::vector<TokenIds> se
 // next ones need.
 class Preparation {
  public:
-  Preparation(v1::CompressionSpec spec, const std::string& builtin_dir,
-              const std::string& output_dir, at::Device device, ProgressReporter& progress)
+  Preparation(v1::CompressionSpec spec, const std::string& input_dir,
+              const std::string& builtin_dir, const std::string& output_dir, at::Device device,
+              ProgressReporter& progress)
       : spec_(std::move(spec)),
+        input_dir_(input_dir),
         builtin_dir_(builtin_dir),
         output_dir_(output_dir),
         prepared_dir_(absl::StrCat(output_dir, "/", kPreparedFolder)),
@@ -109,6 +111,7 @@ class Preparation {
   v1::ModelMetrics MeasurePreparedOn(const ReferenceShare& share, const Phase& phase);
 
   v1::CompressionSpec spec_;  // From CheckInputs on as the model can follow it.
+  const std::string& input_dir_;
   const std::string& builtin_dir_;
   const std::string& output_dir_;
   const std::string prepared_dir_;
@@ -148,7 +151,7 @@ class Preparation {
 absl::Status Preparation::CheckInputs() {
   const Phase phase(progress_, 0, 0.03, "checking the model");
   ASSIGN_OR_RETURN(OriginalModel original,
-                   OpenOriginalModel(spec_.model().uri(), builtin_dir_, device_));
+                   OpenOriginalModel(spec_.model().uri(), builtin_dir_, input_dir_, device_));
   folder_ = std::move(original.folder);
   checkpoint_ = std::move(original.checkpoint);
   stored_ = original.stored;
@@ -354,10 +357,11 @@ absl::Status Preparation::Report() {
 }  // namespace
 
 absl::StatusOr<PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
+                                         const std::string& input_dir,
                                          const std::string& builtin_dir,
                                          const std::string& output_dir, at::Device device,
                                          ProgressReporter& progress) {
-  Preparation preparation(spec, builtin_dir, output_dir, device, progress);
+  Preparation preparation(spec, input_dir, builtin_dir, output_dir, device, progress);
   RETURN_IF_ERROR(preparation.CheckInputs());
   RETURN_IF_ERROR(preparation.MeasureOriginal());
   RETURN_IF_ERROR(preparation.Prune());

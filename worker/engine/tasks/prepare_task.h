@@ -22,12 +22,11 @@ namespace qpruner::engine {
 //   report/scores.json  everything that was scored, for people
 //
 // Everything that can be known from configuration, tokenizer and texts is refused before the first
-// forward pass. INVALID_ARGUMENT, NOT_FOUND: what is wrong with the model, the texts or the spec.
-absl::StatusOr<internal::v1::PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
-                                                       const std::string& builtin_dir,
-                                                       const std::string& output_dir,
-                                                       at::Device device,
-                                                       ProgressReporter& progress);
+// forward pass. `input_dir` may hold the model (ResolveModel). INVALID_ARGUMENT, NOT_FOUND: what is
+// wrong with the model, the texts or the spec.
+absl::StatusOr<internal::v1::PrepareResult> RunPrepare(
+    const v1::CompressionSpec& spec, const std::string& input_dir, const std::string& builtin_dir,
+    const std::string& output_dir, at::Device device, ProgressReporter& progress);
 
 }  // namespace qpruner::engine
 

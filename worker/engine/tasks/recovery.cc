@@ -40,8 +40,9 @@ struct Teacher {
 
 absl::StatusOr<Teacher> MakeTeacher(const RecoveryInputs& inputs, const QuantizedSource& student,
                                     const DistillationOptions& options) {
-  ASSIGN_OR_RETURN(OriginalModel original, OpenOriginalModel(inputs.spec.model().uri(),
-                                                             inputs.builtin_dir, student.device()));
+  ASSIGN_OR_RETURN(OriginalModel original,
+                   OpenOriginalModel(inputs.spec.model().uri(), inputs.builtin_dir,
+                                     inputs.input_dir, student.device()));
   Teacher teacher{.source = std::move(original.source)};
   if (auto resident = MakeResidentBeside(*teacher.source, inputs.model.plan)) {
     teacher.source = std::move(resident);

@@ -40,9 +40,24 @@ absl::StatusOr<std::string> Locate(absl::string_view field, absl::string_view ur
       absl::StrCat(field, ": must be file:///absolute/path or builtin://name, is \"", uri, "\""));
 }
 
+// What the agent has put into `folder`.
+absl::StatusOr<std::string> FindFetchedModel(const std::string& uri, const std::string& folder) {
+  std::error_code ignored;
+  if (fs::is_regular_file(folder + "/config.json", ignored)) return folder;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    if (absl::EndsWithIgnoreCase(entry.path().string(), ".gguf")) return entry.path().string();
+  }
+  return absl::NotFoundError(absl::StrCat(
+      "model.uri: the worker has brought neither a config.json nor a .gguf file of ", uri));
+}
+
 }  // namespace
 
-absl::StatusOr<std::string> ResolveModel(const std::string& uri, const std::string& builtin_dir) {
+absl::StatusOr<std::string> ResolveModel(const std::string& uri, const std::string& builtin_dir,
+                                         const std::string& input_dir) {
+  for (const char* scheme : {"hf://", "s3://", "artifact://"}) {
+    if (absl::StartsWith(uri, scheme)) return FindFetchedModel(uri, input_dir + "/source");
+  }
   auto path = Locate("model.uri", uri, absl::StrCat(builtin_dir, "/models/"), "");
   std::error_code ignored;
   if (path.ok() && !fs::is_directory(*path, ignored) &&

@@ -8,10 +8,12 @@
 
 namespace qpruner::engine {
 
-// Path of `file:///absolute/folder`, `file:///absolute/model.gguf` or `builtin://NAME`
-// (`builtin_dir`/models/NAME). INVALID_ARGUMENT: not such a URI. NOT_FOUND: no such folder or file
-// on this worker.
-absl::StatusOr<std::string> ResolveModel(const std::string& uri, const std::string& builtin_dir);
+// Path of `file:///absolute/folder`, `file:///absolute/model.gguf`, `builtin://NAME`
+// (`builtin_dir`/models/NAME), or of what the agent has put into `input_dir`/source for a URI of
+// another scheme: that folder, or the .gguf file in it. INVALID_ARGUMENT: not such a URI.
+// NOT_FOUND: no such folder or file on this worker.
+absl::StatusOr<std::string> ResolveModel(const std::string& uri, const std::string& builtin_dir,
+                                         const std::string& input_dir);
 
 // Path of `file:///absolute/path`, `builtin://NAME` (`builtin_dir`/corpus/NAME.txt), or of the
 // default text if `uri` is empty. Errors likewise.

@@ -92,9 +92,9 @@ absl::Status TaskRunner::Work(const EngineRequest& request, ProgressReporter& pr
   FillDefaults(spec);
   if (task.has_prepare()) {
     prepared_.Clear();  // Another model is about to need the memory.
-    ASSIGN_OR_RETURN(
-        *result.mutable_prepare(),
-        RunPrepare(spec, request.builtin_dir(), request.output_dir(), device_, progress));
+    ASSIGN_OR_RETURN(*result.mutable_prepare(),
+                     RunPrepare(spec, request.input_dir(), request.builtin_dir(),
+                                request.output_dir(), device_, progress));
     return absl::OkStatus();
   }
   if (!task.has_trial() && !task.has_finalize()) {
