@@ -75,6 +75,16 @@ function(_qpruner_show_locks name)
   endif()
 endfunction()
 
+# Programs that must outlive a wall clock that is set: base/monotonic_waits.cc says why.
+function(qpruner_wait_monotonically)
+  if(NOT QPRUNER_SANITIZE)
+    foreach(name IN LISTS ARGN)
+      target_sources(${name} PRIVATE "${PROJECT_SOURCE_DIR}/base/monotonic_waits.cc")
+      target_link_libraries(${name} PRIVATE ${CMAKE_DL_LIBS})
+    endforeach()
+  endif()
+endfunction()
+
 function(qpruner_library name)
   cmake_parse_arguments(A "" "LAYER" "SOURCES;DEPS" ${ARGN})
   add_library(${name} STATIC ${A_SOURCES})

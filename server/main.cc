@@ -163,6 +163,24 @@ int Main(int argc, char** argv) {
   app.add_option("--model-root", options.validation.model_roots,
                  "file:// models and texts must lie below this folder; may be repeated")
       ->capture_default_str();
+  const auto add_duration = [&app](const char* name, absl::Duration& value, const char* help) {
+    app.add_option_function<std::string>(
+           name,
+           [name, &value](const std::string& text) {
+             if (!absl::ParseDuration(text, &value)) {
+               throw CLI::ValidationError(name, "must be a time such as 15s or 500ms");
+             }
+           },
+           help)
+        ->type_name("TIME")
+        ->default_str(absl::FormatDuration(value));
+  };
+  add_duration("--lease-duration", options.queue.lease_duration,
+               "A worker that is silent for so long loses its task");
+  add_duration("--heartbeat-interval", options.queue.heartbeat_interval,
+               "How often a worker tells that it is alive, and hears of a cancelled job");
+  add_duration("--retry-backoff", options.queue.retry_backoff,
+               "A failed attempt waits so long before the next, doubled each time");
   const auto add_retention = [&app](const char* name, absl::Duration& value, const char* help) {
     app.add_option_function<std::string>(
            name,

@@ -79,6 +79,25 @@ absl::Status CheckListenAddress(const std::string& listen, bool secured, bool in
                    "network is private"));
 }
 
+absl::Status CheckQueueTimes(const JobQueueOptions& queue) {
+  if (queue.heartbeat_interval < absl::Milliseconds(10) ||
+      queue.lease_duration < 3 * queue.heartbeat_interval ||
+      queue.lease_duration > absl::Hours(1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--heartbeat-interval must be at least 10ms, and --lease-duration from three "
+                     "times that, so "
+                     "that one lost heartbeat costs no task, to 1h; they are ",
+                     absl::FormatDuration(queue.heartbeat_interval), " and ",
+                     absl::FormatDuration(queue.lease_duration)));
+  }
+  if (queue.retry_backoff < absl::ZeroDuration() || queue.retry_backoff > queue.max_retry_backoff) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--retry-backoff must be from 0 to ", absl::FormatDuration(queue.max_retry_backoff),
+        ", is ", absl::FormatDuration(queue.retry_backoff)));
+  }
+  return absl::OkStatus();
+}
+
 // In the order of construction; destroyed in reverse.
 struct Server::Parts {
   ServerOptions options;
@@ -121,6 +140,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   RETURN_IF_ERROR(CheckListenAddress(
       options.listen, options.tls.enabled() && !options.token_file.empty(), options.insecure));
   if (options.data_dir.empty()) return absl::InvalidArgumentError("--data-dir is required");
+  RETURN_IF_ERROR(CheckQueueTimes(options.queue));
   if (options.local_workers < 0 || options.local_workers > 64) {
     return absl::InvalidArgumentError(
         absl::StrCat("--local-workers must be from 0 to 64, is ", options.local_workers));

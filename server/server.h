@@ -90,6 +90,9 @@ class Server {
 // `insecure`.
 absl::Status CheckListenAddress(const std::string& listen, bool secured, bool insecure);
 
+// OK if a lease outlives a few heartbeats, and no time is absurd.
+absl::Status CheckQueueTimes(const JobQueueOptions& queue);
+
 }  // namespace qpruner::server
 
 #endif  // QPRUNER_SERVER_SERVER_H_

@@ -278,5 +278,20 @@ TEST(ListenAddress, OnlyLoopbackWithoutInsecure) {
   }
 }
 
+TEST(QueueTimes, ALeaseOutlivesALostHeartbeat) {
+  JobQueueOptions queue;
+  EXPECT_TRUE(CheckQueueTimes(queue).ok());
+  queue.lease_duration = 2 * queue.heartbeat_interval;
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckQueueTimes(queue)));
+  queue.lease_duration = absl::InfiniteDuration();
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckQueueTimes(queue)));
+  queue = {};
+  queue.heartbeat_interval = absl::ZeroDuration();
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckQueueTimes(queue)));
+  queue = {};
+  queue.retry_backoff = -absl::Seconds(1);
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckQueueTimes(queue)));
+}
+
 }  // namespace
 }  // namespace qpruner::server

@@ -48,6 +48,7 @@ absl::Status FetchArtifact(WorkerService::StubInterface& server, const Lease& le
   request.set_sha256(sha256);
   request.set_offset(offset);
   grpc::ClientContext context;
+  context.set_wait_for_ready(true);
   context.set_deadline(Deadline(kUnknownSize));
   const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
   const auto stream = server.FetchArtifact(&context, request);
@@ -66,6 +67,7 @@ absl::Status UploadArtifact(WorkerService::StubInterface& server, const Lease& l
   const auto closer = absl::MakeCleanup([fd] { close(fd); });
 
   grpc::ClientContext context;
+  context.set_wait_for_ready(true);
   context.set_deadline(Deadline(ref.size_bytes()));
   const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
   google::protobuf::Empty response;

@@ -75,6 +75,7 @@ void LeaseKeeper::KeepAlive(std::stop_token stop) {
     }
     HeartbeatResponse response;
     grpc::ClientContext context;
+    context.set_wait_for_ready(true);
     // A third of the lease: a call that hangs leaves time for two more.
     context.set_deadline(
         absl::ToChronoTime(absl::Now() + std::min(expiry - sent, options_.lease_duration / 3)));

@@ -45,7 +45,11 @@ constexpr absl::Duration kProgressInterval = absl::Seconds(1);
 // A draining worker has little time; the server finds out by the lease if this is not enough.
 constexpr absl::Duration kHandBackDeadline = absl::Seconds(3);
 
+// For a call that waits for a server that is away. A call that does not would fail at once, and
+// leave nobody to bring gRPC's connection forward until the next one: a server that is back would
+// be found after many seconds.
 void SetDeadline(grpc::ClientContext& context, absl::Duration from_now) {
+  context.set_wait_for_ready(true);
   context.set_deadline(absl::ToChronoTime(absl::Now() + from_now));
 }
 

@@ -4,56 +4,25 @@
 #include <stdlib.h>
 
 #include <fstream>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "grpcpp/create_channel.h"
 #include "gtest/gtest.h"
+#include "tests/testing/job_outcome.h"
+#include "tests/testing/process_usage.h"
+#include "tests/testing/server_process.h"
 
 namespace qpruner {
 namespace {
 
 namespace fs = std::filesystem;
 
-std::string BinaryPath(const std::string& name) {
-  const char* folder = getenv("QPRUNER_BIN_DIR");
-  return absl::StrCat(folder != nullptr ? folder : "build/release/bin", "/", name);
-}
-
-struct ProcessInfo {
-  pid_t pid;
-  pid_t parent;
-  std::string program;
-  char state;
-};
-
-std::vector<ProcessInfo> AllProcesses() {
-  std::vector<ProcessInfo> processes;
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator("/proc", ignored)) {
-    const std::string id = entry.path().filename();
-    if (id.find_first_not_of("0123456789") != std::string::npos) continue;
-    std::ifstream file(entry.path() / "stat");
-    std::string line;
-    if (!std::getline(file, line)) continue;
-    // pid (program) state parent ...; the program may hold spaces and parentheses.
-    const size_t open = line.find('('), close = line.rfind(')');
-    if (open == std::string::npos || close == std::string::npos) continue;
-    ProcessInfo info{static_cast<pid_t>(std::stol(id)), 0, line.substr(open + 1, close - open - 1),
-                     '?'};
-    std::istringstream rest(line.substr(close + 1));
-    rest >> info.state >> info.parent;
-    processes.push_back(info);
-  }
-  return processes;
-}
-
 // Live processes called `program` that were started with an argument or environment naming
 // `folder`.
 std::vector<pid_t> ProcessesOf(const std::string& program, const fs::path& folder) {
   std::vector<pid_t> found;
-  for (const ProcessInfo& process : AllProcesses()) {
+  for (const ProcessInfo& process : ListProcesses()) {
     // The kernel keeps 15 characters of a program's name.
     if (process.program != program.substr(0, 15) || process.state == 'Z' || process.state == 'X')
       continue;
@@ -102,7 +71,7 @@ ServiceUnderTest::~ServiceUnderTest() {
 
 void ServiceUnderTest::Start() {
   auto server =
-      ChildProcess::Spawn({.argv = {BinaryPath("qpruner-server"), "--listen", address_,
+      ChildProcess::Spawn({.argv = {BuiltProgram("qpruner-server"), "--listen", address_,
                                     "--data-dir", (folder_ / "data").string(), "--metrics-listen",
                                     "off", absl::StrCat("--local-workers=", local_workers_)},
                            .parent_death_signal = SIGTERM,
@@ -143,25 +112,6 @@ bool ServiceUnderTest::WaitUntil(absl::Duration timeout, const std::function<boo
     absl::SleepFor(absl::Milliseconds(5));
   }
   return true;
-}
-
-v1::CompressionJob SmallJob() {
-  v1::CompressionJob job;
-  v1::CompressionSpec& spec = *job.mutable_spec();
-  spec.mutable_model()->set_uri("builtin://stories260k");
-  spec.mutable_calibration()->set_sample_count(16);
-  spec.mutable_calibration()->set_sequence_length(64);
-  spec.mutable_pruning()->set_ratio(0.25);
-  spec.mutable_search()->set_max_average_bits(6);
-  spec.mutable_search()->set_max_trials(8);
-  spec.mutable_search()->set_granularity(v1::Search::BLOCK);
-  spec.mutable_fine_tune()->set_steps(10);
-  spec.mutable_fine_tune()->set_warmup_steps(2);
-  spec.mutable_fine_tune()->set_batch_size(4);
-  spec.mutable_fine_tune()->set_sequence_length(64);
-  spec.mutable_evaluation()->set_max_selection_tokens(2048);
-  spec.mutable_evaluation()->set_max_test_tokens(2048);
-  return job;
 }
 
 v1::CompressionJob Create(ServiceUnderTest& service, const v1::CompressionJob& job) {
@@ -209,55 +159,9 @@ std::vector<v1::JobEvent> FollowJob(ServiceUnderTest& service, const std::string
 }
 
 std::string Outcome(ServiceUnderTest& service, const std::string& name) {
-  std::string text;
-  {
-    grpc::ClientContext context;
-    v1::ListTrialsRequest request;
-    v1::ListTrialsResponse response;
-    request.set_parent(name);
-    EXPECT_TRUE(service.jobs().ListTrials(&context, request, &response).ok());
-    for (v1::Trial& trial : *response.mutable_trials()) {
-      trial.clear_name();
-      trial.clear_worker();
-      trial.clear_attempt_count();
-      trial.clear_start_time();
-      trial.clear_end_time();
-      absl::StrAppend(&text, trial.ShortDebugString(), "\n");
-    }
-  }
-  {
-    grpc::ClientContext context;
-    v1::GetParetoFrontRequest request;
-    v1::ParetoFront front;
-    request.set_name(name);
-    EXPECT_TRUE(service.jobs().GetParetoFront(&context, request, &front).ok());
-    for (v1::ParetoPoint& point : *front.mutable_points()) {
-      point.clear_trial();
-      absl::StrAppend(&text, point.ShortDebugString(), "\n");
-    }
-  }
-  {
-    grpc::ClientContext context;
-    v1::GetJobRequest request;
-    v1::CompressionJob job;
-    request.set_name(name);
-    EXPECT_TRUE(service.jobs().GetJob(&context, request, &job).ok());
-    for (v1::JobReport::Row& row : *job.mutable_report()->mutable_rows()) row.clear_trial();
-    job.mutable_report()->clear_chosen_trial();
-    absl::StrAppend(&text, job.report().DebugString());
-  }
-  {
-    grpc::ClientContext context;
-    v1::ListArtifactsRequest request;
-    v1::ListArtifactsResponse response;
-    request.set_parent(name);
-    EXPECT_TRUE(service.jobs().ListArtifacts(&context, request, &response).ok());
-    for (const v1::Artifact& artifact : response.artifacts()) {
-      absl::StrAppend(&text, artifact.name().substr(artifact.name().find("/artifacts/")), " ",
-                      artifact.sha256(), "\n");
-    }
-  }
-  return text;
+  const absl::StatusOr<std::string> outcome = JobOutcome(service.jobs(), name);
+  EXPECT_TRUE(outcome.ok()) << outcome.status();
+  return outcome.value_or("");
 }
 
 }  // namespace qpruner

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "base/child_process.h"
 #include "qpruner/v1/job_service.grpc.pb.h"
+#include "tests/testing/small_job.h"
 
 namespace qpruner {
 
@@ -48,9 +49,6 @@ class ServiceUnderTest {
   std::unique_ptr<v1::JobService::Stub> stub_;
 };
 
-// A job for the shipped model that takes seconds.
-v1::CompressionJob SmallJob();
-
 // Queues a job. A refusal is a test failure.
 v1::CompressionJob Create(ServiceUnderTest& service, const v1::CompressionJob& job);
 
@@ -62,8 +60,7 @@ std::vector<v1::JobEvent> FollowJob(ServiceUnderTest& service, const std::string
                                     absl::Duration timeout,
                                     const std::function<void(const v1::JobEvent&)>& on_event = {});
 
-// What a job brought, with everything that may differ between equal runs (times, worker names,
-// attempts) left out: trials with their measurements, front, report, and SHA-256 of every artifact.
+// JobOutcome of tests/testing/job_outcome.h. An error of a call is a test failure.
 std::string Outcome(ServiceUnderTest& service, const std::string& name);
 
 }  // namespace qpruner

@@ -44,7 +44,8 @@ class ServerProcess {
   // SIGTERM; the wait status. -1: it had to be killed.
   int Stop(absl::Duration limit = absl::Seconds(30));
 
-  // 0: it does not run.
+  bool running() const { return process_ && !process_->Poll(); }
+  // 0: it was not started, or killed.
   pid_t pid() const { return process_ ? process_->pid() : 0; }
   const std::string& address() const { return options_.address; }
   std::string data_dir() const { return options_.folder + "/data"; }

@@ -1,0 +1,30 @@
+// A job for the shipped model, and a real engine, that takes seconds.
+#ifndef QPRUNER_TESTS_TESTING_SMALL_JOB_H_
+#define QPRUNER_TESTS_TESTING_SMALL_JOB_H_
+
+#include "qpruner/v1/job.pb.h"
+
+namespace qpruner {
+
+inline v1::CompressionJob SmallJob() {
+  v1::CompressionJob job;
+  v1::CompressionSpec& spec = *job.mutable_spec();
+  spec.mutable_model()->set_uri("builtin://stories260k");
+  spec.mutable_calibration()->set_sample_count(16);
+  spec.mutable_calibration()->set_sequence_length(64);
+  spec.mutable_pruning()->set_ratio(0.25);
+  spec.mutable_search()->set_max_average_bits(6);
+  spec.mutable_search()->set_max_trials(8);
+  spec.mutable_search()->set_granularity(v1::Search::BLOCK);
+  spec.mutable_fine_tune()->set_steps(10);
+  spec.mutable_fine_tune()->set_warmup_steps(2);
+  spec.mutable_fine_tune()->set_batch_size(4);
+  spec.mutable_fine_tune()->set_sequence_length(64);
+  spec.mutable_evaluation()->set_max_selection_tokens(2048);
+  spec.mutable_evaluation()->set_max_test_tokens(2048);
+  return job;
+}
+
+}  // namespace qpruner
+
+#endif  // QPRUNER_TESTS_TESTING_SMALL_JOB_H_
