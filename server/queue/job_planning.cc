@@ -72,27 +72,32 @@ absl::StatusOr<std::vector<FinishedStage>> ApplyPlan(StoreTransaction& store, Jo
   return stages;
 }
 
-void JobPlanning::PlanDirtyJobs() {
+bool JobPlanning::PlanDirtyJobs() {
+  bool any = false;
   for (const std::string& name : work_.TakeDirtyJobs()) {
     const absl::StatusOr<JobName> job = JobName::Parse(name);
     if (!job.ok()) continue;
-    if (absl::Status status = Plan(*job); !status.ok()) {
-      spdlog::error("{}: planning failed, will be tried again: {}", name, status.ToString());
+    const absl::StatusOr<bool> planned = Plan(*job);
+    if (!planned.ok()) {
+      spdlog::error("{}: planning failed, will be tried again: {}", name,
+                    planned.status().ToString());
       work_.PutBack(name);
     }
+    any = any || planned.value_or(false);
   }
+  return any;
 }
 
-absl::Status JobPlanning::Plan(const JobName& name) {
+absl::StatusOr<bool> JobPlanning::Plan(const JobName& name) {
   absl::StatusOr<JobView> view = absl::UnknownError("not read");
   RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
     view = LoadView(reader, name);
     return absl::IsNotFound(view.status()) ? absl::OkStatus() : view.status();
   }));
-  if (!view.ok()) return absl::OkStatus();  // Deleted.
+  if (!view.ok()) return false;  // Deleted.
   // Outside of the transaction: the search may take its time.
   const JobPlan plan = NextTasks(*view, proposer_);
-  if (plan.empty()) return absl::OkStatus();
+  if (plan.empty()) return false;
 
   const v1::CompressionJob& seen = view->record.job();
   bool outdated = false;
@@ -115,11 +120,11 @@ absl::Status JobPlanning::Plan(const JobName& name) {
                      effects.changed = true;
                      return absl::OkStatus();
                    });
-  if (absl::IsNotFound(status)) return absl::OkStatus();
+  if (absl::IsNotFound(status)) return false;
   RETURN_IF_ERROR(status);
   if (outdated) work_.MarkDirty(name.ToString());
   for (const FinishedStage& stage : stages) observer_.OnStageFinished(stage.stage, stage.duration);
-  return absl::OkStatus();
+  return !outdated;
 }
 
 }  // namespace qpruner::server

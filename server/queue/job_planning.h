@@ -34,11 +34,12 @@ class JobPlanning {
               QueueObserver& observer)
       : store_(store), changes_(changes), work_(work), proposer_(proposer), observer_(observer) {}
 
-  // A job whose planning fails stays dirty, without a wake-up.
-  void PlanDirtyJobs();
+  // True if any plan was stored. A job whose planning fails stays dirty, without a wake-up.
+  bool PlanDirtyJobs();
 
  private:
-  absl::Status Plan(const JobName& name);
+  // True if there was something to plan and it was stored.
+  absl::StatusOr<bool> Plan(const JobName& name);
 
   JobStore& store_;
   JobChanges& changes_;

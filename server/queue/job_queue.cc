@@ -122,14 +122,29 @@ void JobQueue::LookAfterOthers() {
   if (!store_.shared() || now < next_look_) return;
   next_look_ = now + kLookInterval;
   progress_.ForgetOlderThan(now - kForgetProgressAfter);
-  watches_.NotifyAll();
+  std::vector<JobName> watched;
+  for (const std::string& name : watches_.WatchedJobs()) {
+    if (const absl::StatusOr<JobName> job = JobName::Parse(name); job.ok()) watched.push_back(*job);
+  }
   std::vector<JobName> stalled;
+  std::map<std::string, int64_t> sequences;
   const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
     ASSIGN_OR_RETURN(stalled, reader.StalledJobs());
+    ASSIGN_OR_RETURN(sequences, reader.LastEventSequences(watched));
     return absl::OkStatus();
   });
   if (!status.ok()) return;  // The next look comes.
   for (const JobName& name : stalled) work_.MarkDirty(name.ToString());
+  // Only watchers of jobs that have changed since the last look, or are watched since then, read.
+  for (const JobName& job : watched) {
+    const std::string name = job.ToString();
+    const auto now = sequences.find(name);
+    const auto before = seen_sequences_.find(name);
+    const bool unchanged = now != sequences.end() && before != seen_sequences_.end() &&
+                           now->second == before->second;
+    if (!unchanged) watches_.Notify(name);
+  }
+  seen_sequences_ = std::move(sequences);
 }
 
 void JobQueue::Tick() {
@@ -139,8 +154,7 @@ void JobQueue::Tick() {
   leasing_.ExpireLeases();
   // Tasks that are queued already need not wait for a search.
   leasing_.ServePolls();
-  planning_.PlanDirtyJobs();
-  leasing_.ServePolls();
+  if (planning_.PlanDirtyJobs()) leasing_.ServePolls();
   leasing_.ExpirePolls();
 }
 

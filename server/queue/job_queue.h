@@ -19,7 +19,9 @@
 #define QPRUNER_SERVER_QUEUE_JOB_QUEUE_H_
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -153,8 +155,9 @@ class JobQueue {
   TaskCheckpoints checkpoints_;
   JobPlanning planning_;
 
-  // Of the Tick thread.
+  // Of the Tick thread. The newest events of watched jobs at the last look, by the job's name.
   absl::Duration next_look_;
+  std::map<std::string, int64_t> seen_sequences_;
 
   // Last: it calls the others until it is gone.
   class OtherServers;

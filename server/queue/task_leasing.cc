@@ -73,7 +73,7 @@ absl::Status TaskLeasing::Recover() {
 absl::Status TaskLeasing::LearnLeasesOf(const std::string& worker) {
   std::vector<TaskRecord> leased;
   RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
-    ASSIGN_OR_RETURN(leased, reader.LeasedTasksOf(worker));
+    ASSIGN_OR_RETURN(leased, reader.LeasedTasksOf({worker}));
     return absl::OkStatus();
   }));
   const absl::Duration now = clock_.Monotonic();
@@ -323,7 +323,9 @@ absl::Status TaskLeasing::LeaseToPolls() {
   };
   tasks_were_busy_ = false;
   std::vector<Grant> grants;
+  std::vector<std::string> waiting;
   for (const AcquirePoll& poll : polls_.List()) {
+    waiting.push_back(poll.worker);
     grants.push_back(
         {.poll_id = poll.id,
          .lease = {.token = ids_.Hex(16), .worker = poll.worker, .incarnation = poll.incarnation}});
@@ -344,21 +346,24 @@ absl::Status TaskLeasing::LeaseToPolls() {
     ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks,
                      store.QueuedTasks(now, static_cast<int>(grants.size())));
     leased_count = 0;
+    std::vector<TaskRecord> held_elsewhere;
+    if (store_.shared()) {
+      ASSIGN_OR_RETURN(held_elsewhere, store.LeasedTasksOf(waiting));
+    }
     for (Grant& grant : grants) {
       grant.task.reset();
       grant.is_old = false;
-      if (leased_count == tasks.size()) continue;
-      if (store_.shared()) {
-        ASSIGN_OR_RETURN(std::vector<TaskRecord> held, store.LeasedTasksOf(grant.lease.worker));
-        std::erase_if(held, [&](const TaskRecord& task) {
-          return task.incarnation() != grant.lease.incarnation;
-        });
-        if (!held.empty()) {
-          grant.task = std::move(held.front());
-          grant.is_old = true;
-          continue;
-        }
+      const auto held = std::find_if(held_elsewhere.begin(), held_elsewhere.end(),
+                                     [&](const TaskRecord& task) {
+                                       return task.worker() == grant.lease.worker &&
+                                              task.incarnation() == grant.lease.incarnation;
+                                     });
+      if (held != held_elsewhere.end()) {
+        grant.task = *held;
+        grant.is_old = true;
+        continue;
       }
+      if (leased_count == tasks.size()) continue;
       TaskRecord& task = tasks[leased_count++];
       ASSIGN_OR_RETURN(const JobName name, JobName::Parse(task.job()));
       ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));

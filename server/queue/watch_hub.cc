@@ -59,6 +59,17 @@ bool WatchHub::AwaitNoWatchers(absl::Duration timeout) const {
                                  timeout);
 }
 
+std::vector<std::string> WatchHub::WatchedJobs() const {
+  std::vector<std::string> jobs;
+  {
+    absl::MutexLock lock(&mutex_);
+    jobs.reserve(by_job_.size());
+    for (const auto& [job, subscriptions] : by_job_) jobs.push_back(job);
+  }
+  std::sort(jobs.begin(), jobs.end());
+  return jobs;
+}
+
 int64_t WatchHub::watcher_count() const {
   absl::MutexLock lock(&mutex_);
   return static_cast<int64_t>(watchers_.size());

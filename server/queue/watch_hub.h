@@ -41,6 +41,8 @@ class WatchHub {
   // left.
   bool AwaitNoWatchers(absl::Duration timeout) const;
   int64_t watcher_count() const;
+  // Jobs that somebody watches, by name.
+  std::vector<std::string> WatchedJobs() const;
 
  private:
   struct Watcher {

@@ -72,9 +72,9 @@ class StoreReader {
   virtual absl::StatusOr<std::optional<absl::Time>> NextNotBefore(absl::Time now) = 0;
   // All LEASED tasks, by lease_expire_time.
   virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasks() = 0;
-  // Those of one worker.
+  // Those of some workers, whose names are as RegisterWorker allows them.
   virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasksOf(
-      const std::string& worker) = 0;
+      const std::vector<std::string>& workers) = 0;
 
   // By index, those after `after_index`; limit 0: all.
   virtual absl::StatusOr<std::vector<v1::Trial>> ListTrials(const JobName& job, int after_index,
@@ -83,6 +83,9 @@ class StoreReader {
   virtual absl::StatusOr<std::vector<v1::JobEvent>> ListEvents(const JobName& job,
                                                                int64_t after_sequence,
                                                                int limit) = 0;
+  // The newest event's sequence of each of these jobs that is there, by name; 0: it has none.
+  virtual absl::StatusOr<std::map<std::string, int64_t>> LastEventSequences(
+      const std::vector<JobName>& jobs) = 0;
   // By path.
   virtual absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) = 0;
   // Jobs in PENDING, RUNNING or CANCELLING: what a restarting server must look at.

@@ -542,11 +542,32 @@ TEST_P(JobStoreContract, LeasedTasksOfAWorkerAreItsOwn) {
     }
     return absl::OkStatus();
   });
-  const auto leased = [&](const std::string& worker) {
-    return Ids(Value([&](StoreReader& reader) { return reader.LeasedTasksOf(worker); }));
+  const auto leased = [&](const std::vector<std::string>& workers) {
+    return Ids(Value([&](StoreReader& reader) { return reader.LeasedTasksOf(workers); }));
   };
-  EXPECT_THAT(leased("w1"), ElementsAre(absl::StrCat("w1-", Task::LEASED)));
-  EXPECT_THAT(leased("nobody"), IsEmpty());
+  EXPECT_THAT(leased({"w1"}), ElementsAre(absl::StrCat("w1-", Task::LEASED)));
+  EXPECT_THAT(leased({"w2", "nobody", "w1"}),
+              UnorderedElementsAre(absl::StrCat("w1-", Task::LEASED),
+                                   absl::StrCat("w2-", Task::LEASED)));
+  EXPECT_THAT(leased({"nobody"}), IsEmpty());
+  EXPECT_THAT(leased({}), IsEmpty());
+}
+
+TEST_P(JobStoreContract, LastEventSequencesAreOfTheJobsThatAreThere) {
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    for (const char* job : {"a", "b", "quiet"}) {
+      RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name(job))));
+    }
+    RETURN_IF_ERROR(transaction.AppendEvent(Name("a"), MakeEvent(1)));
+    RETURN_IF_ERROR(transaction.AppendEvent(Name("a"), MakeEvent(2)));
+    return transaction.AppendEvent(Name("b"), MakeEvent(1));
+  });
+  const auto last = [&](const std::vector<JobName>& jobs) {
+    return Value([&](StoreReader& reader) { return reader.LastEventSequences(jobs); });
+  };
+  EXPECT_THAT(last({Name("quiet"), Name("a"), Name("none"), {"other", "b"}}),
+              UnorderedElementsAre(Pair(Name("a").ToString(), 2), Pair(Name("quiet").ToString(), 0)));
+  EXPECT_THAT(last({}), IsEmpty());
 }
 
 TEST_P(JobStoreContract, TrialsAreByIndexAndReplaced) {

@@ -23,7 +23,7 @@ constexpr char kSessionSettings[] =
     "SET search_path TO qpruner; SET client_min_messages TO warning; "
     "SET default_transaction_isolation TO 'read committed'; "
     "SET idle_in_transaction_session_timeout TO '10s'; SET statement_timeout TO '30s'; "
-    "SET lock_timeout TO '10s'; "
+    "SET lock_timeout TO '5s'; "
     "SELECT set_config('synchronous_commit', 'on', false) "
     "WHERE current_setting('synchronous_commit') = 'off';";
 
@@ -291,7 +291,11 @@ absl::Status PostgresConnection::Drain() {
   if (sent_.empty()) return absl::OkStatus();
   std::vector<PostgresResult> dropped;
   const std::vector<Queued> batch = std::exchange(sent_, {});
-  return Receive(batch, dropped);
+  const absl::Status received = Receive(batch, dropped);
+  if (received.ok() || failure_ == Failure::kLost) return received;
+  // Nobody waited for it, so nobody knows what state the session is in. And what was sent after it
+  // is not to be taken for its end.
+  return Lost();
 }
 
 void PostgresConnection::SendAhead() {

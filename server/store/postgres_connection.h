@@ -100,8 +100,8 @@ class PostgresConnection {
                              std::vector<PostgresParameter> parameters);
   // Sends what is queued and waits. The kept results, in order.
   absl::StatusOr<std::vector<PostgresResult>> Flush();
-  // Sends what is queued without waiting: errors and kept results are dropped, unless the
-  // connection is lost, which the next call finds.
+  // Sends what is queued without waiting. Kept results are dropped. An error costs the connection,
+  // as the next call finds.
   void SendAhead();
   // SendForResult and Flush; the last result.
   absl::StatusOr<PostgresResult> Run(const PostgresStatement& statement,

@@ -25,8 +25,8 @@ constexpr size_t kMaxPayload = 7900;
 constexpr size_t kMaxPending = 100'000;
 constexpr int kFirstBackoffMs = 50;
 constexpr int kMaxBackoffMs = 2000;
-// Sends something now and then, so that a dead connection is found.
-constexpr int kLongestSilenceMs = 10'000;
+// A dead peer is found by TCP's keepalive (postgres_connection.cc), which wakes poll(2).
+constexpr int kUntilWoken = -1;
 
 }  // namespace
 
@@ -121,7 +121,7 @@ absl::Status PostgresFeed::Serve(PostgresConnection& connection) {
       std::lock_guard lock(mutex_);
       if (!pending_.empty()) continue;
     }
-    Wait(connection.socket(), kLongestSilenceMs);
+    Wait(connection.socket(), kUntilWoken);
   }
   return absl::OkStatus();
 }

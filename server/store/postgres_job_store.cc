@@ -116,7 +116,7 @@ class PostgresJobStore final : public JobStore {
       pool_.Return(std::move(connection));
       switch (outcome.failure) {
         case Failure::kConflict:
-          if (++conflicts >= kMaxConflicts) return outcome.status;
+          if (++conflicts >= kMaxConflicts || absl::Now() >= deadline) return outcome.status;
           // The other transaction holds its locks for milliseconds; each further time a little
           // longer, so that many do not meet again and again.
           absl::SleepFor(absl::Milliseconds(1 << std::min(conflicts, 6)));

@@ -16,7 +16,8 @@ struct PostgresOptions {
   std::string password;
   // Connections for transactions and reads: this many run at once, others wait. One more listens.
   int connection_count = 16;
-  // A call waits so long for a database that cannot be reached, then ends with UNAVAILABLE.
+  // A call waits so long for a database that cannot be reached, or for transactions that are in its
+  // way (and for one lock, 5 s, at the most), then ends with UNAVAILABLE.
   absl::Duration patience = absl::Seconds(3);
 };
 

@@ -104,7 +104,8 @@ constexpr PostgresStatement kLeasedTasks = {
     "leased_tasks", "SELECT record FROM tasks WHERE state = 2 ORDER BY lease_expire_time, id"};
 constexpr PostgresStatement kLeasedTasksOf = {
     "leased_tasks_of",
-    "SELECT record FROM tasks WHERE state = 2 AND worker = $1 ORDER BY lease_expire_time, id"};
+    "SELECT record FROM tasks WHERE state = 2 AND worker = ANY ($1::text[]) "
+    "ORDER BY lease_expire_time, id"};
 constexpr PostgresStatement kPutTask = {
     "put_task",
     "INSERT INTO tasks (job_id, task_id, state, priority, create_time, not_before, "
@@ -127,6 +128,11 @@ constexpr PostgresStatement kPutTrial = {
 constexpr PostgresStatement kListEvents = {
     "list_events",
     "SELECT record FROM events WHERE job_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3"};
+constexpr PostgresStatement kLastSequences = {
+    "last_sequences",
+    "SELECT j.project, j.job, (SELECT max(sequence) FROM events WHERE job_id = j.id) "
+    "FROM unnest($1::text[], $2::text[]) AS wanted (project, job) "
+    "JOIN jobs j ON j.project = wanted.project AND j.job = wanted.job"};
 constexpr PostgresStatement kInsertEvent = {
     "insert_event", "INSERT INTO events (job_id, sequence, record) VALUES ($1, $2, $3)"};
 constexpr PostgresStatement kListArtifacts = {
@@ -157,6 +163,11 @@ std::string ToJson(const Labels& labels) {
   nlohmann::json json = nlohmann::json::object();
   for (const auto& [key, value] : labels) json[key] = value;
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+// The text of a bound text[] parameter. Of names, whose grammar has nothing to quote.
+std::string ToArray(const std::vector<std::string>& names) {
+  return absl::StrCat("{", absl::StrJoin(names, ","), "}");
 }
 
 // The record is column 0.
@@ -274,8 +285,8 @@ absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::LeasedTasks() {
 }
 
 absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::LeasedTasksOf(
-    const std::string& worker) {
-  return ParseRows<TaskRecord>(connection_.Run(kLeasedTasksOf, {worker}));
+    const std::vector<std::string>& workers) {
+  return ParseRows<TaskRecord>(connection_.Run(kLeasedTasksOf, {ToArray(workers)}));
 }
 
 absl::StatusOr<std::vector<v1::Trial>> PostgresTransaction::ListTrials(const JobName& name,
@@ -291,6 +302,23 @@ absl::StatusOr<std::vector<v1::JobEvent>> PostgresTransaction::ListEvents(const 
   ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
   return ParseRows<v1::JobEvent>(
       connection_.Run(kListEvents, {job->id, after_sequence, SqlLimit(limit)}));
+}
+
+absl::StatusOr<std::map<std::string, int64_t>> PostgresTransaction::LastEventSequences(
+    const std::vector<JobName>& jobs) {
+  std::vector<std::string> projects, ids;
+  for (const JobName& job : jobs) {
+    projects.push_back(job.project);
+    ids.push_back(job.job);
+  }
+  ASSIGN_OR_RETURN(const PostgresResult result,
+                   connection_.Run(kLastSequences, {ToArray(projects), ToArray(ids)}));
+  std::map<std::string, int64_t> sequences;
+  for (int row = 0; row < result.row_count(); ++row) {
+    const JobName name{std::string(result.Bytes(row, 0)), std::string(result.Bytes(row, 1))};
+    sequences[name.ToString()] = result.Int(row, 2);
+  }
+  return sequences;
 }
 
 absl::StatusOr<std::vector<v1::Artifact>> PostgresTransaction::ListArtifacts(const JobName& name) {

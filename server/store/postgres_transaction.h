@@ -38,11 +38,13 @@ class PostgresTransaction final : public StoreTransaction {
   absl::StatusOr<std::optional<absl::Time>> NextNotBefore(absl::Time now) override;
   absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasks() override;
   absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasksOf(
-      const std::string& worker) override;
+      const std::vector<std::string>& workers) override;
   absl::StatusOr<std::vector<v1::Trial>> ListTrials(const JobName& job, int after_index,
                                                     int limit) override;
   absl::StatusOr<std::vector<v1::JobEvent>> ListEvents(const JobName& job, int64_t after_sequence,
                                                        int limit) override;
+  absl::StatusOr<std::map<std::string, int64_t>> LastEventSequences(
+      const std::vector<JobName>& jobs) override;
   absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) override;
   absl::StatusOr<std::vector<JobName>> UnfinishedJobs() override;
   absl::StatusOr<std::vector<JobName>> StalledJobs() override;

@@ -183,9 +183,10 @@ absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::LeasedTasks() {
 
 // Leases are few, and a queue that owns the store knows them by heart: no index for this.
 absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::LeasedTasksOf(
-    const std::string& worker) {
+    const std::vector<std::string>& workers) {
   ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks, LeasedTasks());
-  std::erase_if(tasks, [&](const TaskRecord& task) { return task.worker() != worker; });
+  const std::set<std::string> wanted(workers.begin(), workers.end());
+  std::erase_if(tasks, [&](const TaskRecord& task) { return !wanted.contains(task.worker()); });
   return tasks;
 }
 
@@ -206,6 +207,22 @@ absl::StatusOr<std::vector<v1::JobEvent>> SqliteTransaction::ListEvents(const Jo
       connection_.Prepare("SELECT record FROM events WHERE job_id = ?1 AND sequence > ?2 ORDER BY "
                           "sequence LIMIT ?3",
                           job_id, after_sequence, SqlLimit(limit)));
+}
+
+absl::StatusOr<std::map<std::string, int64_t>> SqliteTransaction::LastEventSequences(
+    const std::vector<JobName>& jobs) {
+  std::map<std::string, int64_t> sequences;
+  for (const JobName& job : jobs) {
+    const absl::StatusOr<int64_t> job_id = FindJobId(job);
+    if (absl::IsNotFound(job_id.status())) continue;
+    if (!job_id.ok()) return job_id.status();
+    ASSIGN_OR_RETURN(
+        SqliteStatement statement,
+        connection_.Prepare("SELECT max(sequence) FROM events WHERE job_id = ?1", *job_id));
+    RETURN_IF_ERROR(statement.Step().status());
+    sequences[job.ToString()] = statement.Int(0);  // NULL reads as 0.
+  }
+  return sequences;
 }
 
 absl::StatusOr<std::vector<v1::Artifact>> SqliteTransaction::ListArtifacts(const JobName& job) {
