@@ -64,6 +64,7 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, 
                      FindArtifactModel(store, model));
     record.mutable_source_files()->Assign(files.begin(), files.end());
   }
+  *record.mutable_waiting_since() = job.create_time();
   absl::StatusOr<JobChange> change = JobChange::Insert(store, name, record, now);
   if (absl::IsAlreadyExists(change.status())) {
     taken = true;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "server/queue/job_limits.h"
 #include "server/queue/job_states.h"
 
 namespace qpruner::server {
@@ -63,6 +64,7 @@ absl::Status JobChange::EnterState(v1::CompressionJob::State state,
   if (error != nullptr) *job.mutable_error() = *error;
   if (state == v1::CompressionJob::RUNNING) {
     *job.mutable_start_time() = ToTimestamp(now_);
+    *record_.mutable_running_since() = job.start_time();
     job.set_stage(v1::CompressionJob::PREPARE);
   }
   if (IsFinal(state)) {
@@ -74,6 +76,11 @@ absl::Status JobChange::EnterState(v1::CompressionJob::State state,
 
 absl::Status JobChange::EnterStage(v1::CompressionJob::Stage stage) {
   record_.mutable_job()->set_stage(stage);
+  if (stage == v1::CompressionJob::SEARCH) {
+    *record_.mutable_searching_since() = ToTimestamp(now_);
+  } else {
+    record_.clear_searching_since();
+  }
   return AppendState();
 }
 
@@ -117,6 +124,13 @@ absl::Status JobChange::ChangeFront(const v1::ParetoFront& front) {
   return Append(std::move(event));
 }
 
-absl::Status JobChange::Save() { return store_->UpdateJob(record_); }
+absl::Status JobChange::Save() {
+  if (const std::optional<LimitStrike> next = NextLimit(record_)) {
+    *record_.mutable_limit_time() = ToTimestamp(next->time);
+  } else {
+    record_.clear_limit_time();
+  }
+  return store_->UpdateJob(record_);
+}
 
 }  // namespace qpruner::server

@@ -43,7 +43,7 @@ class JobChange {
   absl::Status Log(v1::JobEvent::LogLine::Severity severity, const std::string& text);
   absl::Status ChangeFront(const v1::ParetoFront& front);
 
-  // Writes the record. Call last.
+  // Writes the record, with the time of its next limit. Call last.
   absl::Status Save();
 
  private:

@@ -48,6 +48,12 @@ size_t FinishedPrefix(const std::vector<v1::Trial>& trials) {
   return count;
 }
 
+int CountMeasured(const std::vector<v1::Trial>& trials) {
+  return static_cast<int>(std::count_if(trials.begin(), trials.end(), [](const v1::Trial& trial) {
+    return trial.state() == v1::Trial::SUCCEEDED;
+  }));
+}
+
 bool IsUniform(const v1::Trial& trial) { return absl::StartsWith(trial.origin(), "uniform-"); }
 
 v1::JobReport BuildReport(const JobView& view, int64_t budget_bytes) {
@@ -84,6 +90,19 @@ v1::JobReport BuildReport(const JobView& view, int64_t budget_bytes) {
   }
   report.mutable_notes()->MergeFrom(prepare.notes());
   report.mutable_notes()->MergeFrom(finalize.notes());
+  if (view.record.search_ended()) {
+    report.add_notes(absl::StrCat("limits.max_search_seconds ended the search after ",
+                                  CountMeasured(view.trials), " measured trials of ",
+                                  view.record.job().spec().search().max_trials()));
+  }
+  for (const TaskRecord& task : view.tasks) {
+    const int micro_batch = task.spec().spec().fine_tune().micro_batch_size();
+    const int asked = view.record.job().spec().fine_tune().micro_batch_size();
+    if (task.task_id() == kFinalizeTaskId && micro_batch != asked) {
+      report.add_notes(absl::StrCat("Fine-tuned with micro_batch_size ", micro_batch,
+                                    " instead of ", asked, ": the device's memory was not enough"));
+    }
+  }
   *report.mutable_fine_tune_curve() = finalize.curve();
   return report;
 }
@@ -114,7 +133,8 @@ JobPlan PlanSearch(const JobView& view, const TrialProposer& proposer) {
   if (record.job().stage() != v1::CompressionJob::SEARCH) plan.stage = v1::CompressionJob::SEARCH;
   const absl::StatusOr<JobName> name = JobName::Parse(record.job().name());
   const size_t finished = FinishedPrefix(view.trials);
-  const size_t wanted = asked.max_trials();
+  const size_t wanted =
+      record.search_ended() ? view.trials.size() : static_cast<size_t>(asked.max_trials());
   std::vector<v1::Trial> trials = view.trials;
   bool exhausted = false;
   while (trials.size() < wanted && !exhausted) {

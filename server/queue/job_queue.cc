@@ -53,10 +53,11 @@ JobQueue::JobQueue(JobQueueOptions options, JobStore& store, ArtifactStore& arti
       changes_(store, clock, leases_, progress_, work_, watches, observer),
       client_calls_(store, references_, clock, ids, proposer, watches, changes_),
       leasing_(options_, store, clock, ids, leases_, workers_, work_, changes_, watches, observer),
-      reports_(options_, store, artifacts, references_, clock, leases_, workers_, progress_,
+      reports_(options_, store, artifacts, references_, clock, ids, leases_, workers_, progress_,
                changes_, watches),
       checkpoints_(store, artifacts, references_, clock),
-      planning_(store, changes_, work_, proposer, observer) {}
+      planning_(store, changes_, work_, proposer, observer),
+      limits_(store, clock, changes_) {}
 
 absl::StatusOr<std::unique_ptr<JobQueue>> JobQueue::Create(
     JobQueueOptions options, JobStore& store, ArtifactStore& artifacts, Clock& clock,
@@ -140,8 +141,8 @@ void JobQueue::LookAfterOthers() {
     const std::string name = job.ToString();
     const auto now = sequences.find(name);
     const auto before = seen_sequences_.find(name);
-    const bool unchanged = now != sequences.end() && before != seen_sequences_.end() &&
-                           now->second == before->second;
+    const bool unchanged =
+        now != sequences.end() && before != seen_sequences_.end() && now->second == before->second;
     if (!unchanged) watches_.Notify(name);
   }
   seen_sequences_ = std::move(sequences);
@@ -152,6 +153,7 @@ void JobQueue::Tick() {
   LookAfterOthers();
   leasing_.SyncLeases();
   leasing_.ExpireLeases();
+  limits_.Enforce();
   // Tasks that are queued already need not wait for a search.
   leasing_.ServePolls();
   if (planning_.PlanDirtyJobs()) leasing_.ServePolls();
@@ -162,6 +164,7 @@ void JobQueue::Wake() { work_.Wake(); }
 
 void JobQueue::WaitForWork() {
   absl::Duration wait = leasing_.TimeToNextDeadline().value_or(kLongestWait);
+  if (const auto look = limits_.TimeToNext()) wait = std::min(wait, *look);
   if (work_.any_dirty()) wait = std::min(wait, kStoreRetryInterval);
   // Not before the deadline: a rounded-down wait would spin.
   work_.Wait(std::clamp(wait, absl::Milliseconds(1), kLongestWait));

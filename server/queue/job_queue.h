@@ -11,8 +11,9 @@
 //
 // The work is done by parts with one job each: ClientCalls (create, cancel, delete), TaskLeasing
 // (registration, long polls, grants, expiry), TaskReports (heartbeats and results), JobPlanning
-// (what comes next). They share what is in memory (LeaseTable, WorkerRegistry, ProgressLimiter,
-// WorkSignal) and JobChanges, which runs a change of a job and what follows from it.
+// (what comes next), LimitEnforcement (jobs that may not go on). They share what is in memory
+// (LeaseTable, WorkerRegistry, ProgressLimiter, WorkSignal) and JobChanges, which runs a change of
+// a job and what follows from it.
 //
 // All errors carry ErrorInfo. UNAVAILABLE: the store cannot be reached, or the server is stopping.
 #ifndef QPRUNER_SERVER_QUEUE_JOB_QUEUE_H_
@@ -38,6 +39,7 @@
 #include "server/queue/job_changes.h"
 #include "server/queue/job_planning.h"
 #include "server/queue/lease_table.h"
+#include "server/queue/limit_enforcement.h"
 #include "server/queue/progress_limiter.h"
 #include "server/queue/queue_observer.h"
 #include "server/queue/queue_options.h"
@@ -154,6 +156,7 @@ class JobQueue {
   TaskReports reports_;
   TaskCheckpoints checkpoints_;
   JobPlanning planning_;
+  LimitEnforcement limits_;
 
   // Of the Tick thread. The newest events of watched jobs at the last look, by the job's name.
   absl::Duration next_look_;

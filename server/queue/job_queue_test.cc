@@ -14,6 +14,7 @@
 #include "proto/status_codec.h"
 #include "server/artifacts/local_artifact_store.h"
 #include "server/queue/job_states.h"
+#include "server/queue/task_transitions.h"
 #include "server/store/sqlite_job_store.h"
 #include "server/testing/scripted_job.h"
 #include "tests/testing/simulated_clock.h"
@@ -351,6 +352,43 @@ TEST_F(JobQueueTest, ErrorsAreRetriedWithBackOffUpToTheLimit) {
   EXPECT_FALSE(Poll()->has_lease());
 }
 
+TEST_F(JobQueueTest, BackOffHasJitterFromTheGivenRandomness) {
+  class Ids final : public IdGenerator {
+   public:
+    std::string Hex(int bytes) override { return bytes == 4 ? "80000000" : counting_.Hex(bytes); }
+
+   private:
+    CountingIds counting_;
+  } ids;
+  queue_ = JobQueue::Create({}, *store_, *artifacts_, clock_, ids, *proposer_, watches_, observer_)
+               .value();
+  Create();
+  Register();
+  absl::Duration expected = absl::Milliseconds(1250);  // 1 s and half of the half.
+  for (int failure = 1; failure <= 2; ++failure) {
+    ASSERT_TRUE(Fail(Acquire(), absl::UnavailableError("connection reset")).ok());
+    clock_.Advance(expected - absl::Milliseconds(1));
+    EXPECT_FALSE(Poll()->has_lease());
+    clock_.Advance(absl::Milliseconds(1));
+    expected *= 2;
+  }
+  EXPECT_TRUE(Poll()->has_lease());
+}
+
+TEST(ErrorClasses, SayWhetherAnotherAttemptMayEndOtherwise) {
+  using Code = absl::StatusCode;
+  for (const Code code : {Code::kInvalidArgument, Code::kFailedPrecondition, Code::kNotFound,
+                          Code::kOutOfRange, Code::kDataLoss}) {
+    EXPECT_EQ(ClassOf(code), ErrorClass::kBadInput) << absl::StatusCodeToString(code);
+  }
+  EXPECT_EQ(ClassOf(Code::kResourceExhausted), ErrorClass::kDeviceMemory);
+  for (const Code code :
+       {Code::kUnavailable, Code::kInternal, Code::kUnknown, Code::kAborted,
+        Code::kDeadlineExceeded, Code::kCancelled, Code::kUnimplemented, Code::kPermissionDenied}) {
+    EXPECT_EQ(ClassOf(code), ErrorClass::kInfrastructure) << absl::StatusCodeToString(code);
+  }
+}
+
 TEST_F(JobQueueTest, ATaskThatIsGivenBackUsesUpNoAttempt) {
   const JobName name = Create();
   Register();
@@ -427,6 +465,32 @@ TEST_F(JobQueueTest, ATrialWithoutMemoryIsInfeasibleAndTheJobGoesOn) {
   ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
   queue_->Tick();
   EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+}
+
+TEST_F(JobQueueTest, FinalizeWithoutMemoryIsTriedAgainInSmallerBatches) {
+  v1::CreateJobRequest request = ScriptedRequest();
+  request.mutable_job()->mutable_spec()->mutable_fine_tune()->set_micro_batch_size(6);
+  const JobName name = Create(request);
+  Register();
+  AcquireTaskResponse held = RunUntil("finalize");
+  for (const int smaller : {3, 1}) {
+    ASSERT_TRUE(Fail(held, absl::ResourceExhaustedError("out of memory")).ok());
+    held = Acquire();  // At once.
+    EXPECT_EQ(held.task().spec().fine_tune().micro_batch_size(), smaller);
+  }
+  // Nothing smaller is left: three attempts, with back-off.
+  ASSERT_TRUE(Fail(held, absl::ResourceExhaustedError("out of memory")).ok());
+  EXPECT_FALSE(Poll()->has_lease());
+  clock_.Advance(absl::Seconds(1));
+  held = Acquire();
+  EXPECT_EQ(held.task().spec().fine_tune().micro_batch_size(), 1);
+  ASSERT_TRUE(Complete(held).ok());
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+  EXPECT_EQ(Get(name).retry_count(), 3);
+  EXPECT_EQ(Get(name).spec().fine_tune().micro_batch_size(), 6);
+  EXPECT_THAT(Get(name).report().notes(),
+              testing::Contains(HasSubstr("micro_batch_size 1 instead of 6")));
 }
 
 TEST_F(JobQueueTest, AFailedJobTakesItsOtherLeasesWithIt) {
@@ -702,6 +766,153 @@ TEST_F(JobQueueTest, ProgressIsBoundedInRateAndNeverFalls) {
     last = event.progress().fraction();
   }
   EXPECT_GT(last, 0);
+}
+
+v1::CreateJobRequest Limited(void (*set)(v1::Limits&)) {
+  v1::CreateJobRequest request = ScriptedRequest();
+  set(*request.mutable_job()->mutable_spec()->mutable_limits());
+  return request;
+}
+
+TEST_F(JobQueueTest, AJobThatNobodyStartsInTimeFails) {
+  const JobName name = Create(Limited([](auto& limits) { limits.set_max_queue_seconds(60); }));
+  const JobName patient = Create();
+  clock_.Advance(absl::Seconds(59));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PENDING);
+  clock_.Advance(absl::Seconds(1));
+  Restart();
+  const v1::CompressionJob job = Get(name);
+  EXPECT_EQ(job.state(), v1::CompressionJob::FAILED);
+  EXPECT_EQ(job.error().code(), static_cast<int>(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_EQ(ErrorReason(FromRpcStatus(job.error())), "LIMIT_EXCEEDED");
+  EXPECT_THAT(job.error().message(), HasSubstr("limits.max_queue_seconds (60 s)"));
+  Register();
+  EXPECT_EQ(Acquire().lease().job(), patient.ToString());
+  EXPECT_EQ(Get(patient).state(), v1::CompressionJob::RUNNING);
+}
+
+TEST_F(JobQueueTest, AJobThatWasStartedInTimeHasNoQueueLimitAnyMore) {
+  const JobName name = Create(Limited([](auto& limits) { limits.set_max_queue_seconds(60); }));
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  for (int i = 0; i < 20; ++i) {
+    clock_.Advance(absl::Seconds(10));
+    ASSERT_TRUE(Heartbeat(held).ok());
+    queue_->Tick();
+  }
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::RUNNING);
+}
+
+TEST_F(JobQueueTest, AJobThatIsNotDoneInTimeFailsAndFreesItsWorker) {
+  const JobName name = Create(Limited([](auto& limits) { limits.set_max_run_seconds(30); }));
+  clock_.Advance(absl::Hours(1));  // Waiting does not count.
+  queue_->Tick();
+  Register();
+  const AcquireTaskResponse held = RunUntil("trial-2");
+  clock_.Advance(absl::Seconds(14));
+  ASSERT_TRUE(Heartbeat(held).ok());
+  queue_->Tick();
+  clock_.Advance(absl::Seconds(16));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+  EXPECT_THAT(Get(name).error().message(), HasSubstr("limits.max_run_seconds (30 s)"));
+  EXPECT_TRUE(absl::IsAborted(Heartbeat(held).status()));
+  EXPECT_FALSE(Poll()->has_lease());
+}
+
+TEST_F(JobQueueTest, DeviceSecondsCountWhatWorkersWereHeldFor) {
+  v1::CreateJobRequest request = Limited([](auto& limits) { limits.set_max_device_seconds(100); });
+  request.mutable_job()->mutable_spec()->mutable_search()->set_parallelism(2);
+  const JobName name = Create(request);
+  Register("w1");
+  Register("w2");
+  AcquireTaskResponse first = Acquire("w1");
+  const auto pass = [&](int seconds, const std::vector<AcquireTaskResponse>& held) {
+    for (int i = 0; i < seconds; ++i) {
+      clock_.Advance(absl::Seconds(1));
+      for (const AcquireTaskResponse& lease : held) ASSERT_TRUE(Heartbeat(lease).ok());
+      queue_->Tick();
+    }
+  };
+  pass(20, {first});
+  ASSERT_TRUE(Complete(first).ok());
+  EXPECT_DOUBLE_EQ(Get(name).device_seconds(), 20);
+  queue_->Tick();
+  pass(300, {});  // Nobody works on it.
+  EXPECT_DOUBLE_EQ(Get(name).device_seconds(), 20);
+  first = Acquire("w1");
+  const AcquireTaskResponse second = Acquire("w2");
+  pass(39, {first, second});
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::RUNNING);
+  // Both hold a worker: 20 + 2 x 40.
+  clock_.Advance(absl::Seconds(1));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+  EXPECT_THAT(Get(name).error().message(), HasSubstr("limits.max_device_seconds (100 s)"));
+  EXPECT_DOUBLE_EQ(Get(name).device_seconds(), 100);
+}
+
+TEST_F(JobQueueTest, AWallClockThatIsSetBackTakesNoDeviceSecondsAway) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  clock_.JumpWallClock(-absl::Hours(1));
+  ASSERT_TRUE(Complete(held).ok());
+  EXPECT_DOUBLE_EQ(Get(name).device_seconds(), 0);
+}
+
+TEST_F(JobQueueTest, ASearchThatTakesTooLongGoesOnWithTheBestSoFar) {
+  v1::CreateJobRequest request = Limited([](auto& limits) { limits.set_max_search_seconds(60); });
+  request.mutable_job()->mutable_spec()->mutable_search()->set_parallelism(3);
+  const JobName name = Create(request);
+  Register();
+  Register("w2");
+  const AcquireTaskResponse running = RunUntil("trial-3");
+  clock_.Advance(absl::Seconds(10));
+  ASSERT_TRUE(Heartbeat(running).ok());
+  for (int i = 0; i < 5; ++i) {
+    clock_.Advance(absl::Seconds(10));
+    ASSERT_TRUE(Heartbeat(running).ok());
+    queue_->Tick();
+  }
+  // What waited is over, what runs may finish.
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::RUNNING);
+  EXPECT_FALSE(Poll("w2")->has_lease());
+  EXPECT_EQ(Heartbeat(running)->desired_state(), HeartbeatResponse::CONTINUE);
+  ASSERT_TRUE(Complete(running).ok());
+  queue_->Tick();
+  const AcquireTaskResponse last = Acquire();
+  EXPECT_EQ(last.lease().task(), "finalize");
+  ASSERT_TRUE(Complete(last).ok());
+  queue_->Tick();
+  const v1::CompressionJob job = Get(name);
+  EXPECT_EQ(job.state(), v1::CompressionJob::SUCCEEDED);
+  EXPECT_EQ(job.progress().completed_trial_count(), job.progress().trial_count());
+  EXPECT_LT(job.progress().trial_count(), 8);
+  EXPECT_THAT(job.report().notes(),
+              testing::Contains(HasSubstr("ended the search after 3 measured trials of 8")));
+}
+
+TEST_F(JobQueueTest, ASearchWithoutAResultWithinTheBudgetIsNotEnded) {
+  const JobName name = Create(Limited([](auto& limits) { limits.set_max_search_seconds(1); }));
+  Register();
+  const AcquireTaskResponse first = RunUntil("trial-1");
+  for (int i = 0; i < 10; ++i) {
+    clock_.Advance(absl::Seconds(5));
+    ASSERT_TRUE(Heartbeat(first).ok());
+    queue_->Tick();
+  }
+  ASSERT_TRUE(Complete(first).ok());
+  queue_->Tick();
+  clock_.Advance(absl::Seconds(1));
+  queue_->Tick();
+  AcquireTaskResponse held = Acquire();
+  // The 4 bits of the first trial fit.
+  EXPECT_EQ(held.lease().task(), "finalize");
+  ASSERT_TRUE(Complete(held).ok());
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
 }
 
 TEST_F(JobQueueTest, HigherPriorityGoesFirst) {

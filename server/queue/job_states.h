@@ -17,8 +17,9 @@ struct JobTransition {
 inline constexpr JobTransition kJobTransitions[] = {
     {v1::CompressionJob::PENDING, v1::CompressionJob::RUNNING},       // First lease.
     {v1::CompressionJob::PENDING, v1::CompressionJob::CANCELLED},     // Nothing to stop.
+    {v1::CompressionJob::PENDING, v1::CompressionJob::FAILED},        // It waited too long.
     {v1::CompressionJob::RUNNING, v1::CompressionJob::SUCCEEDED},     // FINALIZE is done.
-    {v1::CompressionJob::RUNNING, v1::CompressionJob::FAILED},        // A task gave up.
+    {v1::CompressionJob::RUNNING, v1::CompressionJob::FAILED},        // A task gave up; a limit.
     {v1::CompressionJob::RUNNING, v1::CompressionJob::CANCELLING},    // Leases must end first.
     {v1::CompressionJob::CANCELLING, v1::CompressionJob::CANCELLED},  // The last lease ended.
 };

@@ -13,8 +13,8 @@ struct JobQueueOptions {
   absl::Duration heartbeat_interval = absl::Milliseconds(500);
   // A job's progress events are at least this far apart.
   absl::Duration progress_interval = absl::Seconds(1);
-  // A failed attempt waits this long before the next, doubled each time: long enough for a
-  // full disk or a restarting driver, short against the work.
+  // A failed attempt waits this long before the next, and up to half as long again (jitter),
+  // doubled each time: long enough for a full disk or a restarting driver, short against the work.
   absl::Duration retry_backoff = absl::Seconds(1);
   absl::Duration max_retry_backoff = absl::Seconds(30);
   // Longest long poll: below the idle time-outs of usual proxies.

@@ -353,11 +353,11 @@ absl::Status TaskLeasing::LeaseToPolls() {
     for (Grant& grant : grants) {
       grant.task.reset();
       grant.is_old = false;
-      const auto held = std::find_if(held_elsewhere.begin(), held_elsewhere.end(),
-                                     [&](const TaskRecord& task) {
-                                       return task.worker() == grant.lease.worker &&
-                                              task.incarnation() == grant.lease.incarnation;
-                                     });
+      const auto held =
+          std::find_if(held_elsewhere.begin(), held_elsewhere.end(), [&](const TaskRecord& task) {
+            return task.worker() == grant.lease.worker &&
+                   task.incarnation() == grant.lease.incarnation;
+          });
       if (held != held_elsewhere.end()) {
         grant.task = *held;
         grant.is_old = true;

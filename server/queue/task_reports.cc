@@ -6,6 +6,7 @@
 #include <set>
 #include <string>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/resource_name.h"
 #include "base/sha256.h"
@@ -158,10 +159,14 @@ absl::Status TaskReports::CheckOutputs(const internal::v1::TaskResult& result) {
   return absl::OkStatus();
 }
 
-absl::Duration TaskReports::BackoffAfter(int attempt) const {
+absl::Duration TaskReports::BackoffAfter(int attempt) {
   absl::Duration backoff = options_.retry_backoff;
   for (int i = 1; i < attempt && backoff < options_.max_retry_backoff; ++i) backoff *= 2;
-  return std::min(backoff, options_.max_retry_backoff);
+  constexpr double kRange = 4294967296.0;  // Of 4 random bytes.
+  uint32_t random = 0;
+  if (!absl::SimpleHexAtoi(ids_.Hex(4), &random)) random = 0;
+  return absl::Floor(std::min(backoff, options_.max_retry_backoff) * (1 + 0.5 * random / kRange),
+                     absl::Milliseconds(1));
 }
 
 absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& request) {

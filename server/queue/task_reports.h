@@ -5,6 +5,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "base/id_generator.h"
 #include "qpruner/internal/v1/worker_service.pb.h"
 #include "server/artifacts/artifact_store.h"
 #include "server/queue/artifact_references.h"
@@ -22,7 +23,7 @@ namespace qpruner::server {
 class TaskReports {
  public:
   TaskReports(const JobQueueOptions& options, JobStore& store, ArtifactStore& artifacts,
-              ArtifactReferences& references, Clock& clock, LeaseTable& leases,
+              ArtifactReferences& references, Clock& clock, IdGenerator& ids, LeaseTable& leases,
               WorkerRegistry& workers, ProgressLimiter& progress, JobChanges& changes,
               WatchHub& watches)
       : options_(options),
@@ -30,6 +31,7 @@ class TaskReports {
         artifacts_(artifacts),
         references_(references),
         clock_(clock),
+        ids_(ids),
         leases_(leases),
         workers_(workers),
         progress_(progress),
@@ -52,13 +54,16 @@ class TaskReports {
   // The lease as this process knows it, or, if another server granted it, as the store does.
   absl::StatusOr<HeldLease> FindHeld(const internal::v1::Lease& lease);
   absl::Status CheckOutputs(const internal::v1::TaskResult& result);
-  absl::Duration BackoffAfter(int attempt) const;
+  // Up to half as long again as the options say, so that tasks that failed together do not come
+  // back together.
+  absl::Duration BackoffAfter(int attempt);
 
   const JobQueueOptions options_;
   JobStore& store_;
   ArtifactStore& artifacts_;
   ArtifactReferences& references_;
   Clock& clock_;
+  IdGenerator& ids_;
   LeaseTable& leases_;
   WorkerRegistry& workers_;
   ProgressLimiter& progress_;

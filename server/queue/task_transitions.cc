@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
+#include "server/queue/job_limits.h"
 #include "server/queue/job_states.h"
 #include "server/queue/search_view.h"
 
@@ -41,6 +42,7 @@ absl::Status MoveTrial(StoreTransaction& store, JobChange& change, const TaskRec
 
 absl::Status CloseTask(StoreTransaction& store, JobChange& change, TaskRecord& task,
                        TaskRecord::State state, v1::Trial::State trial_state, absl::Time now) {
+  if (task.state() == TaskRecord::LEASED) CountLeases(change.record(), -1, now);
   task.set_state(state);
   *task.mutable_end_time() = ToTimestamp(now);
   RETURN_IF_ERROR(store.PutTask(task));
@@ -96,7 +98,7 @@ absl::Status CheckResult(const JobChange& change, const TaskRecord& task,
 // The error as the job shows it: which task, then what it said.
 absl::Status DescribeFailure(const TaskRecord& task, int max_attempts, const absl::Status& error) {
   const std::string which =
-      IsBadInput(error.code())
+      ClassOf(error.code()) == ErrorClass::kBadInput
           ? absl::StrCat("Task ", task.task_id(), " failed: ")
           : absl::StrCat("Task ", task.task_id(), " gave up after ", CountedAttempts(task), " of ",
                          max_attempts, " attempts: ");
@@ -108,8 +110,19 @@ absl::Status DescribeFailure(const TaskRecord& task, int max_attempts, const abs
       described.SetPayload(url, payload);
   });
   return WithErrorInfo(
-      described, IsBadInput(error.code()) ? "TASK_FAILED" : "TOO_MANY_ATTEMPTS",
+      described,
+      ClassOf(error.code()) == ErrorClass::kBadInput ? "TASK_FAILED" : "TOO_MANY_ATTEMPTS",
       {{"task", task.task_id()}, {"attempts", absl::StrCat(CountedAttempts(task))}});
+}
+
+// Fine-tuning in smaller pieces needs less memory and gives the same result but for rounding.
+// False: they are as small as can be, or the task does not fine-tune.
+bool HalveMicroBatch(TaskRecord& task) {
+  if (!task.spec().has_finalize()) return false;
+  v1::FineTune& tune = *task.mutable_spec()->mutable_spec()->mutable_fine_tune();
+  if (tune.steps() == 0 || tune.micro_batch_size() <= 1) return false;
+  tune.set_micro_batch_size(tune.micro_batch_size() / 2);
+  return true;
 }
 
 absl::Status FinishCancel(StoreTransaction& store, JobChange& change) {
@@ -135,16 +148,18 @@ bool IsCurrentLease(const TaskRecord& task, const internal::v1::Lease& lease) {
 
 int CountedAttempts(const TaskRecord& task) { return task.attempt() - task.returned_count(); }
 
-bool IsBadInput(absl::StatusCode code) {
+ErrorClass ClassOf(absl::StatusCode code) {
   switch (code) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kFailedPrecondition:
     case absl::StatusCode::kNotFound:
     case absl::StatusCode::kOutOfRange:
     case absl::StatusCode::kDataLoss:
-      return true;
+      return ErrorClass::kBadInput;
+    case absl::StatusCode::kResourceExhausted:
+      return ErrorClass::kDeviceMemory;
     default:
-      return false;
+      return ErrorClass::kInfrastructure;
   }
 }
 
@@ -166,6 +181,7 @@ absl::Status LeaseTask(StoreTransaction& store, JobChange& change, TaskRecord& t
   if (change.job().state() == v1::CompressionJob::PENDING) {
     RETURN_IF_ERROR(change.EnterState(v1::CompressionJob::RUNNING, nullptr));
   }
+  CountLeases(change.record(), 1, now);
   task.set_state(TaskRecord::LEASED);
   task.set_attempt(task.attempt() + 1);
   task.set_lease_token(lease.token);
@@ -196,7 +212,9 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     RETURN_IF_ERROR(FinishCancel(store, change));
     return TaskFate::kCancelled;
   }
-  if (!end.returned && absl::IsResourceExhausted(end.error) && task.spec().has_trial()) {
+  const ErrorClass error_class = ClassOf(end.error.code());
+  const bool out_of_memory = !end.returned && error_class == ErrorClass::kDeviceMemory;
+  if (out_of_memory && task.spec().has_trial()) {
     // The device's memory is not enough for this assignment: that is the measurement.
     ASSIGN_OR_RETURN(const std::vector<v1::Trial> before, store.ListTrials(change.name(), 0, 0));
     RETURN_IF_ERROR(
@@ -205,17 +223,21 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     return TaskFate::kInfeasible;
   }
   const int max_attempts = change.job().spec().limits().max_attempts();
-  const bool given_up = IsBadInput(end.error.code()) || CountedAttempts(task) >= max_attempts;
-  if (!end.returned && given_up) {
+  const bool smaller = out_of_memory && HalveMicroBatch(task);
+  if (smaller) task.set_returned_count(task.returned_count() + 1);
+  const bool given_up =
+      error_class == ErrorClass::kBadInput || CountedAttempts(task) >= max_attempts;
+  if (!end.returned && !smaller && given_up) {
     RETURN_IF_ERROR(CloseTask(store, change, task, TaskRecord::FAILED, v1::Trial::FAILED, now));
     RETURN_IF_ERROR(FailJob(store, change, DescribeFailure(task, max_attempts, end.error), now));
     return TaskFate::kJobFailed;
   }
+  CountLeases(change.record(), -1, now);
   task.set_state(TaskRecord::QUEUED);
   task.set_fraction(0);
   *task.mutable_end_time() = ToTimestamp(now);
   task.clear_not_before();
-  if (end.backoff > absl::ZeroDuration()) {
+  if (end.backoff > absl::ZeroDuration() && !smaller) {
     *task.mutable_not_before() = ToTimestamp(now + end.backoff);
   }
   RETURN_IF_ERROR(store.PutTask(task));
@@ -228,6 +250,14 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
   }
   v1::CompressionJob& job = *change.record().mutable_job();
   job.set_retry_count(job.retry_count() + 1);
+  if (smaller) {
+    RETURN_IF_ERROR(change.Log(
+        v1::JobEvent::LogLine::WARNING,
+        absl::StrCat("Task ", task.task_id(), " ran out of memory (", end.error.message(),
+                     "); it is queued again with fine_tune.micro_batch_size ",
+                     task.spec().spec().fine_tune().micro_batch_size())));
+    return TaskFate::kRetried;
+  }
   RETURN_IF_ERROR(change.Log(
       v1::JobEvent::LogLine::WARNING,
       absl::StrCat("Attempt ", CountedAttempts(task), " of ", max_attempts, " of task ",
@@ -242,6 +272,7 @@ absl::Status CompleteTask(StoreTransaction& store, JobChange& change, TaskRecord
   for (const internal::v1::ArtifactRef& output : result.outputs()) {
     RETURN_IF_ERROR(change.PutArtifact(output));
   }
+  CountLeases(change.record(), -1, now);
   task.set_state(TaskRecord::SUCCEEDED);
   task.set_fraction(1);
   task.clear_error();
@@ -271,6 +302,30 @@ absl::Status CompleteTask(StoreTransaction& store, JobChange& change, TaskRecord
       break;
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<bool> EndSearch(StoreTransaction& store, JobChange& change, absl::Time now) {
+  ASSIGN_OR_RETURN(const std::vector<v1::Trial> trials, store.ListTrials(change.name(), 0, 0));
+  internal::v1::JobRecord& record = change.record();
+  ASSIGN_OR_RETURN(const v1::ParetoFront front,
+                   BuildFront(record.prepare(), change.job().spec(), trials, 0));
+  const bool any = std::any_of(front.points().begin(), front.points().end(),
+                               [](const v1::ParetoPoint& point) { return point.within_budget(); });
+  if (!any) return false;
+  ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks, store.ListTasks(change.name()));
+  for (TaskRecord& task : tasks) {
+    if (task.state() != TaskRecord::QUEUED) continue;
+    RETURN_IF_ERROR(
+        CloseTask(store, change, task, TaskRecord::CANCELLED, v1::Trial::CANCELLED, now));
+  }
+  record.set_search_ended(true);
+  // A plan that another thread or server is making would propose more.
+  record.set_plan_count(record.plan_count() + 1);
+  RETURN_IF_ERROR(change.Log(
+      v1::JobEvent::LogLine::INFO,
+      absl::StrCat("limits.max_search_seconds ends the search after ", CompletedTrials(trials),
+                   " of ", change.job().spec().search().max_trials(), " trials")));
+  return true;
 }
 
 absl::Status FailJob(StoreTransaction& store, JobChange& change, const absl::Status& error,

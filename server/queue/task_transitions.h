@@ -28,12 +28,20 @@ absl::Status LeaseSuperseded();
 // Is `lease` the current one of `task`?
 bool IsCurrentLease(const internal::v1::TaskRecord& task, const internal::v1::Lease& lease);
 
-// Leases of `task`, the current one included, without those whose worker gave it back: what
-// limits.max_attempts bounds.
+// Leases of `task`, the current one included, without those whose worker gave it back or that ended
+// with a smaller batch for the next one: what limits.max_attempts bounds.
 int CountedAttempts(const internal::v1::TaskRecord& task);
 
-// True for errors that say that the job's input is bad: another attempt would end the same way.
-bool IsBadInput(absl::StatusCode code);
+// What an error of an attempt says about the next one.
+enum class ErrorClass {
+  // The job's input is bad: another attempt would end the same way.
+  kBadInput,
+  // The device's memory is not enough for the work as it was asked for.
+  kDeviceMemory,
+  // A process, a machine or a connection failed: another attempt may well succeed.
+  kInfrastructure,
+};
+ErrorClass ClassOf(absl::StatusCode code);
 
 // Queues a planned task.
 absl::Status QueueTask(StoreTransaction& store, const JobChange& change, const PlannedTask& planned,
@@ -56,8 +64,10 @@ struct LeaseEnd {
 };
 enum class TaskFate { kRetried, kInfeasible, kCancelled, kJobFailed };
 
-// LEASED to QUEUED, or to a final state: a trial that ran out of memory is INFEASIBLE, bad input
-// and too many attempts end the job, a job that is CANCELLING takes the task with it.
+// LEASED to QUEUED, or to a final state, by the error's class: a trial that ran out of memory is
+// INFEASIBLE; FINALIZE is tried again with half of fine_tune.micro_batch_size, down to 1, without
+// using up an attempt; bad input and too many attempts end the job. A job that is CANCELLING takes
+// the task with it.
 absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change,
                                   internal::v1::TaskRecord& task, const LeaseEnd& end,
                                   absl::Time now);
@@ -68,7 +78,11 @@ absl::Status CompleteTask(StoreTransaction& store, JobChange& change,
                           internal::v1::TaskRecord& task, const internal::v1::TaskResult& result,
                           double running, absl::Time now);
 
-// RUNNING to FAILED; the tasks and trials that are still open are CANCELLED.
+// SEARCH goes on with the trials that run, and then with the best: those that wait are CANCELLED.
+// False, and nothing changes, as long as no result fits the budget.
+absl::StatusOr<bool> EndSearch(StoreTransaction& store, JobChange& change, absl::Time now);
+
+// PENDING or RUNNING to FAILED; the tasks and trials that are still open are CANCELLED.
 absl::Status FailJob(StoreTransaction& store, JobChange& change, const absl::Status& error,
                      absl::Time now);
 

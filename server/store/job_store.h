@@ -100,6 +100,10 @@ class StoreReader {
     int64_t position = 0;
   };
   virtual absl::StatusOr<JobsByAge> OldestJobs(int64_t position, int limit) = 0;
+  // Jobs whose limit_time has come, earliest first.
+  virtual absl::StatusOr<std::vector<JobName>> JobsPastLimit(absl::Time now, int limit) = 0;
+  // True if any job has a limit_time.
+  virtual absl::StatusOr<bool> AnyJobHasLimit() = 0;
   // True if any job lists an artifact of this content.
   virtual absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) = 0;
   virtual absl::StatusOr<StoreCounts> Counts() = 0;

@@ -546,9 +546,9 @@ TEST_P(JobStoreContract, LeasedTasksOfAWorkerAreItsOwn) {
     return Ids(Value([&](StoreReader& reader) { return reader.LeasedTasksOf(workers); }));
   };
   EXPECT_THAT(leased({"w1"}), ElementsAre(absl::StrCat("w1-", Task::LEASED)));
-  EXPECT_THAT(leased({"w2", "nobody", "w1"}),
-              UnorderedElementsAre(absl::StrCat("w1-", Task::LEASED),
-                                   absl::StrCat("w2-", Task::LEASED)));
+  EXPECT_THAT(
+      leased({"w2", "nobody", "w1"}),
+      UnorderedElementsAre(absl::StrCat("w1-", Task::LEASED), absl::StrCat("w2-", Task::LEASED)));
   EXPECT_THAT(leased({"nobody"}), IsEmpty());
   EXPECT_THAT(leased({}), IsEmpty());
 }
@@ -565,8 +565,9 @@ TEST_P(JobStoreContract, LastEventSequencesAreOfTheJobsThatAreThere) {
   const auto last = [&](const std::vector<JobName>& jobs) {
     return Value([&](StoreReader& reader) { return reader.LastEventSequences(jobs); });
   };
-  EXPECT_THAT(last({Name("quiet"), Name("a"), Name("none"), {"other", "b"}}),
-              UnorderedElementsAre(Pair(Name("a").ToString(), 2), Pair(Name("quiet").ToString(), 0)));
+  EXPECT_THAT(
+      last({Name("quiet"), Name("a"), Name("none"), {"other", "b"}}),
+      UnorderedElementsAre(Pair(Name("a").ToString(), 2), Pair(Name("quiet").ToString(), 0)));
   EXPECT_THAT(last({}), IsEmpty());
 }
 
@@ -815,6 +816,42 @@ TEST_P(JobStoreContract, OldestJobsAreInTheOrderOfInsertion) {
   page = Value([&](StoreReader& reader) { return reader.OldestJobs(0, 2); });
   ASSERT_EQ(page.jobs.size(), 2u);
   EXPECT_EQ(page.jobs[1].job().name(), Name("b").ToString());
+}
+
+TEST_P(JobStoreContract, JobsPastTheirLimitAreByTime) {
+  const auto past = [&](int64_t seconds, int limit = 10) {
+    std::vector<std::string> jobs;
+    for (const JobName& name : Value([&](StoreReader& reader) {
+           return reader.JobsPastLimit(absl::FromUnixSeconds(seconds), limit);
+         })) {
+      jobs.push_back(name.job);
+    }
+    return jobs;
+  };
+  const auto any = [&] {
+    return Value([](StoreReader& reader) { return reader.AnyJobHasLimit(); });
+  };
+  EXPECT_FALSE(any());
+  const auto limited = [](const std::string& job, int64_t seconds) {
+    JobRecord record = MakeJob(Name(job));
+    if (seconds > 0) record.mutable_limit_time()->set_seconds(seconds);
+    return record;
+  };
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    RETURN_IF_ERROR(transaction.InsertJob(limited("late", 300)));
+    RETURN_IF_ERROR(transaction.InsertJob(limited("early", 100)));
+    RETURN_IF_ERROR(transaction.InsertJob(limited("unlimited", 0)));
+    return transaction.InsertJob(limited("between", 200));
+  });
+  EXPECT_TRUE(any());
+  EXPECT_THAT(past(99), IsEmpty());
+  EXPECT_THAT(past(300), ElementsAre("early", "between", "late"));
+  EXPECT_THAT(past(300, 2), ElementsAre("early", "between"));
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    RETURN_IF_ERROR(transaction.UpdateJob(limited("early", 0)));
+    return transaction.UpdateJob(limited("between", 400));
+  });
+  EXPECT_THAT(past(300), ElementsAre("late"));
 }
 
 TEST_P(JobStoreContract, StalledJobsRunWithoutAnOpenTask) {

@@ -89,6 +89,11 @@ CREATE TABLE artifacts (
 );
 CREATE INDEX artifacts_by_content ON artifacts (sha256);
 )sql",
+    // When a job's next limit strikes; 0: none does.
+    R"sql(
+ALTER TABLE jobs ADD COLUMN limit_time BIGINT NOT NULL DEFAULT 0;
+CREATE INDEX jobs_by_limit ON jobs (limit_time) WHERE limit_time > 0;
+)sql",
 };
 
 constexpr PostgresStatement kTakeTurn = {"take_turn", "SELECT pg_advisory_xact_lock($1)"};

@@ -33,10 +33,12 @@ constexpr PostgresStatement kLastSequence = {
 // Inserts nothing if the name is taken: an error would end the transaction.
 constexpr PostgresStatement kInsertJob = {
     "insert_job",
-    "INSERT INTO jobs (project, job, state, labels, record) VALUES ($1, $2, $3, $4, $5) "
+    "INSERT INTO jobs (project, job, state, labels, limit_time, record) "
+    "VALUES ($1, $2, $3, $4, $5, $6) "
     "ON CONFLICT DO NOTHING RETURNING id"};
 constexpr PostgresStatement kUpdateJob = {
-    "update_job", "UPDATE jobs SET state = $2, labels = $3, record = $4 WHERE id = $1"};
+    "update_job",
+    "UPDATE jobs SET state = $2, labels = $3, limit_time = $4, record = $5 WHERE id = $1"};
 constexpr PostgresStatement kDeleteJob = {"delete_job", "DELETE FROM jobs WHERE id = $1"};
 
 // One statement for each shape of filter, so that each has the plan that fits it.
@@ -64,6 +66,12 @@ constexpr PostgresStatement kStalledJobs = {
     "(SELECT 1 FROM tasks WHERE tasks.job_id = jobs.id AND tasks.state IN (1, 2)) ORDER BY id"};
 constexpr PostgresStatement kOldestJobs = {
     "oldest_jobs", "SELECT record, id FROM jobs WHERE id > $1 ORDER BY id LIMIT $2"};
+constexpr PostgresStatement kJobsPastLimit = {
+    "jobs_past_limit",
+    "SELECT project, job FROM jobs WHERE limit_time > 0 AND limit_time <= $1 "
+    "ORDER BY limit_time LIMIT $2"};
+constexpr PostgresStatement kAnyJobHasLimit = {"any_job_has_limit",
+                                               "SELECT 1 FROM jobs WHERE limit_time > 0 LIMIT 1"};
 constexpr PostgresStatement kCountJobs = {"count_jobs",
                                           "SELECT state, count(*) FROM jobs GROUP BY state"};
 constexpr PostgresStatement kCountTasks = {"count_tasks",
@@ -346,6 +354,15 @@ absl::StatusOr<StoreReader::JobsByAge> PostgresTransaction::OldestJobs(int64_t p
   return page;
 }
 
+absl::StatusOr<std::vector<JobName>> PostgresTransaction::JobsPastLimit(absl::Time now, int limit) {
+  return ReadNames(connection_.Run(kJobsPastLimit, {ToNanoseconds(now), SqlLimit(limit)}));
+}
+
+absl::StatusOr<bool> PostgresTransaction::AnyJobHasLimit() {
+  ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(kAnyJobHasLimit, {}));
+  return result.row_count() > 0;
+}
+
 absl::StatusOr<bool> PostgresTransaction::IsArtifactReferenced(const std::string& sha256) {
   ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(kFindContent, {sha256}));
   return result.row_count() > 0;
@@ -369,8 +386,9 @@ absl::Status PostgresTransaction::InsertJob(const JobRecord& record) {
   std::string bytes = record.SerializeAsString();
   ASSIGN_OR_RETURN(
       const PostgresResult result,
-      connection_.Run(kInsertJob, {name.project, name.job, record.job().state(),
-                                   ToJson(record.job().labels()), Parameter::Blob(bytes)}));
+      connection_.Run(kInsertJob,
+                      {name.project, name.job, record.job().state(), ToJson(record.job().labels()),
+                       ToNanoseconds(record.limit_time()), Parameter::Blob(bytes)}));
   if (result.row_count() == 0) {
     return absl::AlreadyExistsError(absl::StrCat("Job exists already: ", name.ToString()));
   }
@@ -385,8 +403,9 @@ absl::Status PostgresTransaction::UpdateJob(const JobRecord& record) {
   ASSIGN_OR_RETURN(KnownJob* const job, Find(name));
   job->record = record.SerializeAsString();
   changed_jobs_.insert(name.ToString());
-  return connection_.Send(kUpdateJob, {job->id, record.job().state(), ToJson(record.job().labels()),
-                                       Parameter::Blob(job->record)});
+  return connection_.Send(kUpdateJob,
+                          {job->id, record.job().state(), ToJson(record.job().labels()),
+                           ToNanoseconds(record.limit_time()), Parameter::Blob(job->record)});
 }
 
 absl::Status PostgresTransaction::DeleteJob(const JobName& name) {

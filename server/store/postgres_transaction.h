@@ -49,6 +49,8 @@ class PostgresTransaction final : public StoreTransaction {
   absl::StatusOr<std::vector<JobName>> UnfinishedJobs() override;
   absl::StatusOr<std::vector<JobName>> StalledJobs() override;
   absl::StatusOr<JobsByAge> OldestJobs(int64_t position, int limit) override;
+  absl::StatusOr<std::vector<JobName>> JobsPastLimit(absl::Time now, int limit) override;
+  absl::StatusOr<bool> AnyJobHasLimit() override;
   absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) override;
   absl::StatusOr<StoreCounts> Counts() override;
 

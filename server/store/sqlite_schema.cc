@@ -117,6 +117,11 @@ CREATE TRIGGER task_deleted AFTER DELETE ON tasks BEGIN
   UPDATE task_counts SET count = count - 1 WHERE state = old.state;
 END;
 )sql",
+    // When a job's next limit strikes; 0: none does.
+    R"sql(
+ALTER TABLE jobs ADD COLUMN limit_time INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_by_limit ON jobs (limit_time) WHERE limit_time > 0;
+)sql",
 };
 
 absl::StatusOr<int64_t> QueryNumber(SqliteConnection& connection, absl::string_view sql) {

@@ -258,6 +258,20 @@ absl::StatusOr<StoreReader::JobsByAge> SqliteTransaction::OldestJobs(int64_t pos
   }
 }
 
+absl::StatusOr<std::vector<JobName>> SqliteTransaction::JobsPastLimit(absl::Time now, int limit) {
+  return ReadNames(connection_.Prepare(
+      "SELECT project, job FROM jobs INDEXED BY jobs_by_limit WHERE limit_time > 0 AND "
+      "limit_time <= ?1 ORDER BY limit_time LIMIT ?2",
+      ToNanoseconds(now), SqlLimit(limit)));
+}
+
+absl::StatusOr<bool> SqliteTransaction::AnyJobHasLimit() {
+  ASSIGN_OR_RETURN(SqliteStatement statement,
+                   connection_.Prepare(
+                       "SELECT 1 FROM jobs INDEXED BY jobs_by_limit WHERE limit_time > 0 LIMIT 1"));
+  return statement.Step();
+}
+
 absl::StatusOr<bool> SqliteTransaction::IsArtifactReferenced(const std::string& sha256) {
   ASSIGN_OR_RETURN(
       SqliteStatement statement,
@@ -313,8 +327,9 @@ absl::StatusOr<bool> SqliteTransaction::LabelsDiffer(int64_t job_id,
 absl::Status SqliteTransaction::InsertJob(const JobRecord& record) {
   ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
   const absl::Status inserted = connection_.Run(
-      "INSERT INTO jobs (project, job, state, record) VALUES (?1, ?2, ?3, ?4)", name.project,
-      name.job, record.job().state(), SqliteBlob{record.SerializeAsString()});
+      "INSERT INTO jobs (project, job, state, limit_time, record) VALUES (?1, ?2, ?3, ?4, ?5)",
+      name.project, name.job, record.job().state(), ToNanoseconds(record.limit_time()),
+      SqliteBlob{record.SerializeAsString()});
   if (absl::IsAlreadyExists(inserted)) {
     return absl::AlreadyExistsError(absl::StrCat("Job exists already: ", name.ToString()));
   }
@@ -327,8 +342,10 @@ absl::Status SqliteTransaction::InsertJob(const JobRecord& record) {
 absl::Status SqliteTransaction::UpdateJob(const JobRecord& record) {
   ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(name));
-  RETURN_IF_ERROR(connection_.Run("UPDATE jobs SET state = ?2, record = ?3 WHERE id = ?1", job_id,
-                                  record.job().state(), SqliteBlob{record.SerializeAsString()}));
+  RETURN_IF_ERROR(
+      connection_.Run("UPDATE jobs SET state = ?2, limit_time = ?3, record = ?4 WHERE id = ?1",
+                      job_id, record.job().state(), ToNanoseconds(record.limit_time()),
+                      SqliteBlob{record.SerializeAsString()}));
   ASSIGN_OR_RETURN(const bool relabelled, LabelsDiffer(job_id, record.job()));
   if (!relabelled) return absl::OkStatus();
   RETURN_IF_ERROR(connection_.Run("DELETE FROM job_labels WHERE job_id = ?1", job_id));

@@ -34,6 +34,8 @@ constexpr size_t kMaxQuerySuffixBytes = 256;
 constexpr int64_t kLeastDeviceMemoryBytes = int64_t{64} << 20;
 // Longer values are cut in messages.
 constexpr size_t kMaxQuotedBytes = 100;
+// A year.
+constexpr int64_t kMaxLimitSeconds = 31'536'000;
 
 std::string Quoted(absl::string_view value) {
   return absl::StrCat("\"", value.substr(0, kMaxQuotedBytes),
@@ -544,6 +546,23 @@ void CheckEvaluationTasks(FieldChecker& check, const v1::Evaluation& evaluation,
   }
 }
 
+void CheckLimits(FieldChecker& check, const v1::Limits& limits) {
+  const std::string at = "job.spec.limits.";
+  check.Range(at + "max_attempts", limits.max_attempts(), 1, 20);
+  const auto seconds = [&](const char* field, bool is_set, int64_t value) {
+    if (is_set) check.Range(at + field, value, int64_t{1}, kMaxLimitSeconds);
+  };
+  seconds("max_queue_seconds", limits.has_max_queue_seconds(), limits.max_queue_seconds());
+  seconds("max_run_seconds", limits.has_max_run_seconds(), limits.max_run_seconds());
+  seconds("max_device_seconds", limits.has_max_device_seconds(), limits.max_device_seconds());
+  seconds("max_search_seconds", limits.has_max_search_seconds(), limits.max_search_seconds());
+  if (limits.has_device_memory_bytes() && limits.device_memory_bytes() < kLeastDeviceMemoryBytes) {
+    check.Fail(at + "device_memory_bytes",
+               absl::StrCat("must be at least ", kLeastDeviceMemoryBytes, " bytes, is ",
+                            limits.device_memory_bytes()));
+  }
+}
+
 void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec, const std::string& project,
                const JobValidationOptions& options) {
   CheckModelUri(check, spec.model().uri(), project, options);
@@ -571,13 +590,7 @@ void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec, const std::
   CheckEvaluationTasks(check, evaluation, options);
 
   CheckExport(check, spec);
-  check.Range("job.spec.limits.max_attempts", spec.limits().max_attempts(), 1, 20);
-  if (spec.limits().has_device_memory_bytes() &&
-      spec.limits().device_memory_bytes() < kLeastDeviceMemoryBytes) {
-    check.Fail("job.spec.limits.device_memory_bytes",
-               absl::StrCat("must be at least ", kLeastDeviceMemoryBytes, " bytes, is ",
-                            spec.limits().device_memory_bytes()));
-  }
+  CheckLimits(check, spec.limits());
 }
 
 // Of the fields that say which job is asked for, as they were sent: so that a later version with

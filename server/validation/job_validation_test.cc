@@ -355,6 +355,14 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto&, auto& s) { s.mutable_limits()->set_device_memory_bytes(1000); }},
       {"job.spec.limits.max_attempts", "1 to 20",
        [](auto&, auto& s) { s.mutable_limits()->set_max_attempts(21); }},
+      {"job.spec.limits.max_queue_seconds", "from 1 to 31536000, is 0",
+       [](auto&, auto& s) { s.mutable_limits()->set_max_queue_seconds(0); }},
+      {"job.spec.limits.max_run_seconds", "from 1 to 31536000, is -1",
+       [](auto&, auto& s) { s.mutable_limits()->set_max_run_seconds(-1); }},
+      {"job.spec.limits.max_device_seconds", "from 1 to 31536000, is 31536001",
+       [](auto&, auto& s) { s.mutable_limits()->set_max_device_seconds(31'536'001); }},
+      {"job.spec.limits.max_search_seconds", "from 1 to 31536000, is 0",
+       [](auto&, auto& s) { s.mutable_limits()->set_max_search_seconds(0); }},
   };
   for (const Case& test : cases) {
     v1::CreateJobRequest request = Smallest();

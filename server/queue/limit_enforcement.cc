@@ -1,0 +1,59 @@
+#include "server/queue/limit_enforcement.h"
+
+#include <vector>
+
+#include "base/status_macros.h"
+#include "server/queue/job_limits.h"
+#include "server/queue/task_transitions.h"
+#include "spdlog/spdlog.h"
+
+namespace qpruner::server {
+namespace {
+
+constexpr absl::Duration kLookInterval = absl::Seconds(1);
+// At a time; the next look takes the others.
+constexpr int kMaxJobs = 100;
+
+}  // namespace
+
+void LimitEnforcement::Enforce() {
+  const absl::Duration now = clock_.Monotonic();
+  if (now < next_look_) return;
+  next_look_ = now + kLookInterval;
+  std::vector<JobName> struck;
+  const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(struck, reader.JobsPastLimit(clock_.Now(), kMaxJobs));
+    ASSIGN_OR_RETURN(any_limits_, reader.AnyJobHasLimit());
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return;  // The next look comes.
+  for (const JobName& name : struck) {
+    if (absl::Status done = Strike(name); !done.ok() && !absl::IsNotFound(done)) {
+      spdlog::error("{}: its limit could not be enforced, will be tried again: {}", name.ToString(),
+                    done.ToString());
+    }
+  }
+}
+
+absl::Status LimitEnforcement::Strike(const JobName& name) {
+  return changes_.Run(
+      name,
+      [&](StoreTransaction& store, JobChange& change, absl::Time now,
+          CommitEffects& effects) -> absl::Status {
+        const std::optional<LimitStrike> strike = NextLimit(change.record());
+        if (!strike || strike->time > now) return absl::OkStatus();
+        if (strike->limit == JobLimit::kSearchTime) {
+          ASSIGN_OR_RETURN(effects.changed, EndSearch(store, change, now));
+          return absl::OkStatus();
+        }
+        effects.changed = true;
+        return FailJob(store, change, LimitError(strike->limit, change.job().spec().limits()), now);
+      });
+}
+
+std::optional<absl::Duration> LimitEnforcement::TimeToNext() {
+  if (!any_limits_) return std::nullopt;
+  return next_look_ - clock_.Monotonic();
+}
+
+}  // namespace qpruner::server
