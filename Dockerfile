@@ -19,7 +19,7 @@ RUN cmake --preset release -DQPRUNER_BUILD_TESTS=OFF \
 FROM debian:bookworm-slim AS runtime
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates libcurl4 libgrpc++1.51 libpq5 libprotobuf32 \
-      libprometheus-cpp-core1.0 libprometheus-cpp-pull1.0 libspdlog1.10 libsqlite3-0 libssl3 libyaml-cpp0.7 \
+      libprometheus-cpp-core1.0 libprometheus-cpp-pull1.0 libseccomp2 libspdlog1.10 libsqlite3-0 libssl3 libyaml-cpp0.7 \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 65532 --home-dir /var/lib/qpruner --create-home qpruner \
  && install -d -o qpruner -g qpruner /artifacts

@@ -64,7 +64,13 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Spawn(const Options&
   for (const std::string& arg : options.argv) argv.push_back(const_cast<char*>(arg.c_str()));
   argv.push_back(nullptr);
   std::vector<char*> envp;
-  for (char** entry = environ; *entry != nullptr; ++entry) envp.push_back(*entry);
+  if (options.environment) {
+    for (const std::string& entry : *options.environment) {
+      envp.push_back(const_cast<char*>(entry.c_str()));
+    }
+  } else {
+    for (char** entry = environ; *entry != nullptr; ++entry) envp.push_back(*entry);
+  }
   for (const std::string& entry : options.extra_environment) {
     envp.push_back(const_cast<char*>(entry.c_str()));
   }

@@ -26,7 +26,9 @@ class ChildProcess {
     // The child gets this signal when the thread that spawned it ends: spawn from a thread that
     // lives as long as the child shall. 0: none.
     int parent_death_signal = 0;
-    // Appended to the environment, "NAME=value".
+    // "NAME=value". Unset: this process's own environment.
+    std::optional<std::vector<std::string>> environment;
+    // Appended to it.
     std::vector<std::string> extra_environment;
     // Standard output and error; empty: this process's own.
     std::string output_path;

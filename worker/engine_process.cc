@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
@@ -20,6 +22,34 @@ using internal::v1::EngineReply;
 using internal::v1::EngineRequest;
 using internal::v1::TaskResult;
 
+namespace {
+
+// What an engine may know of this process's environment: how to find libraries and devices, how many
+// threads to run, how to write text. Not tokens, keys and passwords, wherever they may be.
+constexpr absl::string_view kPassedOn[] = {
+    "PATH=", "HOME=",    "LANG=",   "LC_",  "TZ=",  "LD_LIBRARY_PATH=", "OMP_",           "KMP_",
+    "GOMP_", "MKL_",     "DNNL_",   "ATEN", "TORCH", "PYTORCH_",        "CUDA_",          "NVIDIA_",
+    "MALLOC_", "GLIBC_TUNABLES=", "ASAN_OPTIONS=", "UBSAN_OPTIONS=", "TSAN_OPTIONS=", "LSAN_OPTIONS="};
+
+std::vector<std::string> EngineEnvironment(const std::string& scratch_dir) {
+  std::vector<std::string> environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const absl::string_view variable = *entry;
+    if (std::any_of(std::begin(kPassedOn), std::end(kPassedOn), [&](absl::string_view prefix) {
+          return absl::StartsWith(variable, prefix);
+        })) {
+      environment.emplace_back(variable);
+    }
+  }
+  if (!scratch_dir.empty()) environment.push_back(absl::StrCat("TMPDIR=", scratch_dir));
+  // OpenMP's threads sleep while they wait: spinning ones starve the others wherever the cores are
+  // shared. What this process was started with comes first in the list and wins.
+  environment.emplace_back("OMP_WAIT_POLICY=passive");
+  return environment;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(Options options) {
   int sockets[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0) {
@@ -29,9 +59,7 @@ absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(Options opti
       {.argv = options.argv,
        .inherited_fds = {sockets[1]},
        .parent_death_signal = SIGKILL,
-       // OpenMP's threads sleep while they wait: spinning ones starve the others wherever the cores
-       // are shared. What this process was started with comes first in the list and wins.
-       .extra_environment = {"OMP_WAIT_POLICY=passive"}});
+       .environment = EngineEnvironment(options.scratch_dir)});
   close(sockets[1]);
   if (!child.ok()) {
     close(sockets[0]);

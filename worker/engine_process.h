@@ -29,6 +29,8 @@ class EngineProcess {
   struct Options {
     // Program and arguments.
     std::vector<std::string> argv;
+    // Where the engine makes files that it needs only itself. Empty: the system's place.
+    std::string scratch_dir;
     // The engine loads LibTorch and looks for a device before it says hello.
     absl::Duration start_limit = absl::Seconds(120);
     // The engine speaks every second of long work. One that is silent for so long hangs (a stuck

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <filesystem>
 #include <stop_token>
 #include <string>
@@ -24,6 +25,7 @@
 #include "proto/channel_security.h"
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "spdlog/spdlog.h"
+#include "worker/task_folders.h"
 #include "worker/worker_loop.h"
 
 namespace qpruner::worker {
@@ -97,12 +99,42 @@ absl::Status ConfigureSources(const std::vector<std::string>& model_roots, const
   return absl::OkStatus();
 }
 
+// What the engine gives up (worker/engine/confinement).
+struct EngineConfinement {
+  std::string level = "auto";
+  int64_t memory_bytes = 0;
+  int64_t file_bytes = 0;
+};
+
+std::vector<std::string> ConfinementArguments(const EngineConfinement& confinement,
+                                              const WorkerLoop::Options& options) {
+  const TaskFolders folders(options.data_dir);
+  std::vector<std::string> arguments = {"--confinement",
+                                        confinement.level,
+                                        "--memory-bytes",
+                                        std::to_string(confinement.memory_bytes),
+                                        "--file-bytes",
+                                        std::to_string(confinement.file_bytes),
+                                        "--writable",
+                                        folders.outputs,
+                                        "--writable",
+                                        folders.scratch};
+  if (options.model_roots == std::vector<std::string>{"/"}) return arguments;
+  // The kernel then holds the engine to what the agent has checked.
+  std::vector<std::string> readable = options.model_roots;
+  readable.push_back(options.builtin_dir);
+  readable.push_back(folders.inputs);
+  for (const std::string& folder : readable) arguments.insert(arguments.end(), {"--readable", folder});
+  return arguments;
+}
+
 int Main(int argc, char** argv) {
   const fs::path bin = fs::read_symlink("/proc/self/exe").parent_path();
   std::string server = "127.0.0.1:7421";
   ChannelSecurity security;
   std::string device = "auto";
   int threads = 0;
+  EngineConfinement confinement;
   WorkerLoop::Options options;
   options.worker = DefaultName();
   options.builtin_dir = DefaultBuiltinDir(bin);
@@ -133,6 +165,20 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--device", device, "auto, cpu, cuda:0, ...")->capture_default_str();
   app.add_option("--threads", threads, "CPU threads of the engine; 0: one a core")
+      ->capture_default_str();
+  app.add_option("--engine-confinement", confinement.level,
+                 "Whether the engine gives up network, programs and files besides its own: required, "
+                 "auto (where the kernel can), off")
+      ->check(CLI::IsMember({"required", "auto", "off"}))
+      ->capture_default_str();
+  app.add_option("--engine-memory-bytes", confinement.memory_bytes,
+                 "Memory that the engine may take, mapped files apart; 0: what the machine or "
+                 "container has")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--engine-file-bytes", confinement.file_bytes,
+                 "Largest file that the engine may write; 0: no limit")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--max-cache-bytes", options.max_cache_bytes,
                  "Most bytes of cached artifacts between tasks")
@@ -166,7 +212,10 @@ int Main(int argc, char** argv) {
   }
   options.incarnation = SystemIdGenerator().Hex(16);
   options.version = QPRUNER_VERSION;
+  options.data_dir = fs::absolute(options.data_dir).string();
   options.engine.argv = {engine, "--device", device, "--threads", std::to_string(threads)};
+  const std::vector<std::string> confined = ConfinementArguments(confinement, options);
+  options.engine.argv.insert(options.engine.argv.end(), confined.begin(), confined.end());
 
   // Blocked before any thread starts, so that only the thread below sees them.
   sigset_t signals;

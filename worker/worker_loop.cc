@@ -83,8 +83,10 @@ absl::StatusOr<std::unique_ptr<WorkerLoop>> WorkerLoop::Create(Options options,
                                                    options.max_cache_bytes));
   ASSIGN_OR_RETURN(auto lock, FolderLock::Take(options.data_dir));
   // Of a process that was killed in the middle of a task.
-  std::error_code ignored;
-  fs::remove_all(options.data_dir + "/task", ignored);
+  const TaskFolders folders(options.data_dir);
+  RETURN_IF_ERROR(folders.Create());
+  folders.Clear();
+  options.engine.scratch_dir = folders.scratch;
   return std::unique_ptr<WorkerLoop>(
       new WorkerLoop(std::move(options), server, clock, std::move(cache), std::move(lock)));
 }
@@ -96,6 +98,7 @@ WorkerLoop::WorkerLoop(Options options, WorkerService::StubInterface& server, Cl
       clock_(clock),
       file_roots_(options_.model_roots),
       model_sources_(options_.model_sources),
+      folders_(options_.data_dir),
       cache_(std::move(cache)),
       lock_(std::move(lock)) {}
 
@@ -139,8 +142,12 @@ absl::Status WorkerLoop::EnsureEngine(const std::string& job) {
   engine_.reset();  // Its memory is free before the next one asks for some.
   ASSIGN_OR_RETURN(engine_, EngineProcess::Start(options_.engine));
   engine_job_ = job;
-  spdlog::info("engine {} runs as process {} on {}", engine_->hello().version(), engine_->pid(),
-               engine_->hello().device());
+  const EngineReply::Hello& hello = engine_->hello();
+  spdlog::info("engine {} runs as process {} on {}, confined in: {}", hello.version(),
+               engine_->pid(), hello.device(), hello.confinement());
+  for (const std::string& missing : hello.not_confined()) {
+    spdlog::warn("the engine is not confined in {}", missing);
+  }
   return absl::OkStatus();
 }
 
@@ -180,8 +187,7 @@ void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::sto
     const std::stop_callback stop_on_drain(drain, [&stop] { stop.request_stop(); });
     outcome = Execute(lease, task, keeper, stop.get_token());
   }
-  std::error_code ignored;
-  fs::remove_all(options_.data_dir + "/task", ignored);
+  folders_.Clear();
   cache_->Trim();
 
   if (keeper.loss() == LeaseKeeper::Loss::kAbortRequested) {
@@ -270,15 +276,11 @@ absl::StatusOr<std::string> WorkerLoop::FetchModel(const TaskSpec& task,
 
 absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpec& task,
                                                LeaseKeeper& keeper, const std::stop_token& stop) {
-  const std::string input_dir = options_.data_dir + "/task/inputs";
-  const std::string output_dir = options_.data_dir + "/task/outputs";
-  std::error_code error;
-  fs::create_directories(input_dir, error);
-  if (!error) fs::create_directories(output_dir, error);
-  if (error) {
-    return WorkerFailure(absl::ErrnoToStatus(error.value(), options_.data_dir),
-                         "Worker cannot create the task's folders");
+  if (absl::Status there = folders_.Create(); !there.ok()) {
+    return WorkerFailure(there, "Worker cannot create the task's folders");
   }
+  const std::string& input_dir = folders_.inputs;
+  const std::string& output_dir = folders_.outputs;
 
   RETURN_IF_ERROR(file_roots_.Check(task.spec()));
   for (const ArtifactRef& ref : task.inputs()) {

@@ -19,6 +19,7 @@
 #include "worker/lease_keeper.h"
 #include "worker/sources/file_roots.h"
 #include "worker/sources/model_sources.h"
+#include "worker/task_folders.h"
 
 namespace qpruner::worker {
 
@@ -90,6 +91,7 @@ class WorkerLoop {
   Clock& clock_;
   const FileRoots file_roots_;
   ModelSources model_sources_;
+  const TaskFolders folders_;
   const std::unique_ptr<ArtifactCache> cache_;
   const std::unique_ptr<FolderLock> lock_;
   LeaseKeeper::Options lease_options_;

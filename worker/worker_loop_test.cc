@@ -186,7 +186,7 @@ TEST_F(WorkerLoopTest, BringsInputsToTheEngineAndOutputsToTheServer) {
                                              Pair("copy/prepared/sub/empty", "")));
   // Nothing of the task is left but the cache.
   EXPECT_TRUE(Stop().ok());
-  EXPECT_FALSE(fs::exists(folder_ / "task"));
+  EXPECT_TRUE(fs::is_empty(folder_ / "task/inputs") && fs::is_empty(folder_ / "task/outputs"));
 }
 
 TEST_F(WorkerLoopTest, TasksOfOneJobShareEngineAndCache) {

@@ -75,7 +75,8 @@ void ServiceUnderTest::Start() {
                                     "--data-dir", (folder_ / "data").string(), "--metrics-listen",
                                     "off", absl::StrCat("--local-workers=", local_workers_)},
                            .parent_death_signal = SIGTERM,
-                           // Marks every process below, whatever its arguments.
+                           // Marks server and workers, whatever their arguments; an engine is told
+                           // its folders.
                            .extra_environment = {absl::StrCat("QPRUNER_E2E=", folder_.string())},
                            .output_path = (folder_ / "server.log").string()});
   ASSERT_TRUE(server.ok()) << server.status();

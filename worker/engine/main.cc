@@ -16,10 +16,12 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "proto/message_stream.h"
 #include "proto/status_codec.h"
 #include "qpruner/internal/v1/engine.pb.h"
+#include "worker/engine/confinement/confinement.h"
 #include "worker/engine/model/devices.h"
 #include "worker/engine/tasks/progress.h"
 #include "worker/engine/tasks/task_runner.h"
@@ -116,10 +118,21 @@ absl::StatusOr<at::Device> ChooseDevice(const std::string& name) {
 int Main(int argc, char** argv) {
   std::string device_name = "auto";
   int threads = 0;
+  std::string confinement_name = "auto";
+  ConfinementOptions options;
   CLI::App app("The engine of a QPruner worker. Started by qpruner-worker, not by people.",
                "qpruner-engine");
   app.add_option("--device", device_name, "auto, cpu or cuda:N")->capture_default_str();
   app.add_option("--threads", threads, "CPU threads; 0: one a core")->capture_default_str();
+  app.add_option("--confinement", confinement_name,
+                 "required: end if the kernel cannot confine files and network; auto: say so; off")
+      ->check(CLI::IsMember({"required", "auto", "off"}))
+      ->capture_default_str();
+  app.add_option("--writable", options.writable, "Folder that files may be written below");
+  app.add_option("--readable", options.readable,
+                 "Folder that files may be read below, besides the system's; none: all");
+  app.add_option("--memory-bytes", options.memory_bytes, "0: what the machine or container has");
+  app.add_option("--file-bytes", options.file_bytes, "Of a file that is written; 0: no limit");
   app.set_version_flag("--version", QPRUNER_VERSION);
   CLI11_PARSE(app, argc, argv);
 
@@ -128,6 +141,19 @@ int Main(int argc, char** argv) {
   if (getsockopt(kAgentFd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_STREAM) {
     std::cerr << "qpruner-engine is started by qpruner-worker: descriptor 3 must be its socket\n";
     return 2;
+  }
+  Confinement confinement;
+  if (confinement_name != "off") {
+    absl::Status status = Confine(options, confinement);
+    if (status.ok() && confinement_name == "required" &&
+        !(confinement.files && confinement.system_calls)) {
+      status = absl::FailedPreconditionError(absl::StrCat(
+          "The engine cannot be confined: ", absl::StrJoin(confinement.missing, "; ")));
+    }
+    if (!status.ok()) {
+      std::cerr << status.message() << "\n";
+      return 2;
+    }
   }
   const absl::StatusOr<at::Device> device = ChooseDevice(device_name);
   if (!device.ok()) {
@@ -141,6 +167,10 @@ int Main(int argc, char** argv) {
   EngineReply hello;
   hello.mutable_hello()->set_device(device->str());
   hello.mutable_hello()->set_version(QPRUNER_VERSION);
+  hello.mutable_hello()->set_confinement(confinement.Describe());
+  for (const std::string& missing : confinement.missing) {
+    hello.mutable_hello()->add_not_confined(missing);
+  }
   if (!agent.Write(hello).ok()) return 1;
 
   TaskRunner runner(*device);

@@ -1,0 +1,169 @@
+#include "worker/engine/confinement/confinement.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <string>
+
+namespace qpruner::engine {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What a confined process gets: 0, or the errno of what it tried.
+int Errno(bool succeeded) { return succeeded ? 0 : errno; }
+
+int TryWrite(const fs::path& path) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT, 0644);
+  return Errno(fd >= 0 && write(fd, "x", 1) == 1);
+}
+int TryRead(const fs::path& path) {
+  char byte;
+  const int fd = open(path.c_str(), O_RDONLY);
+  return Errno(fd >= 0 && read(fd, &byte, 1) == 1);
+}
+
+class ConfinementTest : public testing::Test {
+ protected:
+  ConfinementTest() {
+    char pattern[] = "/tmp/qpruner-confinement.XXXXXX";
+    folder_ = mkdtemp(pattern);
+    for (const char* name : {"own", "models", "other"}) {
+      fs::create_directory(folder_ / name);
+      std::ofstream(folder_ / name / "file") << "content";
+    }
+    options_.writable = {folder_ / "own"};
+  }
+  ~ConfinementTest() override { fs::remove_all(folder_); }
+
+  // What `attempt` gives in a process confined by options_. Confinement is for good, so each
+  // attempt has a process of its own.
+  int Confined(const std::function<int()>& attempt) {
+    const pid_t child = fork();
+    if (child == 0) {
+      Confinement confinement;
+      if (!Confine(options_, confinement).ok()) _exit(250);
+      _exit(attempt());
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status)) << "ended by signal " << WTERMSIG(status);
+    return WEXITSTATUS(status);
+  }
+
+  // Whether this kernel can do `what`; says so where it cannot.
+  bool Holds(bool Confinement::* what) {
+    return Confined([&] {
+             Confinement confinement;  // Can be asked for twice.
+             return Confine(options_, confinement).ok() && confinement.*what ? 1 : 0;
+           }) == 1;
+  }
+
+  fs::path folder_;
+  ConfinementOptions options_;
+};
+
+TEST_F(ConfinementTest, OnlyItsOwnFilesCanBeWritten) {
+  if (!Holds(&Confinement::files)) GTEST_SKIP() << "This kernel has no Landlock";
+  EXPECT_EQ(Confined([&] { return TryWrite(folder_ / "own/new"); }), 0);
+  EXPECT_EQ(Confined([&] { return TryWrite(folder_ / "own/file"); }), 0);
+  EXPECT_EQ(Confined([&] { return TryWrite("/dev/null"); }), 0);
+  EXPECT_EQ(Confined([&] { return TryWrite(folder_ / "other/new"); }), EACCES);
+  EXPECT_EQ(Confined([&] { return TryWrite(folder_ / "other/file"); }), EACCES);
+  EXPECT_EQ(Confined([&] { return Errno(unlink((folder_ / "other/file").c_str()) == 0); }), EACCES);
+  EXPECT_EQ(Confined([&] {
+              return Errno(rename((folder_ / "own/file").c_str(),
+                                  (folder_ / "other/moved").c_str()) == 0);
+            }),
+            EACCES);
+  EXPECT_EQ(Confined([&] { return Errno(mkdir((folder_ / "other/sub").c_str(), 0755) == 0); }),
+            EACCES);
+  // A link out of its folder leads nowhere.
+  fs::create_symlink(folder_ / "other/file", folder_ / "own/link");
+  EXPECT_EQ(Confined([&] { return TryWrite(folder_ / "own/link"); }), EACCES);
+  // Within its folder files move freely, between folders too.
+  fs::create_directory(folder_ / "own/sub");
+  EXPECT_EQ(Confined([&] {
+              return Errno(rename((folder_ / "own/file").c_str(),
+                                  (folder_ / "own/sub/file").c_str()) == 0);
+            }),
+            0);
+}
+
+TEST_F(ConfinementTest, ReadingIsFreeUnlessFoldersAreNamed) {
+  if (!Holds(&Confinement::files)) GTEST_SKIP() << "This kernel has no Landlock";
+  EXPECT_EQ(Confined([&] { return TryRead(folder_ / "other/file"); }), 0);
+  options_.readable = {folder_ / "models"};
+  EXPECT_EQ(Confined([&] { return TryRead(folder_ / "models/file"); }), 0);
+  EXPECT_EQ(Confined([&] { return TryRead(folder_ / "own/file"); }), 0);
+  EXPECT_EQ(Confined([&] { return TryRead("/proc/self/status"); }), 0);
+  EXPECT_EQ(Confined([&] { return TryRead(folder_ / "other/file"); }), EACCES);
+  EXPECT_EQ(Confined([&] { return TryRead(folder_ / "models/../other/file"); }), EACCES);
+  fs::create_symlink(folder_ / "other/file", folder_ / "models/link");
+  EXPECT_EQ(Confined([&] { return TryRead(folder_ / "models/link"); }), EACCES);
+}
+
+TEST_F(ConfinementTest, ThereIsNoNetworkAndNoOtherProgram) {
+  if (!Holds(&Confinement::system_calls)) GTEST_SKIP() << "This kernel has no seccomp filters";
+  EXPECT_EQ(Confined([] { return Errno(socket(AF_INET, SOCK_STREAM, 0) >= 0); }), EPERM);
+  EXPECT_EQ(Confined([] { return Errno(socket(AF_INET6, SOCK_DGRAM, 0) >= 0); }), EPERM);
+  EXPECT_EQ(Confined([] { return Errno(socket(AF_NETLINK, SOCK_RAW, 0) >= 0); }), EPERM);
+  EXPECT_EQ(Confined([] { return Errno(socket(AF_UNIX, SOCK_STREAM, 0) >= 0); }), 0);
+  EXPECT_EQ(Confined([] {
+              char* const argv[] = {const_cast<char*>("/bin/true"), nullptr};
+              execv(argv[0], argv);
+              return errno;
+            }),
+            EPERM);
+  // It can still make threads and processes of its own program.
+  EXPECT_EQ(Confined([] {
+              const pid_t child = fork();
+              if (child == 0) _exit(0);
+              return Errno(child > 0 && waitpid(child, nullptr, 0) == child);
+            }),
+            0);
+}
+
+TEST_F(ConfinementTest, MemoryAndFilesHaveAnEnd) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "A sanitizer reserves more memory than there is";
+#endif
+  options_.memory_bytes = 256 << 20;
+  options_.file_bytes = 1 << 20;
+  const auto take = [](size_t bytes) {
+    return Errno(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) !=
+                 MAP_FAILED);
+  };
+  EXPECT_EQ(Confined([&] { return take(64 << 20); }), 0);
+  EXPECT_EQ(Confined([&] { return take(512 << 20); }), ENOMEM);
+  const auto grow = [&](off_t bytes) {
+    const int fd = open((folder_ / "own/large").c_str(), O_WRONLY | O_CREAT, 0644);
+    return Errno(fd >= 0 && ftruncate(fd, bytes) == 0);
+  };
+  EXPECT_EQ(Confined([&] { return grow(1 << 20); }), 0);
+  EXPECT_EQ(Confined([&] { return grow(2 << 20); }), EFBIG);
+}
+
+TEST_F(ConfinementTest, BadOptionsAreNamed) {
+  Confinement confinement;
+  EXPECT_EQ(Confine({.memory_bytes = -1}, confinement).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Confine({.open_files = 3}, confinement).code(), absl::StatusCode::kInvalidArgument);
+  if (!Holds(&Confinement::files)) GTEST_SKIP() << "This kernel has no Landlock";
+  options_.writable = {folder_ / "absent"};
+  EXPECT_EQ(Confined([] { return 0; }), 250);
+}
+
+}  // namespace
+}  // namespace qpruner::engine
