@@ -24,20 +24,26 @@ using internal::v1::TaskResult;
 
 namespace {
 
-// What an engine may know of this process's environment: how to find libraries and devices, how many
-// threads to run, how to write text. Not tokens, keys and passwords, wherever they may be.
-constexpr absl::string_view kPassedOn[] = {
-    "PATH=", "HOME=",    "LANG=",   "LC_",  "TZ=",  "LD_LIBRARY_PATH=", "OMP_",           "KMP_",
-    "GOMP_", "MKL_",     "DNNL_",   "ATEN", "TORCH", "PYTORCH_",        "CUDA_",          "NVIDIA_",
-    "MALLOC_", "GLIBC_TUNABLES=", "ASAN_OPTIONS=", "UBSAN_OPTIONS=", "TSAN_OPTIONS=", "LSAN_OPTIONS="};
+// What an engine may know of this process's environment: how to find libraries and devices, how
+// many threads to run, how to write text. Not tokens, keys and passwords, wherever they may be.
+constexpr absl::string_view kPassedOn[] = {"PATH=",         "HOME=",
+                                           "LANG=",         "LC_",
+                                           "TZ=",           "LD_LIBRARY_PATH=",
+                                           "OMP_",          "KMP_",
+                                           "GOMP_",         "MKL_",
+                                           "DNNL_",         "ATEN",
+                                           "TORCH",         "PYTORCH_",
+                                           "CUDA_",         "NVIDIA_",
+                                           "MALLOC_",       "GLIBC_TUNABLES=",
+                                           "ASAN_OPTIONS=", "UBSAN_OPTIONS=",
+                                           "TSAN_OPTIONS=", "LSAN_OPTIONS="};
 
 std::vector<std::string> EngineEnvironment(const std::string& scratch_dir) {
   std::vector<std::string> environment;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const absl::string_view variable = *entry;
-    if (std::any_of(std::begin(kPassedOn), std::end(kPassedOn), [&](absl::string_view prefix) {
-          return absl::StartsWith(variable, prefix);
-        })) {
+    if (std::any_of(std::begin(kPassedOn), std::end(kPassedOn),
+                    [&](absl::string_view prefix) { return absl::StartsWith(variable, prefix); })) {
       environment.emplace_back(variable);
     }
   }
@@ -55,11 +61,10 @@ absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(Options opti
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0) {
     return absl::ErrnoToStatus(errno, "Cannot create a socket pair");
   }
-  auto child = ChildProcess::Spawn(
-      {.argv = options.argv,
-       .inherited_fds = {sockets[1]},
-       .parent_death_signal = SIGKILL,
-       .environment = EngineEnvironment(options.scratch_dir)});
+  auto child = ChildProcess::Spawn({.argv = options.argv,
+                                    .inherited_fds = {sockets[1]},
+                                    .parent_death_signal = SIGKILL,
+                                    .environment = EngineEnvironment(options.scratch_dir)});
   close(sockets[1]);
   if (!child.ok()) {
     close(sockets[0]);

@@ -109,22 +109,18 @@ struct EngineConfinement {
 std::vector<std::string> ConfinementArguments(const EngineConfinement& confinement,
                                               const WorkerLoop::Options& options) {
   const TaskFolders folders(options.data_dir);
-  std::vector<std::string> arguments = {"--confinement",
-                                        confinement.level,
-                                        "--memory-bytes",
-                                        std::to_string(confinement.memory_bytes),
-                                        "--file-bytes",
-                                        std::to_string(confinement.file_bytes),
-                                        "--writable",
-                                        folders.outputs,
-                                        "--writable",
-                                        folders.scratch};
+  std::vector<std::string> arguments = {"--confinement",  confinement.level,
+                                        "--memory-bytes", std::to_string(confinement.memory_bytes),
+                                        "--file-bytes",   std::to_string(confinement.file_bytes),
+                                        "--writable",     folders.outputs,
+                                        "--writable",     folders.scratch};
   if (options.model_roots == std::vector<std::string>{"/"}) return arguments;
   // The kernel then holds the engine to what the agent has checked.
   std::vector<std::string> readable = options.model_roots;
   readable.push_back(options.builtin_dir);
   readable.push_back(folders.inputs);
-  for (const std::string& folder : readable) arguments.insert(arguments.end(), {"--readable", folder});
+  for (const std::string& folder : readable)
+    arguments.insert(arguments.end(), {"--readable", folder});
   return arguments;
 }
 
@@ -166,9 +162,10 @@ int Main(int argc, char** argv) {
   app.add_option("--device", device, "auto, cpu, cuda:0, ...")->capture_default_str();
   app.add_option("--threads", threads, "CPU threads of the engine; 0: one a core")
       ->capture_default_str();
-  app.add_option("--engine-confinement", confinement.level,
-                 "Whether the engine gives up network, programs and files besides its own: required, "
-                 "auto (where the kernel can), off")
+  app.add_option(
+         "--engine-confinement", confinement.level,
+         "Whether the engine gives up network, programs and files besides its own: required, "
+         "auto (where the kernel can), off")
       ->check(CLI::IsMember({"required", "auto", "off"}))
       ->capture_default_str();
   app.add_option("--engine-memory-bytes", confinement.memory_bytes,

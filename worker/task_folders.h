@@ -8,8 +8,8 @@
 
 namespace qpruner::worker {
 
-// The folders stay, only what is in them comes and goes: the engine is held to the very folders that
-// were there when it started.
+// The folders stay, only what is in them comes and goes: the engine is held to the very folders
+// that were there when it started.
 struct TaskFolders {
   explicit TaskFolders(const std::string& data_dir);
 

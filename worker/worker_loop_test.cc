@@ -30,9 +30,11 @@ using internal::v1::ArtifactRef;
 using internal::v1::CompleteTaskRequest;
 using internal::v1::HeartbeatRequest;
 using internal::v1::HeartbeatResponse;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::Pair;
 
 absl::StatusCode CodeOf(const CompleteTaskRequest& completion) {
@@ -187,6 +189,21 @@ TEST_F(WorkerLoopTest, BringsInputsToTheEngineAndOutputsToTheServer) {
   // Nothing of the task is left but the cache.
   EXPECT_TRUE(Stop().ok());
   EXPECT_TRUE(fs::is_empty(folder_ / "task/inputs") && fs::is_empty(folder_ / "task/outputs"));
+}
+
+TEST_F(WorkerLoopTest, TheEngineKnowsNoSecretOfTheEnvironment) {
+  setenv("AWS_SECRET_ACCESS_KEY", "geheim", 1);
+  setenv("HF_TOKEN", "geheim", 1);
+  setenv("OMP_NUM_THREADS", "1", 1);
+  server_.Queue("environment");
+  Start();
+  const auto notes = server_.WaitForCompletion().result().prepare().notes();
+  EXPECT_THAT(notes, Not(Contains(HasSubstr("geheim"))));
+  EXPECT_THAT(notes, Contains("OMP_NUM_THREADS=1"));
+  EXPECT_THAT(notes, Contains(absl::StrCat("TMPDIR=", (folder_ / "task/scratch").string())));
+  unsetenv("AWS_SECRET_ACCESS_KEY");
+  unsetenv("HF_TOKEN");
+  unsetenv("OMP_NUM_THREADS");
 }
 
 TEST_F(WorkerLoopTest, TasksOfOneJobShareEngineAndCache) {

@@ -96,6 +96,10 @@ void Serve() {
       while (true) pause();
     } else if (script == "error") {
       *reply.mutable_error() = ToRpcStatus(absl::InvalidArgumentError("No such architecture"));
+    } else if (script == "environment") {
+      for (char** entry = environ; *entry != nullptr; ++entry) {
+        reply.mutable_result()->mutable_prepare()->add_notes(*entry);
+      }
     } else if (script == "abort") {
       abort();
     } else if (script == "exit") {

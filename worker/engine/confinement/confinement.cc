@@ -1,8 +1,8 @@
 #include "worker/engine/confinement/confinement.h"
 
 #include <fcntl.h>
-#include <linux/landlock.h>
 #include <link.h>
+#include <linux/landlock.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -35,18 +35,18 @@ namespace fs = std::filesystem;
 constexpr uint64_t kTruncate = 1ULL << 14;
 constexpr uint64_t kRead = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR;
 // Of the first version; REFER (2) and TRUNCATE (3) came later.
-constexpr uint64_t kWrite1 =
-    LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_DIR | LANDLOCK_ACCESS_FS_REMOVE_FILE |
-    LANDLOCK_ACCESS_FS_MAKE_CHAR | LANDLOCK_ACCESS_FS_MAKE_DIR | LANDLOCK_ACCESS_FS_MAKE_REG |
-    LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO | LANDLOCK_ACCESS_FS_MAKE_BLOCK |
-    LANDLOCK_ACCESS_FS_MAKE_SYM;
+constexpr uint64_t kWrite1 = LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_DIR |
+                             LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_MAKE_CHAR |
+                             LANDLOCK_ACCESS_FS_MAKE_DIR | LANDLOCK_ACCESS_FS_MAKE_REG |
+                             LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO |
+                             LANDLOCK_ACCESS_FS_MAKE_BLOCK | LANDLOCK_ACCESS_FS_MAKE_SYM;
 // What a rule about a file, not a folder, may grant.
-constexpr uint64_t kOfFiles = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE |
-                              kTruncate;
+constexpr uint64_t kOfFiles =
+    LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE | kTruncate;
 
 // What LibTorch, a device's driver and the C library read while they work.
-constexpr const char* kSystemFolders[] = {"/usr", "/lib", "/lib64", "/opt", "/etc",
-                                          "/proc", "/sys", "/dev",  "/run/nvidia-persistenced"};
+constexpr const char* kSystemFolders[] = {
+    "/usr", "/lib", "/lib64", "/opt", "/etc", "/proc", "/sys", "/dev", "/run/nvidia-persistenced"};
 
 // glibc has no wrappers for these.
 int LandlockVersion() {
@@ -58,7 +58,7 @@ absl::Status Allow(int ruleset, const std::string& path, uint64_t access) {
   const int fd = open(path.c_str(), O_PATH | O_CLOEXEC);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open ", path));
   const absl::Cleanup close_fd = [fd] { close(fd); };
-  struct stat status{};
+  struct stat status {};
   if (fstat(fd, &status) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot see ", path));
   landlock_path_beneath_attr rule{.allowed_access = access, .parent_fd = fd};
   if (!S_ISDIR(status.st_mode)) rule.allowed_access &= kOfFiles;
@@ -145,14 +145,30 @@ void ConfineSystemCalls(Confinement& confinement) {
   refuse(SCMP_SYS(execve));
   refuse(SCMP_SYS(execveat));
   // Nothing of other processes, nothing of the kernel's configuration.
-  for (const int call :
-       {SCMP_SYS(ptrace), SCMP_SYS(process_vm_readv), SCMP_SYS(process_vm_writev),
-        SCMP_SYS(pidfd_getfd), SCMP_SYS(kcmp), SCMP_SYS(bpf), SCMP_SYS(perf_event_open),
-        SCMP_SYS(userfaultfd), SCMP_SYS(keyctl), SCMP_SYS(add_key), SCMP_SYS(request_key),
-        SCMP_SYS(mount), SCMP_SYS(umount2), SCMP_SYS(pivot_root), SCMP_SYS(chroot),
-        SCMP_SYS(unshare), SCMP_SYS(setns), SCMP_SYS(init_module), SCMP_SYS(finit_module),
-        SCMP_SYS(delete_module), SCMP_SYS(kexec_load), SCMP_SYS(reboot), SCMP_SYS(swapon),
-        SCMP_SYS(swapoff)}) {
+  for (const int call : {SCMP_SYS(ptrace),
+                         SCMP_SYS(process_vm_readv),
+                         SCMP_SYS(process_vm_writev),
+                         SCMP_SYS(pidfd_getfd),
+                         SCMP_SYS(kcmp),
+                         SCMP_SYS(bpf),
+                         SCMP_SYS(perf_event_open),
+                         SCMP_SYS(userfaultfd),
+                         SCMP_SYS(keyctl),
+                         SCMP_SYS(add_key),
+                         SCMP_SYS(request_key),
+                         SCMP_SYS(mount),
+                         SCMP_SYS(umount2),
+                         SCMP_SYS(pivot_root),
+                         SCMP_SYS(chroot),
+                         SCMP_SYS(unshare),
+                         SCMP_SYS(setns),
+                         SCMP_SYS(init_module),
+                         SCMP_SYS(finit_module),
+                         SCMP_SYS(delete_module),
+                         SCMP_SYS(kexec_load),
+                         SCMP_SYS(reboot),
+                         SCMP_SYS(swapon),
+                         SCMP_SYS(swapoff)}) {
     refuse(call);
   }
   if (error == 0) error = seccomp_load(filter);
@@ -219,8 +235,7 @@ std::string Confinement::Describe() const {
   if (files) parts.emplace_back("files");
   if (system_calls) parts.emplace_back("network");
   if (memory_bytes > 0) {
-    parts.push_back(
-        absl::StrFormat("%.1f GB of memory", static_cast<double>(memory_bytes) / 1e9));
+    parts.push_back(absl::StrFormat("%.1f GB of memory", static_cast<double>(memory_bytes) / 1e9));
   }
   return parts.empty() ? "nothing" : absl::StrJoin(parts, ", ");
 }

@@ -64,7 +64,7 @@ class ConfinementTest : public testing::Test {
   }
 
   // Whether this kernel can do `what`; says so where it cannot.
-  bool Holds(bool Confinement::* what) {
+  bool Holds(bool Confinement::*what) {
     return Confined([&] {
              Confinement confinement;  // Can be asked for twice.
              return Confine(options_, confinement).ok() && confinement.*what ? 1 : 0;
@@ -84,8 +84,8 @@ TEST_F(ConfinementTest, OnlyItsOwnFilesCanBeWritten) {
   EXPECT_EQ(Confined([&] { return TryWrite(folder_ / "other/file"); }), EACCES);
   EXPECT_EQ(Confined([&] { return Errno(unlink((folder_ / "other/file").c_str()) == 0); }), EACCES);
   EXPECT_EQ(Confined([&] {
-              return Errno(rename((folder_ / "own/file").c_str(),
-                                  (folder_ / "other/moved").c_str()) == 0);
+              return Errno(
+                  rename((folder_ / "own/file").c_str(), (folder_ / "other/moved").c_str()) == 0);
             }),
             EACCES);
   EXPECT_EQ(Confined([&] { return Errno(mkdir((folder_ / "other/sub").c_str(), 0755) == 0); }),
@@ -96,8 +96,8 @@ TEST_F(ConfinementTest, OnlyItsOwnFilesCanBeWritten) {
   // Within its folder files move freely, between folders too.
   fs::create_directory(folder_ / "own/sub");
   EXPECT_EQ(Confined([&] {
-              return Errno(rename((folder_ / "own/file").c_str(),
-                                  (folder_ / "own/sub/file").c_str()) == 0);
+              return Errno(
+                  rename((folder_ / "own/file").c_str(), (folder_ / "own/sub/file").c_str()) == 0);
             }),
             0);
 }
