@@ -119,6 +119,14 @@ TEST_F(CliTest, TheIntermediateModelComesOnlyWithAll) {
   EXPECT_TRUE(std::filesystem::exists(output / "prepared/config.json"));
 }
 
+TEST_F(CliTest, PauseAndResumeSayWhatTheJobIsNow) {
+  EXPECT_EQ(Run({"pause", "example"}).text, "example is pausing\n");
+  EXPECT_EQ(Run({"resume", "example"}).text, "example is running\n");
+  EXPECT_EQ(server_.service().calls("PauseJob"), 1);
+  EXPECT_EQ(server_.service().calls("ResumeJob"), 1);
+  EXPECT_EQ(Run({"pause", "other"}).code, 4);
+}
+
 TEST_F(CliTest, ExitCodes) {
   EXPECT_EQ(Run({"get", "example"}).code, 0);
   EXPECT_EQ(Run({}).code, 2);

@@ -19,6 +19,20 @@
 #include "client/session.h"
 
 namespace qpruner {
+namespace {
+
+// A call that puts the job into another state, and says which.
+ExitCode MoveCommand(const CommandOptions& common, const std::string& job,
+                     absl::StatusOr<v1::CompressionJob> (JobClient::*move)(const std::string&)) {
+  absl::StatusOr<std::string> name = FullName(common, job);
+  if (!name.ok()) return FailCommandLine(name.status());
+  Session session(common);
+  return PrintAnswer(session, (session.client().*move)(*name), [](const v1::CompressionJob& found) {
+    return absl::StrCat(LastPart(found.name()), " is ", StateName(found.state()), "\n");
+  });
+}
+
+}  // namespace
 
 ExitCode GetCommand(const CommandOptions& common, const std::string& job, bool as_job_file) {
   absl::StatusOr<std::string> name = FullName(common, job);
@@ -43,7 +57,8 @@ ExitCode ListCommand(const CommandOptions& common, const ListOptions& options) {
         value == v1::CompressionJob::STATE_UNSPECIFIED) {
       return FailCommandLine(absl::InvalidArgumentError(
           absl::StrCat("--state ", state,
-                       ": must be pending, running, cancelling, succeeded, failed or cancelled")));
+                       ": must be pending, running, pausing, paused, cancelling, succeeded, failed "
+                       "or cancelled")));
     }
     request.add_states(value);
   }
@@ -78,13 +93,15 @@ ExitCode ListCommand(const CommandOptions& common, const ListOptions& options) {
 }
 
 ExitCode CancelCommand(const CommandOptions& common, const std::string& job) {
-  absl::StatusOr<std::string> name = FullName(common, job);
-  if (!name.ok()) return FailCommandLine(name.status());
-  Session session(common);
-  return PrintAnswer(
-      session, session.client().CancelJob(*name), [](const v1::CompressionJob& found) {
-        return absl::StrCat(LastPart(found.name()), " is ", StateName(found.state()), "\n");
-      });
+  return MoveCommand(common, job, &JobClient::CancelJob);
+}
+
+ExitCode PauseCommand(const CommandOptions& common, const std::string& job) {
+  return MoveCommand(common, job, &JobClient::PauseJob);
+}
+
+ExitCode ResumeCommand(const CommandOptions& common, const std::string& job) {
+  return MoveCommand(common, job, &JobClient::ResumeJob);
 }
 
 ExitCode DeleteCommand(const CommandOptions& common, const std::string& job) {

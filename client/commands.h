@@ -82,6 +82,8 @@ ExitCode GetCommand(const CommandOptions& common, const std::string& job, bool a
 ExitCode ListCommand(const CommandOptions& common, const ListOptions& options);
 ExitCode WatchCommand(const CommandOptions& common, const std::string& job, int64_t after_sequence);
 ExitCode CancelCommand(const CommandOptions& common, const std::string& job);
+ExitCode PauseCommand(const CommandOptions& common, const std::string& job);
+ExitCode ResumeCommand(const CommandOptions& common, const std::string& job);
 ExitCode DeleteCommand(const CommandOptions& common, const std::string& job);
 ExitCode TrialsCommand(const CommandOptions& common, const std::string& job);
 ExitCode ParetoCommand(const CommandOptions& common, const std::string& job);

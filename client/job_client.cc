@@ -206,6 +206,18 @@ absl::StatusOr<v1::ListJobsResponse> JobClient::ListJobs(const v1::ListJobsReque
   return Call(&v1::JobService::StubInterface::ListJobs, request, /*repeatable=*/true);
 }
 
+absl::StatusOr<v1::CompressionJob> JobClient::PauseJob(const std::string& name) {
+  v1::PauseJobRequest request;
+  request.set_name(name);
+  return Call(&v1::JobService::StubInterface::PauseJob, request, /*repeatable=*/true);
+}
+
+absl::StatusOr<v1::CompressionJob> JobClient::ResumeJob(const std::string& name) {
+  v1::ResumeJobRequest request;
+  request.set_name(name);
+  return Call(&v1::JobService::StubInterface::ResumeJob, request, /*repeatable=*/true);
+}
+
 absl::StatusOr<v1::CompressionJob> JobClient::CancelJob(const std::string& name) {
   v1::CancelJobRequest request;
   request.set_name(name);

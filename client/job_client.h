@@ -2,8 +2,8 @@
 // resumes streams where they broke.
 //
 // Repeated after UNAVAILABLE, with back-off: reads, CreateJob (its request_id makes that safe) and
-// CancelJob (cancelling twice is fine). Never repeated: DeleteJob, whose answer could then wrongly
-// be NOT_FOUND. No other code is repeated.
+// CancelJob, PauseJob and ResumeJob (twice is fine). Never repeated: DeleteJob, whose answer could
+// then wrongly be NOT_FOUND. No other code is repeated.
 #ifndef QPRUNER_CLIENT_JOB_CLIENT_H_
 #define QPRUNER_CLIENT_JOB_CLIENT_H_
 
@@ -69,6 +69,8 @@ class JobClient {
   // One page.
   absl::StatusOr<v1::ListJobsResponse> ListJobs(const v1::ListJobsRequest& request);
   absl::StatusOr<v1::CompressionJob> CancelJob(const std::string& name);
+  absl::StatusOr<v1::CompressionJob> PauseJob(const std::string& name);
+  absl::StatusOr<v1::CompressionJob> ResumeJob(const std::string& name);
   absl::Status DeleteJob(const std::string& name);
   // All pages.
   absl::StatusOr<std::vector<v1::Trial>> ListTrials(const std::string& job);

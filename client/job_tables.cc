@@ -29,6 +29,8 @@ Paint PaintOf(v1::CompressionJob::State state) {
       return Paint::kCyan;
     case v1::CompressionJob::CANCELLED:
     case v1::CompressionJob::CANCELLING:
+    case v1::CompressionJob::PAUSING:
+    case v1::CompressionJob::PAUSED:
       return Paint::kYellow;
     default:
       return Paint::kNone;
@@ -125,6 +127,9 @@ std::string FormatJob(const v1::CompressionJob& job, const TextStyle& style) {
                                 job.progress().trial_count()));
   }
   if (job.retry_count() > 0) fact("retries", absl::StrCat(job.retry_count()));
+  if (job.device_seconds() > 0) {
+    fact("on workers", FormatElapsed(absl::Seconds(job.device_seconds())));
+  }
   fact("created", FormatTime(job.create_time()));
   if (job.has_end_time()) {
     fact("ended", absl::StrCat(FormatTime(job.end_time()), " (after ",

@@ -190,6 +190,8 @@ std::vector<std::string> FormatProgress(const JobView& view, const Job& job, abs
   std::string doing = Printable(view.progress().message());
   if (view.state() == Job::PENDING) doing = "Waiting for a worker";
   if (view.state() == Job::CANCELLING) doing = "Cancelling: waiting for its tasks to stop";
+  if (view.state() == Job::PAUSING) doing = "Pausing: waiting for its tasks to stop";
+  if (view.state() == Job::PAUSED) doing = "Paused, until `qpruner resume`";
   lines.push_back(
       absl::StrCat("  ", Painted(style, Paint::kDim, Shortened(style, doing, style.width - 4))));
   if (const v1::ParetoPoint* best = view.Best()) {

@@ -154,6 +154,9 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
 
   job_command("cancel", "Stop a job", [&] { return CancelCommand(common, job); });
+  job_command("pause", "Take a job's tasks from their workers, until it is resumed",
+              [&] { return PauseCommand(common, job); });
+  job_command("resume", "Go on with a paused job", [&] { return ResumeCommand(common, job); });
   job_command("delete", "Remove a finished job with all it has",
               [&] { return DeleteCommand(common, job); });
   job_command("trials", "List a job's trials", [&] { return TrialsCommand(common, job); });

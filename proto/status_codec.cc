@@ -12,6 +12,8 @@ namespace {
 
 constexpr absl::string_view kErrorInfoUrl = "type.googleapis.com/google.rpc.ErrorInfo";
 constexpr absl::string_view kBadRequestUrl = "type.googleapis.com/google.rpc.BadRequest";
+constexpr absl::string_view kQuotaFailureUrl = "type.googleapis.com/google.rpc.QuotaFailure";
+constexpr absl::string_view kRetryInfoUrl = "type.googleapis.com/google.rpc.RetryInfo";
 constexpr char kDomain[] = "qpruner";
 
 template <typename Message>
@@ -48,6 +50,26 @@ absl::Status WithErrorInfo(absl::Status status, absl::string_view reason,
   info.mutable_metadata()->insert(metadata.begin(), metadata.end());
   status.SetPayload(kErrorInfoUrl, absl::Cord(info.SerializeAsString()));
   return status;
+}
+
+absl::Status QuotaError(absl::string_view reason, const std::string& subject,
+                        const std::string& message, absl::Duration retry_after) {
+  absl::Status status = absl::ResourceExhaustedError(message);
+  google::rpc::QuotaFailure failure;
+  failure.add_violations()->set_subject(subject);
+  failure.mutable_violations(0)->set_description(message);
+  status.SetPayload(kQuotaFailureUrl, absl::Cord(failure.SerializeAsString()));
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(absl::ToInt64Seconds(retry_after));
+  status.SetPayload(kRetryInfoUrl, absl::Cord(retry.SerializeAsString()));
+  return WithErrorInfo(std::move(status), reason, {{"subject", subject}});
+}
+
+std::optional<absl::Duration> RetryDelay(const absl::Status& status) {
+  const auto retry = Payload<google::rpc::RetryInfo>(status, kRetryInfoUrl);
+  if (!retry || !retry->has_retry_delay()) return std::nullopt;
+  return absl::Seconds(retry->retry_delay().seconds()) +
+         absl::Nanoseconds(retry->retry_delay().nanos());
 }
 
 std::string ErrorReason(const absl::Status& status) {

@@ -7,11 +7,13 @@
 #define QPRUNER_PROTO_STATUS_CODEC_H_
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "google/rpc/status.pb.h"
 
 namespace qpruner {
@@ -30,6 +32,13 @@ absl::Status BadRequestError(const std::vector<FieldViolation>& violations);
 // `reason` is UPPER_SNAKE_CASE.
 absl::Status WithErrorInfo(absl::Status status, absl::string_view reason,
                            const std::map<std::string, std::string>& metadata = {});
+
+// RESOURCE_EXHAUSTED of a quota: with ErrorInfo, QuotaFailure{subject, message} and RetryInfo.
+// `subject` is what the quota is of, such as "projects/default".
+absl::Status QuotaError(absl::string_view reason, const std::string& subject,
+                        const std::string& message, absl::Duration retry_after);
+// The delay of the status's RetryInfo; nothing if there is none.
+std::optional<absl::Duration> RetryDelay(const absl::Status& status);
 
 // The reason of the status's ErrorInfo; empty if there is none.
 std::string ErrorReason(const absl::Status& status);

@@ -53,6 +53,7 @@ constexpr int kIdleCallThreads = 64;
 // Each waits for a disk or for an S3 storage, one chunk of one download at a time. Apart from the
 // watchers' threads: a storage that hangs must not hold up events.
 constexpr int kDownloadThreads = 8;
+constexpr int64_t kMaxQuotaFileBytes = 4 << 20;
 // All headers of a call; ours are a token and what gRPC adds.
 constexpr int kMaxHeaderBytes = 8 << 10;
 // Thousands of watchers may share a proxy's connection; an honest client has a handful of calls.
@@ -180,6 +181,15 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
     ASSIGN_OR_RETURN(p.artifacts, OpenLocalArtifactStore({.folder = p.options.artifacts_dir,
                                                           .shared = p.store->shared(),
                                                           .clock = clock}));
+  }
+  if (!p.options.quota_file.empty()) {
+    ASSIGN_OR_RETURN(const std::string json, ReadFile(p.options.quota_file, kMaxQuotaFileBytes));
+    absl::StatusOr<ProjectPolicies> policies = ParseQuotaFile(json);
+    if (!policies.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(p.options.quota_file, ": ", absl::string_view(policies.status().message())));
+    }
+    p.options.queue.projects = *std::move(policies);
   }
   p.proposer = MakeSearchProposer();
   ASSIGN_OR_RETURN(p.queue, JobQueue::Create(p.options.queue, *p.store, *p.artifacts, clock, ids,

@@ -88,6 +88,9 @@ void LeaseKeeper::KeepAlive(std::stop_token stop) {
     if (status.ok()) {
       expiry = sent + options_.lease_duration;
       if (response.desired_state() == HeartbeatResponse::ABORT) return Lose(Loss::kAbortRequested);
+      if (response.desired_state() == HeartbeatResponse::RETURN) {
+        return Lose(Loss::kReturnRequested);
+      }
     } else if (status.error_code() == grpc::StatusCode::ABORTED ||
                status.error_code() == grpc::StatusCode::NOT_FOUND) {
       return Lose(Loss::kSuperseded);

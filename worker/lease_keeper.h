@@ -30,6 +30,8 @@ class LeaseKeeper {
     kNone,
     // The server wants it ended: complete it with CANCELLED.
     kAbortRequested,
+    // The server wants it back: the job is paused.
+    kReturnRequested,
     // The server has given the task away or forgotten it: nothing more to say about it.
     kSuperseded,
     // No heartbeat came through for the whole lease: the server will give the task away.

@@ -112,6 +112,7 @@ absl::Status WorkerLoop::Run(std::stop_token drain) {
     request.set_incarnation(options_.incarnation);
     *request.mutable_wait_time() =
         TimeUtil::MillisecondsToDuration(absl::ToInt64Milliseconds(options_.acquire_wait));
+    if (engine_ != nullptr && engine_->alive()) request.set_prepared_job(engine_job_);
     AcquireTaskResponse response;
     grpc::ClientContext context;
     SetDeadline(context, options_.acquire_wait + kCallDeadline);
@@ -190,9 +191,10 @@ void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::sto
   folders_.Clear();
   cache_->Trim();
 
-  if (keeper.loss() == LeaseKeeper::Loss::kAbortRequested) {
+  const LeaseKeeper::Loss loss = keeper.loss();
+  if (loss == LeaseKeeper::Loss::kAbortRequested) {
     outcome = absl::CancelledError("Ended as the server asked");
-  } else if (keeper.loss() != LeaseKeeper::Loss::kNone) {
+  } else if (loss != LeaseKeeper::Loss::kNone && loss != LeaseKeeper::Loss::kReturnRequested) {
     spdlog::warn("{} {} was lost with its lease", lease.job(), lease.task());
     return;
   }
@@ -201,15 +203,18 @@ void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::sto
   *request.mutable_lease() = lease;
   if (outcome.ok()) {
     *request.mutable_result() = *std::move(outcome);
-  } else if (drain.stop_requested() && keeper.loss() == LeaseKeeper::Loss::kNone) {
+  } else if (loss == LeaseKeeper::Loss::kReturnRequested) {
+    request.mutable_returned()->set_reason("The job is paused");
+  } else if (drain.stop_requested() && loss == LeaseKeeper::Loss::kNone) {
     request.mutable_returned()->set_reason("Worker is draining");
   } else {
     *request.mutable_error() = ToRpcStatus(outcome.status());
   }
-  // A result is worth waiting for the server as long as the lease lasts. An abort has no lease to
-  // keep, a drain no time.
+  // A result is worth waiting for the server as long as the lease lasts. An abort or a pause has no
+  // lease to keep, a drain no time.
   std::stop_source give_up;
-  const bool brief = drain.stop_requested() || keeper.loss() == LeaseKeeper::Loss::kAbortRequested;
+  const bool brief = drain.stop_requested() || loss == LeaseKeeper::Loss::kAbortRequested ||
+                     loss == LeaseKeeper::Loss::kReturnRequested;
   const std::stop_callback on_lost(stop.get_token(), [&] {
     if (!brief) give_up.request_stop();
   });

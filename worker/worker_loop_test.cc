@@ -284,6 +284,20 @@ TEST_F(WorkerLoopTest, CancelKillsTheWholeProcessGroup) {
   EXPECT_TRUE(server_.WaitForCompletion(2).has_result());
 }
 
+TEST_F(WorkerLoopTest, APauseKillsTheProcessGroupAndGivesTheTaskBack) {
+  server_.Queue("hang");
+  Start();
+  const auto [engine, grandchild] = WaitForHang();
+  Process engine_process(engine), grandchild_process(grandchild);
+  server_.Want(HeartbeatResponse::RETURN);
+  EXPECT_TRUE(engine_process.EndsWithin(absl::Seconds(2)));
+  EXPECT_TRUE(grandchild_process.EndsWithin(absl::Seconds(2)));
+  EXPECT_EQ(server_.WaitForCompletion().returned().reason(), "The job is paused");
+  server_.Want(HeartbeatResponse::CONTINUE);
+  server_.Queue("copy");
+  EXPECT_TRUE(server_.WaitForCompletion(2).has_result());
+}
+
 TEST_F(WorkerLoopTest, ASupersededLeaseEndsTheEngineAndIsNotCompleted) {
   server_.Queue("hang");
   Start();

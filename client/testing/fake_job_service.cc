@@ -180,6 +180,24 @@ grpc::Status FakeJobService::CancelJob(grpc::ServerContext*, const v1::CancelJob
   return grpc::Status::OK;
 }
 
+grpc::Status FakeJobService::PauseJob(grpc::ServerContext*, const v1::PauseJobRequest* request,
+                                      v1::CompressionJob* response) {
+  if (grpc::Status status = Enter("PauseJob", request->name()); !status.ok()) return status;
+  absl::MutexLock lock(&mutex_);
+  *response = example_.job;
+  response->set_state(v1::CompressionJob::PAUSING);
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeJobService::ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest* request,
+                                       v1::CompressionJob* response) {
+  if (grpc::Status status = Enter("ResumeJob", request->name()); !status.ok()) return status;
+  absl::MutexLock lock(&mutex_);
+  *response = example_.job;
+  response->set_state(v1::CompressionJob::RUNNING);
+  return grpc::Status::OK;
+}
+
 grpc::Status FakeJobService::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest* request,
                                        google::protobuf::Empty*) {
   return Enter("DeleteJob", request->name());

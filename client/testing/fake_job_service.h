@@ -56,6 +56,10 @@ class FakeJobService final : public v1::JobService::Service {
                         grpc::ServerWriter<v1::JobEvent>*) override;
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*,
                          v1::CompressionJob*) override;
+  grpc::Status PauseJob(grpc::ServerContext*, const v1::PauseJobRequest*,
+                        v1::CompressionJob*) override;
+  grpc::Status ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest*,
+                         v1::CompressionJob*) override;
   grpc::Status DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest*,
                          google::protobuf::Empty*) override;
   grpc::Status ListTrials(grpc::ServerContext*, const v1::ListTrialsRequest*,

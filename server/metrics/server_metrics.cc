@@ -69,14 +69,14 @@ class StoreGauges final : public prometheus::Collectable {
 
     // Every state is there from the first scrape, so that rates and alerts have no gaps.
     auto jobs = GaugeFamily("qpruner_jobs", "Jobs now in each state.");
-    for (int state = v1::CompressionJob::PENDING; state <= v1::CompressionJob::CANCELLED; ++state) {
+    for (int state = v1::CompressionJob::PENDING; state <= v1::CompressionJob::State_MAX; ++state) {
       const auto value = static_cast<v1::CompressionJob::State>(state);
       AddGauge(jobs, static_cast<double>(counts.jobs[value]),
                v1::CompressionJob::State_Name(value));
     }
     families.push_back(std::move(jobs));
     auto tasks = GaugeFamily("qpruner_tasks", "Tasks now in each state.");
-    for (int state = TaskRecord::QUEUED; state <= TaskRecord::CANCELLED; ++state) {
+    for (int state = TaskRecord::QUEUED; state <= TaskRecord::State_MAX; ++state) {
       const auto value = static_cast<TaskRecord::State>(state);
       AddGauge(tasks, static_cast<double>(counts.tasks[value]), TaskRecord::State_Name(value));
     }
@@ -133,6 +133,10 @@ struct ServerMetrics::Families {
                          .Help("Attempts that ended and were queued again.")
                          .Register(registry)
                          .Add({})),
+        quota_refusals(prometheus::BuildCounter()
+                           .Name("qpruner_quota_refusals_total")
+                           .Help("Jobs refused for a quota.")
+                           .Register(registry)),
         jobs_finished(prometheus::BuildCounter()
                           .Name("qpruner_jobs_finished_total")
                           .Help("Jobs that entered a final state.")
@@ -168,6 +172,7 @@ struct ServerMetrics::Families {
   prometheus::Counter& leases_acquired;
   prometheus::Counter& leases_expired;
   prometheus::Counter& task_retries;
+  prometheus::Family<prometheus::Counter>& quota_refusals;
   prometheus::Family<prometheus::Counter>& jobs_finished;
   prometheus::Counter& jobs_expired;
   prometheus::Counter& artifacts_removed;
@@ -185,6 +190,10 @@ ServerMetrics::~ServerMetrics() = default;
 void ServerMetrics::OnLeaseAcquired() { families_->leases_acquired.Increment(); }
 void ServerMetrics::OnLeaseExpired() { families_->leases_expired.Increment(); }
 void ServerMetrics::OnTaskRetried() { families_->task_retries.Increment(); }
+
+void ServerMetrics::OnQuotaRefusal(const std::string& reason) {
+  families_->quota_refusals.Add({{"reason", absl::AsciiStrToLower(reason)}}).Increment();
+}
 
 void ServerMetrics::OnStageFinished(v1::CompressionJob::Stage stage, absl::Duration duration) {
   families_->stage_duration

@@ -9,6 +9,7 @@
 //   qpruner_leases_acquired_total                  counter    tasks handed to workers
 //   qpruner_leases_expired_total                   counter    leases that ended without a heartbeat
 //   qpruner_task_retries_total                     counter    attempts queued again
+//   qpruner_quota_refusals_total{reason}           counter    jobs refused for a quota
 //   qpruner_jobs_finished_total{state}             counter    jobs that entered a final state
 //   qpruner_jobs_expired_total                     counter    jobs deleted by --keep-finished-jobs
 //   qpruner_artifacts_removed_total                counter    files removed that no job listed
@@ -49,6 +50,7 @@ class ServerMetrics final : public QueueObserver {
   void OnLeaseAcquired() override;
   void OnLeaseExpired() override;
   void OnTaskRetried() override;
+  void OnQuotaRefusal(const std::string& reason) override;
   void OnStageFinished(v1::CompressionJob::Stage stage, absl::Duration duration) override;
   void OnJobFinished(v1::CompressionJob::State state) override;
   void OnArtifactRemoved(int64_t size_bytes) override;

@@ -38,7 +38,8 @@ std::vector<AcquirePoll> AcquirePolls::List() const {
   std::vector<AcquirePoll> list;
   list.reserve(polls_.size());
   for (const AcquirePoll& poll : polls_) {
-    list.push_back({poll.id, poll.worker, poll.incarnation, poll.deadline, nullptr});
+    list.push_back(
+        {poll.id, poll.worker, poll.incarnation, poll.prepared_job, poll.deadline, nullptr});
   }
   return list;
 }

@@ -25,6 +25,8 @@ struct AcquirePoll {
   int64_t id = 0;
   std::string worker;
   std::string incarnation;
+  // The job whose prepared model the worker holds; empty: none.
+  std::string prepared_job;
   // On the monotonic clock.
   absl::Duration deadline;
   AcquireCallback done;

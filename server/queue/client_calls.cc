@@ -1,5 +1,6 @@
 #include "server/queue/client_calls.h"
 
+#include <algorithm>
 #include <optional>
 #include <set>
 #include <string>
@@ -11,6 +12,7 @@
 #include "proto/status_codec.h"
 #include "server/queue/artifact_model.h"
 #include "server/queue/job_not_found.h"
+#include "server/queue/job_pausing.h"
 #include "server/queue/job_planner.h"
 #include "server/queue/job_states.h"
 #include "server/queue/task_checkpoints.h"
@@ -86,6 +88,7 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, 
     artifact.set_sha256(file.sha256());
     *artifact.mutable_create_time() = ToTimestamp(now);
     RETURN_IF_ERROR(store.PutArtifact(name, artifact));
+    change->record().set_artifact_bytes(change->record().artifact_bytes() + file.size_bytes());
   }
   // A new job needs no search: its plan is made on the spot, and committed with it.
   const JobPlan plan = NextTasks(JobView{.record = record}, proposer_);
@@ -103,6 +106,18 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::CreateJob(const NewJob& request)
   v1::CompressionJob result;
   bool created = false;
   bool taken = false;
+  // A request that made its job before needs no place for it.
+  const absl::Status reserved = quotas_.Reserve(request.project);
+  if (!reserved.ok()) {
+    std::optional<v1::CompressionJob> earlier;
+    RETURN_IF_ERROR(store_.Read([&](StoreReader& store) -> absl::Status {
+      ASSIGN_OR_RETURN(earlier, FindEarlier(store, request));
+      return absl::OkStatus();
+    }));
+    if (earlier) return *std::move(earlier);
+    if (absl::IsResourceExhausted(reserved)) observer_.OnQuotaRefusal(ErrorReason(reserved));
+    return reserved;
+  }
   const auto create = [&](StoreTransaction& store) -> absl::Status {
     created = taken = false;
     ASSIGN_OR_RETURN(std::optional<v1::CompressionJob> earlier, FindEarlier(store, request));
@@ -120,6 +135,7 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::CreateJob(const NewJob& request)
   // Another server was given the same request at the same time and has just committed it: now it is
   // found.
   if (taken && !request.request_id.empty()) status = store_.Transact(create);
+  quotas_.Settle(request.project, status.ok() && created);
   RETURN_IF_ERROR(status);
   if (created) {
     spdlog::info("{}: created", result.name());
@@ -156,6 +172,52 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::CancelJob(const JobName& name) {
   return result;
 }
 
+absl::StatusOr<v1::CompressionJob> ClientCalls::MoveJob(
+    const JobName& name, absl::FunctionRef<bool(v1::CompressionJob::State)> is_done,
+    absl::FunctionRef<absl::Status(StoreTransaction&, JobChange&, absl::Time)> move,
+    absl::string_view verb, absl::string_view reason) {
+  v1::CompressionJob result;
+  const absl::Status status = changes_.Run(
+      name,
+      [&](StoreTransaction& store, JobChange& change, absl::Time now,
+          CommitEffects& effects) -> absl::Status {
+        const v1::CompressionJob::State state = change.job().state();
+        if (IsFinal(state) || state == v1::CompressionJob::CANCELLING) {
+          return WithErrorInfo(absl::FailedPreconditionError(absl::StrCat(
+                                   "Job cannot be ", verb, ": it is ",
+                                   v1::CompressionJob::State_Name(state), ": ", name.ToString())),
+                               reason, {{"state", v1::CompressionJob::State_Name(state)}});
+        }
+        if (!is_done(state)) {
+          RETURN_IF_ERROR(move(store, change, now));
+          effects.changed = true;
+        }
+        result = change.job();
+        return absl::OkStatus();
+      });
+  if (absl::IsNotFound(status)) return JobNotFound(name);
+  RETURN_IF_ERROR(status);
+  return result;
+}
+
+absl::StatusOr<v1::CompressionJob> ClientCalls::PauseJob(const JobName& name) {
+  return MoveJob(
+      name,
+      [](v1::CompressionJob::State state) {
+        return state == v1::CompressionJob::PAUSING || state == v1::CompressionJob::PAUSED;
+      },
+      &server::PauseJob, "paused", "JOB_NOT_PAUSABLE");
+}
+
+absl::StatusOr<v1::CompressionJob> ClientCalls::ResumeJob(const JobName& name) {
+  return MoveJob(
+      name,
+      [](v1::CompressionJob::State state) {
+        return state != v1::CompressionJob::PAUSING && state != v1::CompressionJob::PAUSED;
+      },
+      &server::ResumeJob, "resumed", "JOB_NOT_RESUMABLE");
+}
+
 absl::Status ClientCalls::DeleteJob(const JobName& name) {
   std::set<std::string> contents;
   absl::Status status = store_.Transact([&](StoreTransaction& store) -> absl::Status {
@@ -184,7 +246,7 @@ absl::Status ClientCalls::DropIntermediates(const JobName& name) {
   std::set<std::string> contents;
   absl::Status status = store_.Transact([&](StoreTransaction& store) -> absl::Status {
     contents.clear();
-    ASSIGN_OR_RETURN(const internal::v1::JobRecord record, store.GetJob(name));
+    ASSIGN_OR_RETURN(internal::v1::JobRecord record, store.GetJob(name));
     if (!IsFinal(record.job().state())) {
       return absl::FailedPreconditionError(absl::StrCat("Job is not finished: ", name.ToString()));
     }
@@ -194,8 +256,11 @@ absl::Status ClientCalls::DropIntermediates(const JobName& name) {
       if (!IsIntermediatePath(parsed.path)) continue;
       RETURN_IF_ERROR(store.RemoveArtifact(name, parsed.path));
       contents.insert(artifact.sha256());
+      if (absl::StartsWith(parsed.path, kCheckpointPrefix)) continue;
+      record.set_artifact_bytes(
+          std::max<int64_t>(0, record.artifact_bytes() - artifact.size_bytes()));
     }
-    return absl::OkStatus();
+    return contents.empty() ? absl::OkStatus() : store.UpdateJob(record);
   });
   if (absl::IsNotFound(status)) return JobNotFound(name);
   RETURN_IF_ERROR(status);

@@ -62,7 +62,7 @@ absl::Status JobChange::EnterState(v1::CompressionJob::State state,
   }
   job.set_state(state);
   if (error != nullptr) *job.mutable_error() = *error;
-  if (state == v1::CompressionJob::RUNNING) {
+  if (state == v1::CompressionJob::RUNNING && !job.has_start_time()) {
     *job.mutable_start_time() = ToTimestamp(now_);
     *record_.mutable_running_since() = job.start_time();
     job.set_stage(v1::CompressionJob::PREPARE);
@@ -98,6 +98,7 @@ absl::Status JobChange::PutArtifact(const internal::v1::ArtifactRef& ref) {
   artifact.set_size_bytes(ref.size_bytes());
   artifact.set_sha256(ref.sha256());
   *artifact.mutable_create_time() = ToTimestamp(now_);
+  record_.set_artifact_bytes(record_.artifact_bytes() + ref.size_bytes());
   RETURN_IF_ERROR(store_->PutArtifact(name_, artifact));
   return Append(std::move(event));
 }

@@ -50,8 +50,9 @@ JobQueue::JobQueue(JobQueueOptions options, JobStore& store, ArtifactStore& arti
       watches_(watches),
       references_(store, artifacts, observer),
       progress_(options.progress_interval),
+      quotas_(options.projects, store, clock),
       changes_(store, clock, leases_, progress_, work_, watches, observer),
-      client_calls_(store, references_, clock, ids, proposer, watches, changes_),
+      client_calls_(store, references_, clock, ids, proposer, watches, changes_, quotas_, observer),
       leasing_(options_, store, clock, ids, leases_, workers_, work_, changes_, watches, observer),
       reports_(options_, store, artifacts, references_, clock, ids, leases_, workers_, progress_,
                changes_, watches),
@@ -84,6 +85,12 @@ absl::StatusOr<v1::CompressionJob> JobQueue::CreateJob(const NewJob& job) {
 }
 absl::StatusOr<v1::CompressionJob> JobQueue::CancelJob(const JobName& name) {
   return client_calls_.CancelJob(name);
+}
+absl::StatusOr<v1::CompressionJob> JobQueue::PauseJob(const JobName& name) {
+  return client_calls_.PauseJob(name);
+}
+absl::StatusOr<v1::CompressionJob> JobQueue::ResumeJob(const JobName& name) {
+  return client_calls_.ResumeJob(name);
 }
 absl::Status JobQueue::DeleteJob(const JobName& name) { return client_calls_.DeleteJob(name); }
 absl::Status JobQueue::DropIntermediates(const JobName& name) {

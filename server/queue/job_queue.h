@@ -9,11 +9,11 @@
 // hands tasks to waiting workers. One thread calls Tick() and WaitForWork() in a loop; tests call
 // Tick() themselves. Calls of clients and workers may come from any thread at any time.
 //
-// The work is done by parts with one job each: ClientCalls (create, cancel, delete), TaskLeasing
-// (registration, long polls, grants, expiry), TaskReports (heartbeats and results), JobPlanning
-// (what comes next), LimitEnforcement (jobs that may not go on). They share what is in memory
-// (LeaseTable, WorkerRegistry, ProgressLimiter, WorkSignal) and JobChanges, which runs a change of
-// a job and what follows from it.
+// The work is done by parts with one job each: ClientCalls (create, cancel, pause, resume, delete),
+// TaskLeasing (registration, long polls, grants, expiry), TaskReports (heartbeats and results),
+// JobPlanning (what comes next), LimitEnforcement (jobs that may not go on). They share what is in
+// memory (LeaseTable, WorkerRegistry, ProgressLimiter, WorkSignal) and JobChanges, which runs a
+// change of a job and what follows from it.
 //
 // All errors carry ErrorInfo. UNAVAILABLE: the store cannot be reached, or the server is stopping.
 #ifndef QPRUNER_SERVER_QUEUE_JOB_QUEUE_H_
@@ -41,6 +41,7 @@
 #include "server/queue/lease_table.h"
 #include "server/queue/limit_enforcement.h"
 #include "server/queue/progress_limiter.h"
+#include "server/queue/project_quotas.h"
 #include "server/queue/queue_observer.h"
 #include "server/queue/queue_options.h"
 #include "server/queue/task_checkpoints.h"
@@ -69,9 +70,14 @@ class JobQueue {
   // --- Clients ---
 
   // ALREADY_EXISTS: the name is taken, or the request id was used for another request.
+  // RESOURCE_EXHAUSTED, with QuotaFailure and RetryInfo: a quota of the project, or the queue is
+  // full.
   absl::StatusOr<v1::CompressionJob> CreateJob(const NewJob& job);
   // NOT_FOUND. FAILED_PRECONDITION: SUCCEEDED or FAILED already. Cancelling twice is fine.
   absl::StatusOr<v1::CompressionJob> CancelJob(const JobName& name);
+  // NOT_FOUND. FAILED_PRECONDITION: CANCELLING or finished. Twice is fine.
+  absl::StatusOr<v1::CompressionJob> PauseJob(const JobName& name);
+  absl::StatusOr<v1::CompressionJob> ResumeJob(const JobName& name);
   // NOT_FOUND. FAILED_PRECONDITION: not finished. The bytes of artifacts that no other job lists go
   // at once; those that a task at work may just have stored as well go with the collection
   // (retention/) after it.
@@ -150,6 +156,7 @@ class JobQueue {
   ProgressLimiter progress_;
   WorkSignal work_;
 
+  ProjectQuotas quotas_;
   JobChanges changes_;
   ClientCalls client_calls_;
   TaskLeasing leasing_;

@@ -179,6 +179,12 @@ class JobQueueTest : public testing::Test {
   std::unique_ptr<JobQueue> queue_;
 };
 
+v1::CreateJobRequest Limited(void (*set)(v1::Limits&)) {
+  v1::CreateJobRequest request = ScriptedRequest();
+  set(*request.mutable_job()->mutable_spec()->mutable_limits());
+  return request;
+}
+
 TEST_F(JobQueueTest, AJobRunsFromCreationToItsReport) {
   const JobName name = Create();
   Register();
@@ -586,6 +592,206 @@ TEST_F(JobQueueTest, CancellingAFinishedJobIsRefused) {
   EXPECT_EQ(ErrorReason(queue_->CancelJob({"default", "none"}).status()), "JOB_NOT_FOUND");
 }
 
+TEST_F(JobQueueTest, APausedPendingJobIsNotStartedUntilItIsResumed) {
+  const JobName name = Create();
+  EXPECT_EQ(queue_->PauseJob(name)->state(), v1::CompressionJob::PAUSED);
+  EXPECT_EQ(queue_->PauseJob(name)->state(), v1::CompressionJob::PAUSED);
+  const int64_t events = Get(name).last_event_sequence();
+  Restart();
+  Register();
+  EXPECT_FALSE(Poll()->has_lease());
+  EXPECT_TRUE(absl::IsFailedPrecondition(queue_->DeleteJob(name)));
+  EXPECT_EQ(queue_->ResumeJob(name)->state(), v1::CompressionJob::PENDING);
+  EXPECT_EQ(queue_->ResumeJob(name)->state(), v1::CompressionJob::PENDING);
+  EXPECT_EQ(Get(name).last_event_sequence(), events + 1) << "the second call changed nothing";
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+}
+
+internal::v1::CompleteTaskRequest Returned(const AcquireTaskResponse& held) {
+  internal::v1::CompleteTaskRequest request;
+  *request.mutable_lease() = held.lease();
+  request.mutable_returned()->set_reason("The job is paused");
+  return request;
+}
+
+TEST_F(JobQueueTest, APauseTakesTasksFromTheirWorkersAndChangesNothingElse) {
+  const JobName undisturbed = Create();
+  Register();
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+
+  const JobName name = Create();
+  for (const char* task : {"prepare", "trial-1", "trial-4", "finalize"}) {
+    const AcquireTaskResponse held = RunUntil(task);
+    ASSERT_EQ(held.lease().task(), task);
+    EXPECT_EQ(queue_->PauseJob(name)->state(), v1::CompressionJob::PAUSING);
+    EXPECT_EQ(queue_->PauseJob(name)->state(), v1::CompressionJob::PAUSING);
+    EXPECT_EQ(Heartbeat(held)->desired_state(), HeartbeatResponse::RETURN);
+    if (std::string(task) == "finalize") {
+      // As the engine left it.
+      StoreContent("weights");
+      internal::v1::SaveCheckpointRequest save;
+      *save.mutable_lease() = held.lease();
+      *save.mutable_ref() = ArtifactOf("checkpoint/step", "weights");
+      ASSERT_TRUE(queue_->SaveCheckpoint(save).ok());
+    }
+    ASSERT_TRUE(queue_->CompleteTask(Returned(held)).ok());
+    ASSERT_TRUE(queue_->CompleteTask(Returned(held)).ok()) << "a repeated call";
+    EXPECT_EQ(Get(name).state(), v1::CompressionJob::PAUSED);
+    queue_->Tick();
+    EXPECT_FALSE(Poll()->has_lease());
+    clock_.Advance(absl::Hours(1));
+    Restart();
+    Register();
+    EXPECT_FALSE(Poll()->has_lease());
+    EXPECT_EQ(queue_->ResumeJob(name)->state(), v1::CompressionJob::RUNNING);
+    const AcquireTaskResponse again = Acquire();
+    EXPECT_EQ(again.lease().task(), task);
+    EXPECT_EQ(again.lease().attempt(), 2);
+    if (std::string(task) == "finalize") {
+      EXPECT_EQ(again.task().inputs(again.task().inputs_size() - 1).path(), "checkpoint/step");
+    }
+    ASSERT_TRUE(Complete(again).ok());
+    queue_->Tick();
+  }
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+  EXPECT_EQ(Get(name).retry_count(), 0);
+  EXPECT_EQ(Outcome(name), Outcome(undisturbed));
+  const absl::Status status = queue_->PauseJob(name).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_EQ(ErrorReason(status), "JOB_NOT_PAUSABLE");
+  EXPECT_EQ(ErrorReason(queue_->ResumeJob(name).status()), "JOB_NOT_RESUMABLE");
+  EXPECT_EQ(ErrorReason(queue_->PauseJob({"default", "none"}).status()), "JOB_NOT_FOUND");
+}
+
+TEST_F(JobQueueTest, AResultThatComesDuringThePauseCounts) {
+  const JobName name = Create();
+  Register("w1");
+  Register("w2");
+  AcquireTaskResponse first = RunUntil("trial-1");
+  const AcquireTaskResponse second = Acquire("w2");
+  ASSERT_TRUE(queue_->PauseJob(name).ok());
+  ASSERT_TRUE(Complete(first).ok());
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PAUSING) << "the other one still runs";
+  EXPECT_EQ(Trials(name)[0].state(), v1::Trial::SUCCEEDED);
+  ASSERT_TRUE(queue_->CompleteTask(Returned(second)).ok());
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PAUSED);
+  EXPECT_EQ(Trials(name)[1].state(), v1::Trial::QUEUED);
+  queue_->Tick();
+  EXPECT_EQ(Trials(name).size(), 2u) << "nothing is planned";
+  ASSERT_TRUE(queue_->ResumeJob(name).ok());
+  queue_->Tick();
+  EXPECT_EQ(Trials(name).size(), 3u);
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+}
+
+TEST_F(JobQueueTest, AJobThatIsResumedBeforeItsWorkerHeardGoesOn) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = RunUntil("trial-1");
+  ASSERT_TRUE(queue_->PauseJob(name).ok());
+  EXPECT_EQ(queue_->ResumeJob(name)->state(), v1::CompressionJob::RUNNING);
+  EXPECT_EQ(Heartbeat(held)->desired_state(), HeartbeatResponse::CONTINUE);
+  ASSERT_TRUE(Complete(held).ok());
+  queue_->Tick();
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+}
+
+TEST_F(JobQueueTest, AWorkerThatDoesNotGiveBackLosesItsTaskWithTheLease) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  ASSERT_TRUE(queue_->PauseJob(name).ok());
+  clock_.Advance(queue_->options().lease_duration / 2);
+  EXPECT_EQ(Heartbeat(held)->desired_state(), HeartbeatResponse::RETURN);
+  clock_.Advance(queue_->options().lease_duration / 2);
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PAUSED);
+  EXPECT_TRUE(absl::IsAborted(Complete(held)));
+}
+
+TEST_F(JobQueueTest, CancelWorksWhilePausedAndWhilePausing) {
+  const JobName pending = Create();
+  ASSERT_TRUE(queue_->PauseJob(pending).ok());
+  EXPECT_EQ(queue_->CancelJob(pending)->state(), v1::CompressionJob::CANCELLED);
+
+  const JobName paused = Create();
+  Register();
+  const AcquireTaskResponse given = RunUntil("trial-2");
+  ASSERT_TRUE(queue_->PauseJob(paused).ok());
+  ASSERT_TRUE(queue_->CompleteTask(Returned(given)).ok());
+  EXPECT_EQ(queue_->CancelJob(paused)->state(), v1::CompressionJob::CANCELLED);
+  for (const v1::Trial& trial : Trials(paused)) EXPECT_TRUE(IsFinal(trial.state()));
+
+  const JobName pausing = Create();
+  const AcquireTaskResponse held = RunUntil("trial-2");
+  ASSERT_TRUE(queue_->PauseJob(pausing).ok());
+  EXPECT_EQ(queue_->CancelJob(pausing)->state(), v1::CompressionJob::CANCELLING);
+  EXPECT_EQ(Heartbeat(held)->desired_state(), HeartbeatResponse::ABORT);
+  EXPECT_EQ(ErrorReason(queue_->PauseJob(pausing).status()), "JOB_NOT_PAUSABLE");
+  // The pause was told before.
+  ASSERT_TRUE(queue_->CompleteTask(Returned(held)).ok());
+  EXPECT_EQ(Get(pausing).state(), v1::CompressionJob::CANCELLED);
+}
+
+TEST_F(JobQueueTest, ATrialThatRunsOutOfMemoryDuringThePauseEndsIt) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = RunUntil("trial-2");
+  ASSERT_TRUE(queue_->PauseJob(name).ok());
+  ASSERT_TRUE(Fail(held, absl::ResourceExhaustedError("out of memory")).ok());
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PAUSED);
+  EXPECT_EQ(Trials(name)[1].state(), v1::Trial::INFEASIBLE);
+}
+
+TEST_F(JobQueueTest, BadInputThatComesDuringThePauseFailsTheJob) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  ASSERT_TRUE(queue_->PauseJob(name).ok());
+  ASSERT_TRUE(Fail(held, absl::NotFoundError("no folder /x")).ok());
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+}
+
+TEST_F(JobQueueTest, LimitsStandStillDuringAPause) {
+  const JobName name = Create(Limited([](auto& limits) {
+    limits.set_max_queue_seconds(60);
+    limits.set_max_run_seconds(100);
+    limits.set_max_device_seconds(50);
+  }));
+  clock_.Advance(absl::Seconds(50));
+  ASSERT_TRUE(queue_->PauseJob(name).ok());
+  clock_.Advance(absl::Hours(5));
+  queue_->Tick();
+  ASSERT_TRUE(queue_->ResumeJob(name).ok());
+  clock_.Advance(absl::Seconds(9));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PENDING);
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  clock_.Advance(absl::Seconds(10));
+  ASSERT_TRUE(queue_->PauseJob(name).ok());
+  ASSERT_TRUE(queue_->CompleteTask(Returned(held)).ok());
+  clock_.Advance(absl::Hours(5));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PAUSED);
+  EXPECT_DOUBLE_EQ(Get(name).device_seconds(), 10);
+  ASSERT_TRUE(queue_->ResumeJob(name).ok());
+  clock_.Advance(absl::Seconds(89));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::RUNNING);
+  clock_.Advance(absl::Seconds(1));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+  EXPECT_THAT(Get(name).error().message(), HasSubstr("max_run_seconds"));
+}
+
 TEST_F(JobQueueTest, DeletingRemovesOnlyWhatNoOtherJobLists) {
   Register();
   const JobName first = Create();
@@ -768,12 +974,6 @@ TEST_F(JobQueueTest, ProgressIsBoundedInRateAndNeverFalls) {
   EXPECT_GT(last, 0);
 }
 
-v1::CreateJobRequest Limited(void (*set)(v1::Limits&)) {
-  v1::CreateJobRequest request = ScriptedRequest();
-  set(*request.mutable_job()->mutable_spec()->mutable_limits());
-  return request;
-}
-
 TEST_F(JobQueueTest, AJobThatNobodyStartsInTimeFails) {
   const JobName name = Create(Limited([](auto& limits) { limits.set_max_queue_seconds(60); }));
   const JobName patient = Create();
@@ -913,6 +1113,172 @@ TEST_F(JobQueueTest, ASearchWithoutAResultWithinTheBudgetIsNotEnded) {
   ASSERT_TRUE(Complete(held).ok());
   queue_->Tick();
   EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+}
+
+TEST_F(JobQueueTest, ProjectsShareTheWorkersByWeight) {
+  JobQueueOptions options;
+  options.projects.projects["heavy"].weight = 3;
+  queue_ =
+      JobQueue::Create(options, *store_, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
+          .value();
+  // Many jobs of one project first: they are older.
+  for (const char* project : {"light", "heavy"}) {
+    for (int i = 0; i < 30; ++i) {
+      v1::CreateJobRequest request = ScriptedRequest();
+      request.set_parent(absl::StrCat("projects/", project));
+      Create(request);
+    }
+  }
+  Register();
+  std::map<std::string, int> seconds;
+  for (int i = 0; i < 40; ++i) {
+    const AcquireTaskResponse held = Acquire();
+    clock_.Advance(absl::Seconds(5));
+    seconds[JobName::Parse(held.lease().job())->project] += 5;
+    ASSERT_TRUE(Complete(held).ok());
+    queue_->Tick();
+  }
+  EXPECT_NEAR(seconds["heavy"], 150, 5);
+  EXPECT_NEAR(seconds["light"], 50, 5);
+}
+
+TEST_F(JobQueueTest, AWorkerKeepsTheJobItHoldsTheModelOf) {
+  v1::CreateJobRequest request = ScriptedRequest();
+  request.mutable_job()->mutable_spec()->mutable_search()->set_parallelism(2);
+  const JobName first = Create(request);
+  Register();
+  ASSERT_TRUE(Complete(Acquire()).ok());
+  const JobName second = Create(request);
+  queue_->Tick();
+  const auto poll = [&](const std::string& prepared) {
+    internal::v1::AcquireTaskRequest asked;
+    asked.set_worker("w1");
+    asked.set_incarnation("a");
+    asked.set_prepared_job(prepared);
+    AcquireTaskResponse held;
+    queue_->AcquireTask(asked, [&](auto response) { held = *response; });
+    queue_->Tick();
+    return held;
+  };
+  // The second job's PREPARE is older than the first one's trials.
+  AcquireTaskResponse held = poll(first.ToString());
+  EXPECT_EQ(held.lease().job(), first.ToString());
+  ASSERT_TRUE(Complete(held).ok());
+  // But it does not wait for ever.
+  clock_.Advance(queue_->options().affinity_patience);
+  EXPECT_EQ(poll(first.ToString()).lease().job(), second.ToString());
+}
+
+TEST_F(JobQueueTest, AWorkerGetsOnlyWhatItsMemoryHolds) {
+  v1::CreateJobRequest request = ScriptedRequest();
+  request.mutable_job()->mutable_spec()->mutable_limits()->set_min_device_memory_bytes(1000);
+  const JobName large = Create(request);
+  const JobName any = Create();
+  Register("unknown");
+  internal::v1::RegisterWorkerRequest sized;
+  sized.set_worker("sized");
+  sized.set_incarnation("a");
+  sized.set_device_memory_bytes(999);
+  ASSERT_TRUE(queue_->RegisterWorker(sized).ok());
+  EXPECT_EQ(Acquire("sized").lease().job(), any.ToString());
+  EXPECT_FALSE(Poll("unknown")->has_lease());
+  sized.set_incarnation("b");
+  sized.set_device_memory_bytes(1000);
+  ASSERT_TRUE(queue_->RegisterWorker(sized).ok());
+  EXPECT_EQ(Acquire("sized", "b").lease().job(), large.ToString());
+}
+
+TEST_F(JobQueueTest, QuotasRefuseWithAHintAndKeepRepeatedRequests) {
+  JobQueueOptions options;
+  options.projects.fallback.max_queued_jobs = 2;
+  options.projects.projects["small"].max_artifact_bytes = 1;
+  options.projects.max_queued_jobs = 4;
+  queue_ =
+      JobQueue::Create(options, *store_, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
+          .value();
+  const auto create = [&](const std::string& project, const std::string& request_id = "") {
+    v1::CreateJobRequest request = ScriptedRequest();
+    request.set_parent("projects/" + project);
+    request.set_request_id(request_id);
+    return queue_->CreateJob(*ValidateCreateJob(request, {}));
+  };
+  const auto first = create("a", "request");
+  ASSERT_TRUE(first.ok());
+  ASSERT_TRUE(create("a").ok());
+  const absl::Status refused = create("a").status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ErrorReason(refused), "PROJECT_QUEUE_FULL");
+  EXPECT_EQ(RetryDelay(refused), absl::Seconds(10));
+  EXPECT_EQ(create("a", "request")->name(), first->name());
+  // What fails otherwise takes no place.
+  v1::CreateJobRequest same = ScriptedRequest();
+  same.set_parent("projects/b");
+  same.set_job_id("same");
+  ASSERT_TRUE(queue_->CreateJob(*ValidateCreateJob(same, {})).ok());
+  ASSERT_TRUE(absl::IsAlreadyExists(queue_->CreateJob(*ValidateCreateJob(same, {})).status()));
+  ASSERT_TRUE(create("b").ok());
+  EXPECT_EQ(ErrorReason(create("c").status()), "QUEUE_FULL");
+  // Started jobs wait no more; seen within a second.
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  clock_.Advance(absl::Seconds(1));
+  ASSERT_TRUE(create("small").ok());
+  EXPECT_EQ(ErrorReason(create("small").status()), "QUEUE_FULL");
+  ASSERT_TRUE(Complete(held).ok());
+  StoreReader::QueueUsage usage;
+  ASSERT_TRUE(store_
+                  ->Read([&](StoreReader& reader) {
+                    auto found = reader.Usage(JobName::Parse(held.lease().job())->project);
+                    if (found.ok()) usage = *found;
+                    return found.status();
+                  })
+                  .ok());
+  EXPECT_EQ(usage.project_artifact_bytes,
+            static_cast<int64_t>(ContentOf("prepared/model.safetensors").size() +
+                                 ContentOf("report/scores.json").size()));
+}
+
+TEST_F(JobQueueTest, AProjectWhoseArtifactsTakeTooMuchGetsNoMoreJobs) {
+  JobQueueOptions options;
+  options.projects.fallback.max_artifact_bytes = 20;
+  queue_ =
+      JobQueue::Create(options, *store_, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
+          .value();
+  const JobName name = Create();
+  Register();
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  clock_.Advance(absl::Seconds(1));
+  const absl::Status refused =
+      queue_->CreateJob(*ValidateCreateJob(ScriptedRequest(), {})).status();
+  EXPECT_EQ(ErrorReason(refused), "PROJECT_SPACE_USED_UP");
+  ASSERT_TRUE(queue_->DeleteJob(name).ok());
+  clock_.Advance(absl::Seconds(1));
+  Create();
+}
+
+TEST_F(JobQueueTest, ConcurrentCallersDoNotPassAQuota) {
+  JobQueueOptions options;
+  options.projects.fallback.max_queued_jobs = 20;
+  queue_ =
+      JobQueue::Create(options, *store_, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
+          .value();
+  std::atomic<int> created = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      for (int j = 0; j < 10; ++j) {
+        created += queue_->CreateJob(*ValidateCreateJob(ScriptedRequest(), {})).ok();
+        clock_.Advance(absl::Milliseconds(300));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LE(created, 20);
+  // Calls in flight count twice at worst, for a second.
+  clock_.Advance(absl::Seconds(1));
+  while (queue_->CreateJob(*ValidateCreateJob(ScriptedRequest(), {})).ok()) ++created;
+  EXPECT_EQ(created, 20);
 }
 
 TEST_F(JobQueueTest, HigherPriorityGoesFirst) {

@@ -22,6 +22,15 @@ inline constexpr JobTransition kJobTransitions[] = {
     {v1::CompressionJob::RUNNING, v1::CompressionJob::FAILED},        // A task gave up; a limit.
     {v1::CompressionJob::RUNNING, v1::CompressionJob::CANCELLING},    // Leases must end first.
     {v1::CompressionJob::CANCELLING, v1::CompressionJob::CANCELLED},  // The last lease ended.
+    {v1::CompressionJob::PENDING, v1::CompressionJob::PAUSED},        // Nothing to stop.
+    {v1::CompressionJob::RUNNING, v1::CompressionJob::PAUSING},       // Leases must end first.
+    {v1::CompressionJob::PAUSING, v1::CompressionJob::PAUSED},        // The last lease ended.
+    {v1::CompressionJob::PAUSING, v1::CompressionJob::RUNNING},       // Resumed before that.
+    {v1::CompressionJob::PAUSING, v1::CompressionJob::FAILED},        // A task gave up.
+    {v1::CompressionJob::PAUSING, v1::CompressionJob::CANCELLING},    // Leases must end first.
+    {v1::CompressionJob::PAUSED, v1::CompressionJob::PENDING},        // It had not started.
+    {v1::CompressionJob::PAUSED, v1::CompressionJob::RUNNING},        // It had.
+    {v1::CompressionJob::PAUSED, v1::CompressionJob::CANCELLED},      // Nothing to stop.
 };
 
 constexpr bool CanTransition(v1::CompressionJob::State from, v1::CompressionJob::State to) {
@@ -44,7 +53,8 @@ constexpr bool IsFinal(v1::Trial::State state) {
 
 // The task may still run.
 constexpr bool IsOpen(internal::v1::TaskRecord::State state) {
-  return state == internal::v1::TaskRecord::QUEUED || state == internal::v1::TaskRecord::LEASED;
+  return state == internal::v1::TaskRecord::QUEUED || state == internal::v1::TaskRecord::LEASED ||
+         state == internal::v1::TaskRecord::HELD;
 }
 
 }  // namespace qpruner::server

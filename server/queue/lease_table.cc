@@ -117,6 +117,13 @@ int LeaseTable::CountOf(const std::string& worker) const {
   }));
 }
 
+std::map<std::string, int> LeaseTable::CountByProject() const {
+  absl::MutexLock lock(&mutex_);
+  std::map<std::string, int> counts;
+  for (const auto& [token, lease] : leases_) ++counts[lease.job.project];
+  return counts;
+}
+
 double LeaseTable::RunningFraction(const JobName& job, const std::string& except_token) const {
   absl::MutexLock lock(&mutex_);
   double sum = 0;

@@ -7,6 +7,7 @@
 #ifndef QPRUNER_SERVER_QUEUE_LEASE_TABLE_H_
 #define QPRUNER_SERVER_QUEUE_LEASE_TABLE_H_
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -65,6 +66,8 @@ class LeaseTable {
   // The lease that a worker's process holds.
   std::optional<HeldLease> FindOf(const std::string& worker, const std::string& incarnation) const;
   int CountOf(const std::string& worker) const;
+  // Leases by project.
+  std::map<std::string, int> CountByProject() const;
   // Sum of the fractions of the job's leases, without that of `except_token`.
   double RunningFraction(const JobName& job, const std::string& except_token) const;
 

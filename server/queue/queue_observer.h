@@ -3,6 +3,7 @@
 #define QPRUNER_SERVER_QUEUE_QUEUE_OBSERVER_H_
 
 #include <cstdint>
+#include <string>
 
 #include "absl/time/time.h"
 #include "qpruner/v1/job.pb.h"
@@ -18,6 +19,8 @@ class QueueObserver {
   virtual void OnTaskRetried() {}
   // A stage ended in success after `duration`, waiting for workers included.
   virtual void OnStageFinished(v1::CompressionJob::Stage stage, absl::Duration duration) {}
+  // A job was refused for a quota; `reason` is one of ErrorInfo's.
+  virtual void OnQuotaRefusal(const std::string& reason) {}
   // A job entered a final state.
   virtual void OnJobFinished(v1::CompressionJob::State state) {}
   // The bytes of an artifact that no job lists are gone.

@@ -3,6 +3,7 @@
 #define QPRUNER_SERVER_QUEUE_QUEUE_OPTIONS_H_
 
 #include "absl/time/time.h"
+#include "server/queue/project_policies.h"
 
 namespace qpruner::server {
 
@@ -17,6 +18,11 @@ struct JobQueueOptions {
   // doubled each time: long enough for a full disk or a restarting driver, short against the work.
   absl::Duration retry_backoff = absl::Seconds(1);
   absl::Duration max_retry_backoff = absl::Seconds(30);
+  // A task that has waited so long is not passed over any more for one whose job the worker holds.
+  // Above the time that trials wait in a usual queue, or no worker would keep its job.
+  absl::Duration affinity_patience = absl::Minutes(2);
+  // Weights and quotas.
+  ProjectPolicies projects;
   // Longest long poll: below the idle time-outs of usual proxies.
   absl::Duration max_acquire_wait = absl::Seconds(60);
 };

@@ -1,4 +1,5 @@
 // Two queues on one PostgreSQL store, as in two server processes, each with a clock of its own.
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -227,6 +228,57 @@ TEST_F(SharedQueueTest, WhatADeadServerLeftIsTakenUp) {
   }
   EXPECT_FALSE(Trials(name).empty());
   Finish(*b_, name);
+}
+
+TEST_F(SharedQueueTest, AJobThatOneServerPausesIsTakenFromTheOthersWorkers) {
+  const JobName undisturbed = Create(*b_);
+  Finish(*b_, undisturbed);
+  const JobName name = Create(*a_);
+  b_->Register("w1");
+  ASSERT_TRUE(Complete(*b_, b_->Poll("w1")).ok());
+  b_->queue->Tick();
+  const AcquireTaskResponse held = b_->Poll("w1");
+  ASSERT_TRUE(held.has_lease());
+  EXPECT_EQ(a_->queue->PauseJob(name)->state(), v1::CompressionJob::PAUSING);
+  EXPECT_EQ(b_->Heartbeat(held)->desired_state(), HeartbeatResponse::RETURN);
+  internal::v1::CompleteTaskRequest request;
+  *request.mutable_lease() = held.lease();
+  request.mutable_returned()->set_reason("The job is paused");
+  ASSERT_TRUE(b_->queue->CompleteTask(request).ok());
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::PAUSED);
+  Pass(absl::Seconds(30));
+  EXPECT_FALSE(b_->Poll("w1").has_lease());
+  EXPECT_EQ(b_->queue->ResumeJob(name)->state(), v1::CompressionJob::RUNNING);
+  EXPECT_EQ(a_->queue->ResumeJob(name)->state(), v1::CompressionJob::RUNNING);
+  Finish(*a_, name);
+  EXPECT_EQ(Get(name).retry_count(), 0);
+  EXPECT_EQ(Outcome(name), Outcome(undisturbed));
+}
+
+TEST_F(SharedQueueTest, ServersShareTheWorkersBetweenProjectsTogether) {
+  v1::CreateJobRequest request = ScriptedRequest();
+  for (const char* project : {"one", "two"}) {
+    for (int i = 0; i < 12; ++i) {
+      request.set_parent(absl::StrCat("projects/", project));
+      ASSERT_TRUE(a_->queue->CreateJob(*ValidateCreateJob(request, {})).ok());
+    }
+  }
+  // A worker at each server: whoever is behind over both comes first.
+  std::map<std::string, int> counts;
+  a_->Register("wa");
+  b_->Register("wb");
+  for (int i = 0; i < 10; ++i) {
+    for (TestServer* server : {a_.get(), b_.get()}) {
+      const AcquireTaskResponse held = server->Poll(server == a_.get() ? "wa" : "wb");
+      ASSERT_TRUE(held.has_lease());
+      ++counts[JobName::Parse(held.lease().job())->project];
+      Pass(absl::Seconds(3));
+      ASSERT_TRUE(Complete(*server, held).ok());
+      Pass(absl::Seconds(3));
+    }
+  }
+  EXPECT_NEAR(counts["one"], 10, 1);
+  EXPECT_NEAR(counts["two"], 10, 1);
 }
 
 TEST_F(SharedQueueTest, TwoPlansOfOneStepAreOne) {

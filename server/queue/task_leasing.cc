@@ -1,6 +1,7 @@
 #include "server/queue/task_leasing.h"
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -8,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
+#include "server/queue/task_schedule.h"
 #include "server/queue/task_transitions.h"
 #include "spdlog/spdlog.h"
 
@@ -22,6 +24,10 @@ using internal::v1::TaskRecord;
 constexpr absl::Duration kForgetWorkerAfter = absl::Hours(1);
 // A task whose job another server has in a transaction is tried again after this.
 constexpr absl::Duration kBusyRetryInterval = absl::Milliseconds(20);
+// Tasks of a queue that are looked at: enough for the workers that wait and to find one that a
+// worker holds the model of.
+constexpr int kFewestCandidates = 16;
+constexpr int kMostCandidates = 128;
 
 absl::Status Stopping() {
   return WithErrorInfo(absl::UnavailableError("The server is stopping"), "SERVER_STOPPING");
@@ -125,6 +131,7 @@ int64_t TaskLeasing::AcquireTask(const internal::v1::AcquireTaskRequest& request
       .id = polls_.NewId(),
       .worker = request.worker(),
       .incarnation = request.incarnation(),
+      .prepared_job = request.prepared_job(),
       .deadline = now + std::clamp(asked, absl::ZeroDuration(), options_.max_acquire_wait),
       .done = std::move(done)};
   const int64_t id = poll.id;
@@ -315,40 +322,59 @@ void TaskLeasing::RedeliverLeases() {
 
 absl::Status TaskLeasing::LeaseToPolls() {
   struct Grant {
-    int64_t poll_id;
+    int64_t poll_id = 0;
     NewLease lease;
+    JobName job;
+    std::string task_id;
     std::optional<TaskRecord> task;
     // The worker holds this one already: another server granted it, and the reply was lost.
     bool is_old = false;
   };
   tasks_were_busy_ = false;
+  shares_.Advance(clock_.Monotonic(), leases_.CountByProject());
+  const std::vector<AcquirePoll> polls = polls_.List();
+  if (polls.empty()) return absl::OkStatus();
+
+  // What is granted is decided on a snapshot, which most polls find empty, and then taken.
+  const int limit = std::clamp(static_cast<int>(polls.size()), kFewestCandidates, kMostCandidates);
+  std::vector<StoreReader::TaskQueue> queues;
+  RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(queues, reader.TaskQueues(clock_.Now(), limit));
+    return absl::OkStatus();
+  }));
+  std::set<std::string> projects;
+  for (const StoreReader::TaskQueue& queue : queues) projects.insert(queue.project);
+  shares_.SetWaiting(projects);
+  if (queues.empty()) return absl::OkStatus();
+  std::vector<WaitingWorker> workers;
+  for (const AcquirePoll& poll : polls) {
+    workers.push_back({.device_memory_bytes = workers_.DeviceMemoryOf(poll.worker),
+                       .prepared_job = poll.prepared_job});
+  }
   std::vector<Grant> grants;
-  std::vector<std::string> waiting;
-  for (const AcquirePoll& poll : polls_.List()) {
-    waiting.push_back(poll.worker);
-    grants.push_back(
-        {.poll_id = poll.id,
-         .lease = {.token = ids_.Hex(16), .worker = poll.worker, .incarnation = poll.incarnation}});
+  std::vector<std::string> chosen;
+  for (const TaskAssignment& assignment :
+       ScheduleTasks(workers, queues, clock_.Now(), options_.affinity_patience, shares_)) {
+    const AcquirePoll& poll = polls[assignment.worker];
+    ASSIGN_OR_RETURN(JobName job, JobName::Parse(assignment.task->job()));
+    Grant& grant = grants.emplace_back();
+    grant.poll_id = poll.id;
+    grant.lease.token = ids_.Hex(16);
+    grant.lease.worker = poll.worker;
+    grant.lease.incarnation = poll.incarnation;
+    grant.job = std::move(job);
+    grant.task_id = assignment.task->task_id();
+    chosen.push_back(poll.worker);
   }
   if (grants.empty()) return absl::OkStatus();
 
-  // Most polls find nothing: a snapshot tells that without a write.
-  bool any_queued = false;
-  RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
-    ASSIGN_OR_RETURN(const std::vector<TaskRecord> tasks, reader.QueuedTasks(clock_.Now(), 1));
-    any_queued = !tasks.empty();
-    return absl::OkStatus();
-  }));
-  if (!any_queued) return absl::OkStatus();
-  size_t leased_count = 0;
+  size_t missed_count = 0;
   RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
     const absl::Time now = clock_.Now();
-    ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks,
-                     store.QueuedTasks(now, static_cast<int>(grants.size())));
-    leased_count = 0;
+    missed_count = 0;
     std::vector<TaskRecord> held_elsewhere;
     if (store_.shared()) {
-      ASSIGN_OR_RETURN(held_elsewhere, store.LeasedTasksOf(waiting));
+      ASSIGN_OR_RETURN(held_elsewhere, store.LeasedTasksOf(chosen));
     }
     for (Grant& grant : grants) {
       grant.task.reset();
@@ -363,18 +389,27 @@ absl::Status TaskLeasing::LeaseToPolls() {
         grant.is_old = true;
         continue;
       }
-      if (leased_count == tasks.size()) continue;
-      TaskRecord& task = tasks[leased_count++];
-      ASSIGN_OR_RETURN(const JobName name, JobName::Parse(task.job()));
-      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
+      ASSIGN_OR_RETURN(std::optional<TaskRecord> task,
+                       store.TakeTask(grant.job, grant.task_id, now));
+      if (!task) {
+        ++missed_count;
+        continue;
+      }
+      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, grant.job, now));
       grant.lease.expire_time = now + options_.lease_duration;
-      RETURN_IF_ERROR(LeaseTask(store, change, task, grant.lease, now));
+      RETURN_IF_ERROR(LeaseTask(store, change, *task, grant.lease, now));
       RETURN_IF_ERROR(change.Save());
       grant.task = std::move(task);
     }
     return absl::OkStatus();
   }));
-  tasks_were_busy_ = store_.shared() && leased_count < grants.size();
+  tasks_were_busy_ = store_.shared() && missed_count > 0;
+  // Others of the many that wait may fit the workers that are left.
+  const bool more = grants.size() < polls.size() &&
+                    std::any_of(queues.begin(), queues.end(), [&](const auto& queue) {
+                      return static_cast<int>(queue.tasks.size()) == limit;
+                    });
+  if (more || (missed_count > 0 && !store_.shared())) work_.Wake();
   for (const Grant& grant : grants) {
     if (!grant.task) continue;
     HeldLease held = ToHeldLease(*grant.task, clock_.Monotonic(), options_.lease_duration);

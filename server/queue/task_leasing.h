@@ -17,6 +17,7 @@
 #include "qpruner/internal/v1/worker_service.pb.h"
 #include "qpruner/v1/job_service.pb.h"
 #include "server/queue/acquire_polls.h"
+#include "server/queue/fair_shares.h"
 #include "server/queue/job_changes.h"
 #include "server/queue/lease_table.h"
 #include "server/queue/queue_observer.h"
@@ -43,7 +44,8 @@ class TaskLeasing {
         work_(work),
         changes_(changes),
         watches_(watches),
-        observer_(observer) {}
+        observer_(observer),
+        shares_(options.projects) {}
 
   // Takes up the store's leases: each gets one whole lease from now on.
   absl::Status Recover();
@@ -98,8 +100,9 @@ class TaskLeasing {
   // Of the Tick thread. On the monotonic clock.
   absl::Duration next_sync_;
   absl::Duration last_sync_;
-  // Tasks were queued that another server had its hands on.
+  // Tasks were to be leased that another server had its hands on.
   bool tasks_were_busy_ = false;
+  FairShares shares_;
 };
 
 }  // namespace qpruner::server

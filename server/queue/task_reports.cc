@@ -31,10 +31,17 @@ constexpr size_t kMaxLogLineBytes = 4096;
 
 HeartbeatResponse Reply(const v1::CompressionJob& job) {
   HeartbeatResponse response;
-  response.set_desired_state(job.state() == v1::CompressionJob::CANCELLING
-                                 ? HeartbeatResponse::ABORT
-                                 : HeartbeatResponse::CONTINUE);
+  response.set_desired_state(
+      job.state() == v1::CompressionJob::CANCELLING ? HeartbeatResponse::ABORT
+      : job.state() == v1::CompressionJob::PAUSING  ? HeartbeatResponse::RETURN
+                                                    : HeartbeatResponse::CONTINUE);
   return response;
+}
+
+// A worker that does not obey loses the task when the lease ends: it is not renewed.
+bool EndsLease(const HeartbeatResponse& response) {
+  return response.desired_state() == HeartbeatResponse::ABORT ||
+         response.desired_state() == HeartbeatResponse::RETURN;
 }
 
 }  // namespace
@@ -65,7 +72,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
     ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(name, lease.task()));
     if (!IsCurrentLease(task, lease)) return LeaseSuperseded();
     response = Reply(change.job());
-    if (response.desired_state() == HeartbeatResponse::ABORT) return absl::OkStatus();
+    if (EndsLease(response)) return absl::OkStatus();
     if (held) task.set_fraction(held->fraction);
     renewal_count = task.renewal_count() + 1;
     task.set_renewal_count(renewal_count);
@@ -86,7 +93,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
                                request.message().substr(0, kMaxLogLineBytes)));
     return change.Save();
   }));
-  if (response.desired_state() != HeartbeatResponse::ABORT) {
+  if (!EndsLease(response)) {
     leases_.MarkStored(lease.token(), renewal_count, clock_.Monotonic());
   }
   return response;
@@ -128,10 +135,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest&
                                                    ? StoreRenewal(held.job, request, progress)
                                                    : CheckLease(held.job, lease);
   if (absl::IsNotFound(response.status())) response = LeaseSuperseded();
-  if (response.ok() && response->desired_state() == HeartbeatResponse::ABORT) {
-    // Not renewed: a worker that does not obey loses the task when the lease ends.
-    return response;
-  }
+  if (response.ok() && EndsLease(*response)) return response;
   if (absl::IsAborted(response.status())) {
     leases_.Erase(lease.token());
   } else {

@@ -9,6 +9,7 @@
 #include "base/status_macros.h"
 #include "proto/status_codec.h"
 #include "server/queue/job_limits.h"
+#include "server/queue/job_pausing.h"
 #include "server/queue/job_states.h"
 #include "server/queue/search_view.h"
 
@@ -125,6 +126,44 @@ bool HalveMicroBatch(TaskRecord& task) {
   return true;
 }
 
+// CompleteTask, with a result that was checked.
+absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord& task,
+                         const TaskResult& result, double running, absl::Time now) {
+  for (const internal::v1::ArtifactRef& output : result.outputs()) {
+    RETURN_IF_ERROR(change.PutArtifact(output));
+  }
+  CountLeases(change.record(), -1, now);
+  task.set_state(TaskRecord::SUCCEEDED);
+  task.set_fraction(1);
+  task.clear_error();
+  *task.mutable_end_time() = ToTimestamp(now);
+  RETURN_IF_ERROR(store.PutTask(task));
+  internal::v1::JobRecord& record = change.record();
+  switch (result.result_case()) {
+    case TaskResult::kPrepare:
+      *record.mutable_prepare() = result.prepare();
+      *record.mutable_prepared() = result.outputs();
+      return change.AdvanceProgress(JobFraction(v1::CompressionJob::PREPARE, 0, 0, 1),
+                                    "model prepared");
+    case TaskResult::kTrial: {
+      ASSIGN_OR_RETURN(const std::vector<v1::Trial> before, store.ListTrials(change.name(), 0, 0));
+      ASSIGN_OR_RETURN(std::optional<v1::Trial> trial, FindTrial(store, change.name(), task));
+      trial->set_state(v1::Trial::SUCCEEDED);
+      *trial->mutable_metrics() = result.trial().selection();
+      if (result.trial().has_test()) *trial->mutable_test_metrics() = result.trial().test();
+      *trial->mutable_end_time() = ToTimestamp(now);
+      RETURN_IF_ERROR(change.PutTrial(*trial));
+      return CountTrial(store, change, before, running);
+    }
+    case TaskResult::kFinalize:
+      *record.mutable_finalize() = result.finalize();
+      return absl::OkStatus();
+    case TaskResult::RESULT_NOT_SET:
+      break;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status FinishCancel(StoreTransaction& store, JobChange& change) {
   ASSIGN_OR_RETURN(const std::vector<TaskRecord> tasks, store.ListTasks(change.name()));
   const bool any_leased = std::any_of(tasks.begin(), tasks.end(), [](const TaskRecord& task) {
@@ -220,6 +259,7 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     RETURN_IF_ERROR(
         CloseTask(store, change, task, TaskRecord::SUCCEEDED, v1::Trial::INFEASIBLE, now));
     RETURN_IF_ERROR(CountTrial(store, change, before, 0));
+    RETURN_IF_ERROR(FinishPause(store, change));
     return TaskFate::kInfeasible;
   }
   const int max_attempts = change.job().spec().limits().max_attempts();
@@ -233,7 +273,8 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     return TaskFate::kJobFailed;
   }
   CountLeases(change.record(), -1, now);
-  task.set_state(TaskRecord::QUEUED);
+  const bool pausing = change.job().state() == v1::CompressionJob::PAUSING;
+  task.set_state(pausing ? TaskRecord::HELD : TaskRecord::QUEUED);
   task.set_fraction(0);
   *task.mutable_end_time() = ToTimestamp(now);
   task.clear_not_before();
@@ -242,10 +283,12 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
   }
   RETURN_IF_ERROR(store.PutTask(task));
   RETURN_IF_ERROR(MoveTrial(store, change, task, v1::Trial::QUEUED, now));
+  RETURN_IF_ERROR(FinishPause(store, change));
   if (end.returned) {
-    RETURN_IF_ERROR(change.Log(v1::JobEvent::LogLine::INFO,
-                               absl::StrCat("Task ", task.task_id(), " was given back (",
-                                            end.error.message(), "); it is queued again")));
+    RETURN_IF_ERROR(
+        change.Log(v1::JobEvent::LogLine::INFO,
+                   absl::StrCat("Task ", task.task_id(), " was given back (", end.error.message(),
+                                ")", pausing ? "" : "; it is queued again")));
     return TaskFate::kRetried;
   }
   v1::CompressionJob& job = *change.record().mutable_job();
@@ -269,39 +312,8 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
 absl::Status CompleteTask(StoreTransaction& store, JobChange& change, TaskRecord& task,
                           const TaskResult& result, double running, absl::Time now) {
   RETURN_IF_ERROR(CheckResult(change, task, result));
-  for (const internal::v1::ArtifactRef& output : result.outputs()) {
-    RETURN_IF_ERROR(change.PutArtifact(output));
-  }
-  CountLeases(change.record(), -1, now);
-  task.set_state(TaskRecord::SUCCEEDED);
-  task.set_fraction(1);
-  task.clear_error();
-  *task.mutable_end_time() = ToTimestamp(now);
-  RETURN_IF_ERROR(store.PutTask(task));
-  internal::v1::JobRecord& record = change.record();
-  switch (result.result_case()) {
-    case TaskResult::kPrepare:
-      *record.mutable_prepare() = result.prepare();
-      *record.mutable_prepared() = result.outputs();
-      return change.AdvanceProgress(JobFraction(v1::CompressionJob::PREPARE, 0, 0, 1),
-                                    "model prepared");
-    case TaskResult::kTrial: {
-      ASSIGN_OR_RETURN(const std::vector<v1::Trial> before, store.ListTrials(change.name(), 0, 0));
-      ASSIGN_OR_RETURN(std::optional<v1::Trial> trial, FindTrial(store, change.name(), task));
-      trial->set_state(v1::Trial::SUCCEEDED);
-      *trial->mutable_metrics() = result.trial().selection();
-      if (result.trial().has_test()) *trial->mutable_test_metrics() = result.trial().test();
-      *trial->mutable_end_time() = ToTimestamp(now);
-      RETURN_IF_ERROR(change.PutTrial(*trial));
-      return CountTrial(store, change, before, running);
-    }
-    case TaskResult::kFinalize:
-      *record.mutable_finalize() = result.finalize();
-      return absl::OkStatus();
-    case TaskResult::RESULT_NOT_SET:
-      break;
-  }
-  return absl::OkStatus();
+  RETURN_IF_ERROR(StoreResult(store, change, task, result, running, now));
+  return FinishPause(store, change);
 }
 
 absl::StatusOr<bool> EndSearch(StoreTransaction& store, JobChange& change, absl::Time now) {
@@ -344,11 +356,12 @@ absl::Status FailJob(StoreTransaction& store, JobChange& change, const absl::Sta
 absl::Status CancelJob(StoreTransaction& store, JobChange& change, absl::Time now) {
   ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks, store.ListTasks(change.name()));
   for (TaskRecord& task : tasks) {
-    if (task.state() != TaskRecord::QUEUED) continue;
+    if (task.state() != TaskRecord::QUEUED && task.state() != TaskRecord::HELD) continue;
     RETURN_IF_ERROR(
         CloseTask(store, change, task, TaskRecord::CANCELLED, v1::Trial::CANCELLED, now));
   }
-  if (change.job().state() == v1::CompressionJob::PENDING) {
+  if (change.job().state() == v1::CompressionJob::PENDING ||
+      change.job().state() == v1::CompressionJob::PAUSED) {
     return change.EnterState(v1::CompressionJob::CANCELLED, nullptr);
   }
   RETURN_IF_ERROR(change.EnterState(v1::CompressionJob::CANCELLING, nullptr));

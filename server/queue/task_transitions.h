@@ -67,7 +67,7 @@ enum class TaskFate { kRetried, kInfeasible, kCancelled, kJobFailed };
 // LEASED to QUEUED, or to a final state, by the error's class: a trial that ran out of memory is
 // INFEASIBLE; FINALIZE is tried again with half of fine_tune.micro_batch_size, down to 1, without
 // using up an attempt; bad input and too many attempts end the job. A job that is CANCELLING takes
-// the task with it.
+// the task with it; in one that is PAUSING it is HELD instead of QUEUED.
 absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change,
                                   internal::v1::TaskRecord& task, const LeaseEnd& end,
                                   absl::Time now);
@@ -82,11 +82,12 @@ absl::Status CompleteTask(StoreTransaction& store, JobChange& change,
 // False, and nothing changes, as long as no result fits the budget.
 absl::StatusOr<bool> EndSearch(StoreTransaction& store, JobChange& change, absl::Time now);
 
-// PENDING or RUNNING to FAILED; the tasks and trials that are still open are CANCELLED.
+// PENDING, RUNNING or PAUSING to FAILED; the tasks and trials that are still open are CANCELLED.
 absl::Status FailJob(StoreTransaction& store, JobChange& change, const absl::Status& error,
                      absl::Time now);
 
-// PENDING to CANCELLED, RUNNING to CANCELLING, and on to CANCELLED if no task is leased.
+// PENDING and PAUSED to CANCELLED, RUNNING and PAUSING to CANCELLING, and on to CANCELLED if no
+// task is leased.
 absl::Status CancelJob(StoreTransaction& store, JobChange& change, absl::Time now);
 
 }  // namespace qpruner::server

@@ -39,6 +39,12 @@ class WorkerRegistry {
     const auto found = workers_.find(name);
     return found != workers_.end() && found->second.incarnation == incarnation;
   }
+  // Bytes; 0 if unknown.
+  int64_t DeviceMemoryOf(const std::string& name) const {
+    absl::MutexLock lock(&mutex_);
+    const auto found = workers_.find(name);
+    return found == workers_.end() ? 0 : found->second.device_memory_bytes;
+  }
   void Hear(const std::string& name, absl::Duration now) {
     absl::MutexLock lock(&mutex_);
     if (const auto found = workers_.find(name); found != workers_.end()) {

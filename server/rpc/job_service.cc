@@ -217,16 +217,35 @@ grpc::ServerWriteReactor<v1::JobEvent>* JobServiceImpl::WatchJob(
   return StartWatchStream(*request, store_, watches_, executor_);
 }
 
+grpc::Status JobServiceImpl::MoveJob(
+    const grpc::ServerContextBase& context, absl::string_view method, const std::string& name,
+    absl::StatusOr<v1::CompressionJob> (JobQueue::*move)(const JobName&),
+    v1::CompressionJob& response) {
+  const absl::StatusOr<Admitted> admitted = Admit(context, "name", name);
+  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
+  absl::StatusOr<v1::CompressionJob> job = (queue_.*move)(admitted->job);
+  access_.Audit(context, admitted->caller, method, name, job.status());
+  if (!job.ok()) return ToGrpcStatus(job.status());
+  response = *std::move(job);
+  return grpc::Status::OK;
+}
+
 grpc::Status JobServiceImpl::CancelJob(grpc::ServerContext* context,
                                        const v1::CancelJobRequest* request,
                                        v1::CompressionJob* response) {
-  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
-  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
-  absl::StatusOr<v1::CompressionJob> job = queue_.CancelJob(admitted->job);
-  access_.Audit(*context, admitted->caller, "CancelJob", request->name(), job.status());
-  if (!job.ok()) return ToGrpcStatus(job.status());
-  *response = *std::move(job);
-  return grpc::Status::OK;
+  return MoveJob(*context, "CancelJob", request->name(), &JobQueue::CancelJob, *response);
+}
+
+grpc::Status JobServiceImpl::PauseJob(grpc::ServerContext* context,
+                                      const v1::PauseJobRequest* request,
+                                      v1::CompressionJob* response) {
+  return MoveJob(*context, "PauseJob", request->name(), &JobQueue::PauseJob, *response);
+}
+
+grpc::Status JobServiceImpl::ResumeJob(grpc::ServerContext* context,
+                                       const v1::ResumeJobRequest* request,
+                                       v1::CompressionJob* response) {
+  return MoveJob(*context, "ResumeJob", request->name(), &JobQueue::ResumeJob, *response);
 }
 
 grpc::Status JobServiceImpl::DeleteJob(grpc::ServerContext* context,

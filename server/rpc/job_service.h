@@ -45,6 +45,10 @@ class JobServiceImpl final : public JobServiceBase {
                                                    const v1::WatchJobRequest* request) override;
   grpc::Status CancelJob(grpc::ServerContext* context, const v1::CancelJobRequest* request,
                          v1::CompressionJob* response) override;
+  grpc::Status PauseJob(grpc::ServerContext* context, const v1::PauseJobRequest* request,
+                        v1::CompressionJob* response) override;
+  grpc::Status ResumeJob(grpc::ServerContext* context, const v1::ResumeJobRequest* request,
+                         v1::CompressionJob* response) override;
   grpc::Status DeleteJob(grpc::ServerContext* context, const v1::DeleteJobRequest* request,
                          google::protobuf::Empty* response) override;
   grpc::Status ListTrials(grpc::ServerContext* context, const v1::ListTrialsRequest* request,
@@ -68,6 +72,12 @@ class JobServiceImpl final : public JobServiceBase {
   };
   absl::StatusOr<Admitted> Admit(const grpc::ServerContextBase& context, const std::string& field,
                                  const std::string& name);
+
+  // CancelJob, PauseJob and ResumeJob.
+  grpc::Status MoveJob(const grpc::ServerContextBase& context, absl::string_view method,
+                       const std::string& name,
+                       absl::StatusOr<v1::CompressionJob> (JobQueue::*move)(const JobName&),
+                       v1::CompressionJob& response);
 
   // The same for streams, which themselves refuse a name that is none, together with other fields.
   absl::Status AdmitStream(const grpc::ServerContextBase& context,

@@ -65,9 +65,16 @@ class StoreReader {
                                                            const std::string& task_id) = 0;
   // In order of creation.
   virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> ListTasks(const JobName& job) = 0;
-  // QUEUED tasks whose not_before has come, by priority (high first), create time, then insertion.
-  virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> QueuedTasks(absl::Time now,
-                                                                            int limit) = 0;
+  // QUEUED tasks whose not_before has come, of one project and of about the same need for memory,
+  // by priority (high first), create time, then insertion.
+  struct TaskQueue {
+    std::string project;
+    int memory_class = 0;  // See MemoryClass in stored_record.h.
+    std::vector<internal::v1::TaskRecord> tasks;
+  };
+  // Every queue that is not empty, with its first `limit` tasks; by project, then memory class. The
+  // cost is that of the queues and of what is returned, however many tasks wait.
+  virtual absl::StatusOr<std::vector<TaskQueue>> TaskQueues(absl::Time now, int limit) = 0;
   // Earliest not_before of QUEUED tasks that lies after `now`.
   virtual absl::StatusOr<std::optional<absl::Time>> NextNotBefore(absl::Time now) = 0;
   // All LEASED tasks, by lease_expire_time.
@@ -104,6 +111,13 @@ class StoreReader {
   virtual absl::StatusOr<std::vector<JobName>> JobsPastLimit(absl::Time now, int limit) = 0;
   // True if any job has a limit_time.
   virtual absl::StatusOr<bool> AnyJobHasLimit() = 0;
+  // What quotas are held against. Queued: PENDING or PAUSED.
+  struct QueueUsage {
+    int64_t queued_jobs = 0;
+    int64_t project_queued_jobs = 0;
+    int64_t project_artifact_bytes = 0;  // JobRecord.artifact_bytes of its jobs.
+  };
+  virtual absl::StatusOr<QueueUsage> Usage(const std::string& project) = 0;
   // True if any job lists an artifact of this content.
   virtual absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) = 0;
   virtual absl::StatusOr<StoreCounts> Counts() = 0;
@@ -112,8 +126,7 @@ class StoreReader {
 // A change in the making. Reads see what was written before in the same transaction.
 //
 // A job that a transaction has read or written stays as it is until the transaction ends: other
-// transactions that touch it wait. QueuedTasks() takes the jobs of the tasks it returns, and passes
-// over those that another process has taken.
+// transactions that touch it wait.
 class StoreTransaction : public StoreReader {
  public:
   // ALREADY_EXISTS: a job of this name is there.
@@ -125,6 +138,10 @@ class StoreTransaction : public StoreReader {
   // ALREADY_EXISTS: the id was used in this project.
   virtual absl::Status InsertRequest(const std::string& project, const std::string& request_id,
                                      const Request& request) = 0;
+  // The task, if it is QUEUED and its not_before has come, with its job as if it had been read;
+  // nothing otherwise, or if another process has its hands on the job now: this does not wait.
+  virtual absl::StatusOr<std::optional<internal::v1::TaskRecord>> TakeTask(
+      const JobName& job, const std::string& task_id, absl::Time now) = 0;
   // Inserts or replaces, as do all Puts. A task keeps its place in the order of insertion.
   virtual absl::Status PutTask(const internal::v1::TaskRecord& task) = 0;
   virtual absl::Status PutTrial(const JobName& job, const v1::Trial& trial) = 0;

@@ -131,11 +131,11 @@ class JobStoreContract : public testing::TestWithParam<MakeJobStoreUnderTest> {
     return ids;
   }
   std::vector<std::string> Queued(int64_t now_seconds, int limit = 100) {
-    auto tasks = Read([&](StoreReader& reader) {
-      return reader.QueuedTasks(absl::FromUnixSeconds(now_seconds), limit);
+    const auto queues = Value([&](StoreReader& reader) {
+      return reader.TaskQueues(absl::FromUnixSeconds(now_seconds), limit);
     });
-    EXPECT_TRUE(tasks.ok()) << tasks.status();
-    return tasks.ok() ? Ids(*tasks) : std::vector<std::string>();
+    EXPECT_LE(queues.size(), 1u);
+    return queues.empty() ? std::vector<std::string>() : Ids(queues[0].tasks);
   }
 
   std::unique_ptr<JobStoreUnderTest> under_test_;
@@ -308,8 +308,9 @@ TEST_P(JobStoreContract, TransactionReadsItsOwnWrites) {
     ASSIGN_OR_RETURN(const JobRecord record, transaction.GetJob(Name("a")));
     EXPECT_EQ(record.job().state(), Job::RUNNING);
     RETURN_IF_ERROR(transaction.PutTask(MakeTask(Name("a"), "prepare")));
-    ASSIGN_OR_RETURN(const auto queued, transaction.QueuedTasks(absl::InfiniteFuture(), 10));
-    EXPECT_THAT(Ids(queued), ElementsAre("prepare"));
+    ASSIGN_OR_RETURN(const auto queues, transaction.TaskQueues(absl::InfiniteFuture(), 10));
+    EXPECT_EQ(queues.size(), 1u);
+    EXPECT_THAT(Ids(queues.at(0).tasks), ElementsAre("prepare"));
     RETURN_IF_ERROR(transaction.DeleteJob(Name("a")));
     EXPECT_EQ(transaction.ListTasks(Name("a")).status().code(), absl::StatusCode::kNotFound);
     // The name is free again, for a job without the old one's tasks.
@@ -505,6 +506,69 @@ TEST_P(JobStoreContract, QueueIsByPriorityThenCreationThenInsertion) {
   EXPECT_EQ(next(absl::InfinitePast()).value_or(absl::InfiniteFuture()), absl::UnixEpoch());
   EXPECT_EQ(next(due), std::nullopt);
   EXPECT_EQ(next(absl::InfiniteFuture()), std::nullopt);
+}
+
+TEST_P(JobStoreContract, EachProjectAndNeedForMemoryHasAQueue) {
+  const auto put = [](StoreTransaction& transaction, const std::string& project,
+                      const std::string& id, int64_t memory, int64_t create_seconds,
+                      int64_t not_before = 0) {
+    Task task = MakeTask({project, "j"}, id, Task::QUEUED, create_seconds);
+    task.mutable_spec()->mutable_spec()->mutable_limits()->set_min_device_memory_bytes(memory);
+    task.mutable_not_before()->set_seconds(not_before);
+    return transaction.PutTask(task);
+  };
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    for (const char* project : {"b", "a", "done", "idle"}) {
+      RETURN_IF_ERROR(transaction.InsertJob(MakeJob({project, "j"})));
+    }
+    for (int i = 0; i < 5; ++i) {
+      RETURN_IF_ERROR(put(transaction, "b", absl::StrCat("b", i), 0, 100 - i));
+    }
+    RETURN_IF_ERROR(put(transaction, "a", "24g", 24 * kGiB, 1));
+    RETURN_IF_ERROR(put(transaction, "a", "24g-more", 24 * kGiB + 5, 2));
+    RETURN_IF_ERROR(put(transaction, "a", "1g", kGiB, 3));
+    RETURN_IF_ERROR(put(transaction, "a", "little", kGiB - 1, 4));
+    RETURN_IF_ERROR(put(transaction, "idle", "later", 0, 1, 5000));
+    return transaction.PutTask(MakeTask({"done", "j"}, "done", Task::SUCCEEDED));
+  });
+  const auto queues = [&](int64_t now, int limit) {
+    std::vector<std::string> text;
+    for (const auto& queue : Value([&](StoreReader& reader) {
+           return reader.TaskQueues(absl::FromUnixSeconds(now), limit);
+         })) {
+      text.push_back(absl::StrCat(queue.project, "/", queue.memory_class));
+      for (const std::string& id : Ids(queue.tasks)) absl::StrAppend(&text.back(), " ", id);
+    }
+    return text;
+  };
+  EXPECT_THAT(queues(1000, 3),
+              ElementsAre("a/0 little", "a/1 1g", "a/24 24g 24g-more", "b/0 b4 b3 b2"));
+  EXPECT_THAT(queues(5000, 1),
+              ElementsAre("a/0 little", "a/1 1g", "a/24 24g", "b/0 b4", "idle/0 later"));
+}
+
+TEST_P(JobStoreContract, ATaskIsTakenOnlyWhileItIsDue) {
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name("a"))));
+    Task later = MakeTask(Name("a"), "later");
+    later.mutable_not_before()->set_seconds(1000);
+    RETURN_IF_ERROR(transaction.PutTask(later));
+    return transaction.PutTask(MakeTask(Name("a"), "leased", Task::LEASED));
+  });
+  const auto take = [&](const JobName& job, const std::string& id, int64_t now) {
+    std::optional<Task> taken;
+    Write([&](StoreTransaction& transaction) -> absl::Status {
+      ASSIGN_OR_RETURN(taken, transaction.TakeTask(job, id, absl::FromUnixSeconds(now)));
+      return absl::OkStatus();
+    });
+    return taken ? taken->task_id() : "";
+  };
+  EXPECT_EQ(take(Name("a"), "later", 1000), "later");
+  EXPECT_EQ(take(Name("a"), "later", 999), "");
+  EXPECT_EQ(take(Name("a"), "leased", 1000), "");
+  EXPECT_EQ(take(Name("a"), "none", 1000), "");
+  EXPECT_EQ(take(Name("none"), "later", 1000), "");
 }
 
 TEST_P(JobStoreContract, LeasedTasksAreByExpiry) {
@@ -816,6 +880,36 @@ TEST_P(JobStoreContract, OldestJobsAreInTheOrderOfInsertion) {
   page = Value([&](StoreReader& reader) { return reader.OldestJobs(0, 2); });
   ASSERT_EQ(page.jobs.size(), 2u);
   EXPECT_EQ(page.jobs[1].job().name(), Name("b").ToString());
+}
+
+TEST_P(JobStoreContract, UsageCountsWhatWaitsAndWhatIsStored) {
+  const auto put = [](StoreTransaction& transaction, const JobName& name, Job::State state,
+                      int64_t bytes) {
+    JobRecord record = MakeJob(name, state);
+    record.set_artifact_bytes(bytes);
+    return transaction.InsertJob(record);
+  };
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    RETURN_IF_ERROR(put(transaction, {"a", "waits"}, Job::PENDING, 0));
+    RETURN_IF_ERROR(put(transaction, {"a", "runs"}, Job::RUNNING, 5'000'000'000));
+    RETURN_IF_ERROR(put(transaction, {"a", "done"}, Job::SUCCEEDED, 10));
+    return put(transaction, {"b", "waits"}, Job::PENDING, 7);
+  });
+  const auto usage = [&](const std::string& project) {
+    return Value([&](StoreReader& reader) { return reader.Usage(project); });
+  };
+  EXPECT_EQ(usage("a").queued_jobs, 2);
+  EXPECT_EQ(usage("a").project_queued_jobs, 1);
+  EXPECT_EQ(usage("a").project_artifact_bytes, 5'000'000'010);
+  EXPECT_EQ(usage("none").queued_jobs, 2);
+  EXPECT_EQ(usage("none").project_queued_jobs, 0);
+  EXPECT_EQ(usage("none").project_artifact_bytes, 0);
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    RETURN_IF_ERROR(transaction.UpdateJob(MakeJob({"a", "waits"}, Job::RUNNING)));
+    return transaction.DeleteJob({"a", "done"});
+  });
+  EXPECT_EQ(usage("a").queued_jobs, 1);
+  EXPECT_EQ(usage("a").project_artifact_bytes, 5'000'000'000);
 }
 
 TEST_P(JobStoreContract, JobsPastTheirLimitAreByTime) {

@@ -94,6 +94,20 @@ CREATE INDEX artifacts_by_content ON artifacts (sha256);
 ALTER TABLE jobs ADD COLUMN limit_time BIGINT NOT NULL DEFAULT 0;
 CREATE INDEX jobs_by_limit ON jobs (limit_time) WHERE limit_time > 0;
 )sql",
+    // One queue a project and memory class.
+    R"sql(
+ALTER TABLE tasks ADD COLUMN project TEXT NOT NULL DEFAULT '';
+ALTER TABLE tasks ADD COLUMN memory_class INTEGER NOT NULL DEFAULT 0;
+UPDATE tasks SET project = jobs.project FROM jobs WHERE jobs.id = tasks.job_id;
+DROP INDEX tasks_queued;
+CREATE INDEX tasks_queued ON tasks (project, memory_class, priority DESC, create_time, id)
+  WHERE state = 1;
+)sql",
+    // What quotas are held against.
+    R"sql(
+ALTER TABLE jobs ADD COLUMN artifact_bytes BIGINT NOT NULL DEFAULT 0;
+CREATE INDEX jobs_by_artifact_bytes ON jobs (project, artifact_bytes) WHERE artifact_bytes > 0;
+)sql",
 };
 
 constexpr PostgresStatement kTakeTurn = {"take_turn", "SELECT pg_advisory_xact_lock($1)"};

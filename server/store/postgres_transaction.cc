@@ -33,12 +33,13 @@ constexpr PostgresStatement kLastSequence = {
 // Inserts nothing if the name is taken: an error would end the transaction.
 constexpr PostgresStatement kInsertJob = {
     "insert_job",
-    "INSERT INTO jobs (project, job, state, labels, limit_time, record) "
-    "VALUES ($1, $2, $3, $4, $5, $6) "
+    "INSERT INTO jobs (project, job, state, labels, limit_time, artifact_bytes, record) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7) "
     "ON CONFLICT DO NOTHING RETURNING id"};
 constexpr PostgresStatement kUpdateJob = {
     "update_job",
-    "UPDATE jobs SET state = $2, labels = $3, limit_time = $4, record = $5 WHERE id = $1"};
+    "UPDATE jobs SET state = $2, labels = $3, limit_time = $4, artifact_bytes = $5, record = $6 "
+    "WHERE id = $1"};
 constexpr PostgresStatement kDeleteJob = {"delete_job", "DELETE FROM jobs WHERE id = $1"};
 
 // One statement for each shape of filter, so that each has the plan that fits it.
@@ -72,6 +73,11 @@ constexpr PostgresStatement kJobsPastLimit = {
     "ORDER BY limit_time LIMIT $2"};
 constexpr PostgresStatement kAnyJobHasLimit = {"any_job_has_limit",
                                                "SELECT 1 FROM jobs WHERE limit_time > 0 LIMIT 1"};
+constexpr PostgresStatement kUsage = {
+    "usage",
+    "SELECT (SELECT count(*) FROM jobs WHERE state = ANY ($2::int[])), "
+    "(SELECT count(*) FROM jobs WHERE state = ANY ($2::int[]) AND project = $1), "
+    "(SELECT sum(artifact_bytes)::bigint FROM jobs WHERE project = $1 AND artifact_bytes > 0)"};
 constexpr PostgresStatement kCountJobs = {"count_jobs",
                                           "SELECT state, count(*) FROM jobs GROUP BY state"};
 constexpr PostgresStatement kCountTasks = {"count_tasks",
@@ -94,17 +100,29 @@ constexpr PostgresStatement kGetTask = {
     "get_task", "SELECT record FROM tasks WHERE job_id = $1 AND task_id = $2"};
 constexpr PostgresStatement kListTasks = {"list_tasks",
                                           "SELECT record FROM tasks WHERE job_id = $1 ORDER BY id"};
-constexpr PostgresStatement kQueuedTasks = {
-    "queued_tasks",
-    "SELECT record FROM tasks WHERE state = 1 AND not_before <= $1 "
-    "ORDER BY priority DESC, create_time, id LIMIT $2"};
-// Jobs before tasks, as everywhere; tasks too, so that a row that has changed since the statement's
-// snapshot is looked at again.
-constexpr PostgresStatement kTakeQueuedTasks = {
-    "take_queued_tasks",
-    "SELECT t.record FROM tasks t JOIN jobs j ON j.id = t.job_id "
-    "WHERE t.state = 1 AND t.not_before <= $1 "
-    "ORDER BY t.priority DESC, t.create_time, t.id LIMIT $2 FOR UPDATE OF j, t SKIP LOCKED"};
+// One step of the index leads from a queue to the next, whatever lies between.
+constexpr PostgresStatement kTaskQueues = {
+    "task_queues",
+    "WITH RECURSIVE queues AS ("
+    "(SELECT project, memory_class FROM tasks WHERE state = 1 ORDER BY project, memory_class LIMIT "
+    "1) "
+    "UNION ALL "
+    "SELECT next.project, next.memory_class FROM queues CROSS JOIN LATERAL "
+    "(SELECT project, memory_class FROM tasks WHERE state = 1 AND (project, memory_class) > "
+    "(queues.project, queues.memory_class) ORDER BY project, memory_class LIMIT 1) next) "
+    "SELECT first.record, queues.project, queues.memory_class FROM queues CROSS JOIN LATERAL "
+    "(SELECT record, priority, create_time, id FROM tasks WHERE state = 1 "
+    "AND project = queues.project AND memory_class = queues.memory_class AND not_before <= $1 "
+    "ORDER BY priority DESC, create_time, id LIMIT $2) first "
+    "ORDER BY queues.project, queues.memory_class, first.priority DESC, first.create_time, "
+    "first.id"};
+// Jobs before tasks, as everywhere; the task too, so that a row that has changed since the
+// statement's snapshot is looked at again.
+constexpr PostgresStatement kTakeTask = {
+    "take_task",
+    "SELECT t.record FROM jobs j JOIN tasks t ON t.job_id = j.id WHERE j.project = $1 AND j.job = "
+    "$2 "
+    "AND t.task_id = $3 AND t.state = 1 AND t.not_before <= $4 FOR UPDATE OF j, t SKIP LOCKED"};
 constexpr PostgresStatement kNextNotBefore = {
     "next_not_before",
     "SELECT not_before FROM tasks WHERE state = 1 AND not_before > $1 ORDER BY not_before LIMIT 1"};
@@ -117,11 +135,12 @@ constexpr PostgresStatement kLeasedTasksOf = {
 constexpr PostgresStatement kPutTask = {
     "put_task",
     "INSERT INTO tasks (job_id, task_id, state, priority, create_time, not_before, "
-    "lease_expire_time, worker, record) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) "
+    "lease_expire_time, worker, project, memory_class, record) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) "
     "ON CONFLICT (job_id, task_id) DO UPDATE SET state = excluded.state, "
     "priority = excluded.priority, create_time = excluded.create_time, "
     "not_before = excluded.not_before, lease_expire_time = excluded.lease_expire_time, "
-    "worker = excluded.worker, record = excluded.record"};
+    "worker = excluded.worker, memory_class = excluded.memory_class, record = excluded.record"};
 
 // --- Trials, events, artifacts ---
 
@@ -274,11 +293,32 @@ absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::ListTasks(const Job
   return ParseRows<TaskRecord>(connection_.Run(kListTasks, {job->id}));
 }
 
-absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::QueuedTasks(absl::Time now,
-                                                                         int limit) {
-  return ParseRows<TaskRecord>(
-      connection_.Run(mode_ == Mode::kWrite ? kTakeQueuedTasks : kQueuedTasks,
-                      {ToNanoseconds(now), SqlLimit(limit)}));
+absl::StatusOr<std::vector<StoreReader::TaskQueue>> PostgresTransaction::TaskQueues(absl::Time now,
+                                                                                    int limit) {
+  ASSIGN_OR_RETURN(const PostgresResult result,
+                   connection_.Run(kTaskQueues, {ToNanoseconds(now), SqlLimit(limit)}));
+  std::vector<TaskQueue> queues;
+  for (int row = 0; row < result.row_count(); ++row) {
+    const std::string project(result.Bytes(row, 1));
+    const int memory_class = static_cast<int>(result.Int(row, 2));
+    if (queues.empty() || queues.back().project != project ||
+        queues.back().memory_class != memory_class) {
+      queues.push_back({.project = project, .memory_class = memory_class});
+    }
+    RETURN_IF_ERROR(ParseRecord(result.Bytes(row, 0), queues.back().tasks.emplace_back()));
+  }
+  return queues;
+}
+
+absl::StatusOr<std::optional<TaskRecord>> PostgresTransaction::TakeTask(const JobName& job,
+                                                                        const std::string& task_id,
+                                                                        absl::Time now) {
+  ASSIGN_OR_RETURN(const PostgresResult result,
+                   connection_.Run(kTakeTask, {job.project, job.job, task_id, ToNanoseconds(now)}));
+  if (result.row_count() == 0) return std::optional<TaskRecord>();
+  TaskRecord task;
+  RETURN_IF_ERROR(ParseRecord(result.Bytes(0, 0), task));
+  return std::optional<TaskRecord>(std::move(task));
 }
 
 absl::StatusOr<std::optional<absl::Time>> PostgresTransaction::NextNotBefore(absl::Time now) {
@@ -363,6 +403,15 @@ absl::StatusOr<bool> PostgresTransaction::AnyJobHasLimit() {
   return result.row_count() > 0;
 }
 
+absl::StatusOr<StoreReader::QueueUsage> PostgresTransaction::Usage(const std::string& project) {
+  const std::string queued =
+      absl::StrCat("{", v1::CompressionJob::PENDING, ",", v1::CompressionJob::PAUSED, "}");
+  ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(kUsage, {project, queued}));
+  return QueueUsage{.queued_jobs = result.Int(0, 0),
+                    .project_queued_jobs = result.Int(0, 1),
+                    .project_artifact_bytes = result.Int(0, 2)};
+}
+
 absl::StatusOr<bool> PostgresTransaction::IsArtifactReferenced(const std::string& sha256) {
   ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(kFindContent, {sha256}));
   return result.row_count() > 0;
@@ -384,11 +433,11 @@ absl::StatusOr<StoreCounts> PostgresTransaction::Counts() {
 absl::Status PostgresTransaction::InsertJob(const JobRecord& record) {
   ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
   std::string bytes = record.SerializeAsString();
-  ASSIGN_OR_RETURN(
-      const PostgresResult result,
-      connection_.Run(kInsertJob,
-                      {name.project, name.job, record.job().state(), ToJson(record.job().labels()),
-                       ToNanoseconds(record.limit_time()), Parameter::Blob(bytes)}));
+  ASSIGN_OR_RETURN(const PostgresResult result,
+                   connection_.Run(kInsertJob, {name.project, name.job, record.job().state(),
+                                                ToJson(record.job().labels()),
+                                                ToNanoseconds(record.limit_time()),
+                                                record.artifact_bytes(), Parameter::Blob(bytes)}));
   if (result.row_count() == 0) {
     return absl::AlreadyExistsError(absl::StrCat("Job exists already: ", name.ToString()));
   }
@@ -403,9 +452,9 @@ absl::Status PostgresTransaction::UpdateJob(const JobRecord& record) {
   ASSIGN_OR_RETURN(KnownJob* const job, Find(name));
   job->record = record.SerializeAsString();
   changed_jobs_.insert(name.ToString());
-  return connection_.Send(kUpdateJob,
-                          {job->id, record.job().state(), ToJson(record.job().labels()),
-                           ToNanoseconds(record.limit_time()), Parameter::Blob(job->record)});
+  return connection_.Send(kUpdateJob, {job->id, record.job().state(), ToJson(record.job().labels()),
+                                       ToNanoseconds(record.limit_time()), record.artifact_bytes(),
+                                       Parameter::Blob(job->record)});
 }
 
 absl::Status PostgresTransaction::DeleteJob(const JobName& name) {
@@ -437,7 +486,7 @@ absl::Status PostgresTransaction::PutTask(const TaskRecord& task) {
       kPutTask,
       {job->id, task.task_id(), task.state(), task.priority(), ToNanoseconds(task.create_time()),
        ToNanoseconds(task.not_before()), ToNanoseconds(task.lease_expire_time()), task.worker(),
-       Parameter::Blob(task.SerializeAsString())});
+       name.project, MemoryClass(task), Parameter::Blob(task.SerializeAsString())});
 }
 
 absl::Status PostgresTransaction::PutTrial(const JobName& name, const v1::Trial& trial) {

@@ -122,6 +122,20 @@ END;
 ALTER TABLE jobs ADD COLUMN limit_time INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX jobs_by_limit ON jobs (limit_time) WHERE limit_time > 0;
 )sql",
+    // One queue a project and memory class.
+    R"sql(
+ALTER TABLE tasks ADD COLUMN project TEXT NOT NULL DEFAULT '';
+ALTER TABLE tasks ADD COLUMN memory_class INTEGER NOT NULL DEFAULT 0;
+UPDATE tasks SET project = (SELECT project FROM jobs WHERE jobs.id = tasks.job_id);
+DROP INDEX tasks_queued;
+CREATE INDEX tasks_queued ON tasks
+  (project, memory_class, priority DESC, create_time, id, not_before) WHERE state = 1;
+)sql",
+    // What quotas are held against.
+    R"sql(
+ALTER TABLE jobs ADD COLUMN artifact_bytes INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_by_artifact_bytes ON jobs (project, artifact_bytes) WHERE artifact_bytes > 0;
+)sql",
 };
 
 absl::StatusOr<int64_t> QueryNumber(SqliteConnection& connection, absl::string_view sql) {

@@ -156,12 +156,38 @@ absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::ListTasks(const JobNa
       connection_.Prepare("SELECT record FROM tasks WHERE job_id = ?1 ORDER BY id", job_id));
 }
 
-// The conditions on state are literal so that SQLite can match them with the partial indexes.
-absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::QueuedTasks(absl::Time now, int limit) {
-  return ParseRows<TaskRecord>(
-      connection_.Prepare("SELECT record FROM tasks INDEXED BY tasks_queued WHERE state = 1 AND "
-                          "not_before <= ?1 ORDER BY priority DESC, create_time, id LIMIT ?2",
-                          ToNanoseconds(now), SqlLimit(limit)));
+// The conditions on state are literal so that SQLite can match them with the partial indexes. One
+// step of the index leads from a queue to the next, whatever lies between.
+absl::StatusOr<std::vector<StoreReader::TaskQueue>> SqliteTransaction::TaskQueues(absl::Time now,
+                                                                                  int limit) {
+  std::vector<TaskQueue> queues;
+  std::string project;  // Before any project's name.
+  int64_t memory_class = -1;
+  for (;;) {
+    {
+      ASSIGN_OR_RETURN(
+          SqliteStatement next,
+          connection_.Prepare("SELECT project, memory_class FROM tasks INDEXED BY tasks_queued "
+                              "WHERE state = 1 AND (project, memory_class) > (?1, ?2) "
+                              "ORDER BY project, memory_class LIMIT 1",
+                              project, memory_class));
+      ASSIGN_OR_RETURN(const bool row, next.Step());
+      if (!row) return queues;
+      project = std::string(next.Bytes(0));
+      memory_class = next.Int(1);
+    }
+    ASSIGN_OR_RETURN(
+        std::vector<TaskRecord> tasks,
+        ParseRows<TaskRecord>(connection_.Prepare(
+            "SELECT record FROM tasks INDEXED BY tasks_queued WHERE state = 1 AND project = ?1 AND "
+            "memory_class = ?2 AND not_before <= ?3 ORDER BY priority DESC, create_time, id LIMIT "
+            "?4",
+            project, memory_class, ToNanoseconds(now), SqlLimit(limit))));
+    if (tasks.empty()) continue;  // All of them back off.
+    queues.push_back({.project = project,
+                      .memory_class = static_cast<int>(memory_class),
+                      .tasks = std::move(tasks)});
+  }
 }
 
 absl::StatusOr<std::optional<absl::Time>> SqliteTransaction::NextNotBefore(absl::Time now) {
@@ -272,6 +298,31 @@ absl::StatusOr<bool> SqliteTransaction::AnyJobHasLimit() {
   return statement.Step();
 }
 
+absl::StatusOr<StoreReader::QueueUsage> SqliteTransaction::Usage(const std::string& project) {
+  QueueUsage usage;
+  const auto number = [](absl::StatusOr<SqliteStatement> statement) -> absl::StatusOr<int64_t> {
+    if (!statement.ok()) return std::move(statement).status();
+    RETURN_IF_ERROR(statement->Step().status());
+    return statement->Int(0);  // NULL reads as 0.
+  };
+  ASSIGN_OR_RETURN(
+      usage.queued_jobs,
+      number(connection_.Prepare("SELECT sum(count) FROM job_counts WHERE state IN "
+                                 "(?1, ?2)",
+                                 v1::CompressionJob::PENDING, v1::CompressionJob::PAUSED)));
+  ASSIGN_OR_RETURN(usage.project_queued_jobs,
+                   number(connection_.Prepare(
+                       "SELECT count(*) FROM jobs WHERE project = ?1 AND state IN "
+                       "(?2, ?3)",
+                       project, v1::CompressionJob::PENDING, v1::CompressionJob::PAUSED)));
+  ASSIGN_OR_RETURN(
+      usage.project_artifact_bytes,
+      number(connection_.Prepare("SELECT sum(artifact_bytes) FROM jobs INDEXED BY "
+                                 "jobs_by_artifact_bytes WHERE project = ?1 AND artifact_bytes > 0",
+                                 project)));
+  return usage;
+}
+
 absl::StatusOr<bool> SqliteTransaction::IsArtifactReferenced(const std::string& sha256) {
   ASSIGN_OR_RETURN(
       SqliteStatement statement,
@@ -327,9 +378,10 @@ absl::StatusOr<bool> SqliteTransaction::LabelsDiffer(int64_t job_id,
 absl::Status SqliteTransaction::InsertJob(const JobRecord& record) {
   ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
   const absl::Status inserted = connection_.Run(
-      "INSERT INTO jobs (project, job, state, limit_time, record) VALUES (?1, ?2, ?3, ?4, ?5)",
+      "INSERT INTO jobs (project, job, state, limit_time, artifact_bytes, record) "
+      "VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
       name.project, name.job, record.job().state(), ToNanoseconds(record.limit_time()),
-      SqliteBlob{record.SerializeAsString()});
+      record.artifact_bytes(), SqliteBlob{record.SerializeAsString()});
   if (absl::IsAlreadyExists(inserted)) {
     return absl::AlreadyExistsError(absl::StrCat("Job exists already: ", name.ToString()));
   }
@@ -342,10 +394,10 @@ absl::Status SqliteTransaction::InsertJob(const JobRecord& record) {
 absl::Status SqliteTransaction::UpdateJob(const JobRecord& record) {
   ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(name));
-  RETURN_IF_ERROR(
-      connection_.Run("UPDATE jobs SET state = ?2, limit_time = ?3, record = ?4 WHERE id = ?1",
-                      job_id, record.job().state(), ToNanoseconds(record.limit_time()),
-                      SqliteBlob{record.SerializeAsString()}));
+  RETURN_IF_ERROR(connection_.Run(
+      "UPDATE jobs SET state = ?2, limit_time = ?3, artifact_bytes = ?4, record = ?5 WHERE id = ?1",
+      job_id, record.job().state(), ToNanoseconds(record.limit_time()), record.artifact_bytes(),
+      SqliteBlob{record.SerializeAsString()}));
   ASSIGN_OR_RETURN(const bool relabelled, LabelsDiffer(job_id, record.job()));
   if (!relabelled) return absl::OkStatus();
   RETURN_IF_ERROR(connection_.Run("DELETE FROM job_labels WHERE job_id = ?1", job_id));
@@ -376,19 +428,33 @@ absl::Status SqliteTransaction::InsertRequest(const std::string& project,
   return inserted;
 }
 
+absl::StatusOr<std::optional<TaskRecord>> SqliteTransaction::TakeTask(const JobName& job,
+                                                                      const std::string& task_id,
+                                                                      absl::Time now) {
+  absl::StatusOr<TaskRecord> task = GetTask(job, task_id);
+  if (absl::IsNotFound(task.status())) return std::optional<TaskRecord>();
+  if (!task.ok()) return task.status();
+  if (task->state() != TaskRecord::QUEUED ||
+      ToNanoseconds(task->not_before()) > ToNanoseconds(now)) {
+    return std::optional<TaskRecord>();
+  }
+  return std::optional<TaskRecord>(*std::move(task));
+}
+
 absl::Status SqliteTransaction::PutTask(const TaskRecord& task) {
   ASSIGN_OR_RETURN(const JobName job, JobName::Parse(task.job()));
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
   return connection_.Run(
       "INSERT INTO tasks (job_id, task_id, state, priority, create_time, not_before, "
-      "lease_expire_time, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) "
+      "lease_expire_time, project, memory_class, record) "
+      "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) "
       "ON CONFLICT (job_id, task_id) DO UPDATE SET state = excluded.state, "
       "priority = excluded.priority, create_time = excluded.create_time, "
       "not_before = excluded.not_before, lease_expire_time = excluded.lease_expire_time, "
-      "record = excluded.record",
+      "memory_class = excluded.memory_class, record = excluded.record",
       job_id, task.task_id(), task.state(), task.priority(), ToNanoseconds(task.create_time()),
-      ToNanoseconds(task.not_before()), ToNanoseconds(task.lease_expire_time()),
-      SqliteBlob{task.SerializeAsString()});
+      ToNanoseconds(task.not_before()), ToNanoseconds(task.lease_expire_time()), job.project,
+      MemoryClass(task), SqliteBlob{task.SerializeAsString()});
 }
 
 absl::Status SqliteTransaction::PutTrial(const JobName& job, const v1::Trial& trial) {

@@ -26,8 +26,7 @@ class SqliteTransaction final : public StoreTransaction {
   absl::StatusOr<internal::v1::TaskRecord> GetTask(const JobName& job,
                                                    const std::string& task_id) override;
   absl::StatusOr<std::vector<internal::v1::TaskRecord>> ListTasks(const JobName& job) override;
-  absl::StatusOr<std::vector<internal::v1::TaskRecord>> QueuedTasks(absl::Time now,
-                                                                    int limit) override;
+  absl::StatusOr<std::vector<TaskQueue>> TaskQueues(absl::Time now, int limit) override;
   absl::StatusOr<std::optional<absl::Time>> NextNotBefore(absl::Time now) override;
   absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasks() override;
   absl::StatusOr<std::vector<internal::v1::TaskRecord>> LeasedTasksOf(
@@ -44,6 +43,7 @@ class SqliteTransaction final : public StoreTransaction {
   absl::StatusOr<JobsByAge> OldestJobs(int64_t position, int limit) override;
   absl::StatusOr<std::vector<JobName>> JobsPastLimit(absl::Time now, int limit) override;
   absl::StatusOr<bool> AnyJobHasLimit() override;
+  absl::StatusOr<QueueUsage> Usage(const std::string& project) override;
   absl::StatusOr<bool> IsArtifactReferenced(const std::string& sha256) override;
   absl::StatusOr<StoreCounts> Counts() override;
 
@@ -52,6 +52,9 @@ class SqliteTransaction final : public StoreTransaction {
   absl::Status DeleteJob(const JobName& name) override;
   absl::Status InsertRequest(const std::string& project, const std::string& request_id,
                              const Request& request) override;
+  absl::StatusOr<std::optional<internal::v1::TaskRecord>> TakeTask(const JobName& job,
+                                                                   const std::string& task_id,
+                                                                   absl::Time now) override;
   absl::Status PutTask(const internal::v1::TaskRecord& task) override;
   absl::Status PutTrial(const JobName& job, const v1::Trial& trial) override;
   absl::Status PutArtifact(const JobName& job, const v1::Artifact& artifact) override;

@@ -2,6 +2,7 @@
 #ifndef QPRUNER_SERVER_STORE_STORED_RECORD_H_
 #define QPRUNER_SERVER_STORE_STORED_RECORD_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -14,6 +15,7 @@
 #include "base/resource_name.h"
 #include "base/sha256.h"
 #include "google/protobuf/timestamp.pb.h"
+#include "qpruner/internal/v1/record.pb.h"
 #include "qpruner/v1/job.pb.h"
 
 namespace qpruner::server {
@@ -39,6 +41,13 @@ inline int64_t ToNanoseconds(absl::Time time) {
     return std::numeric_limits<int64_t>::min();
   }
   return absl::ToUnixNanos(time);
+}
+
+// Tasks are queued by what memory they need: whole gibibytes, rounded down.
+inline int MemoryClass(const internal::v1::TaskRecord& task) {
+  constexpr int64_t kLargest = 1 << 20;
+  return static_cast<int>(std::clamp<int64_t>(
+      task.spec().spec().limits().min_device_memory_bytes() >> 30, 0, kLargest));
 }
 
 // DATA_LOSS: the bytes are no such message.

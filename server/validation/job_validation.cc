@@ -36,6 +36,7 @@ constexpr int64_t kLeastDeviceMemoryBytes = int64_t{64} << 20;
 constexpr size_t kMaxQuotedBytes = 100;
 // A year.
 constexpr int64_t kMaxLimitSeconds = 31'536'000;
+constexpr int64_t kMaxDeviceMemoryBytes = int64_t{1} << 50;
 
 std::string Quoted(absl::string_view value) {
   return absl::StrCat("\"", value.substr(0, kMaxQuotedBytes),
@@ -556,6 +557,8 @@ void CheckLimits(FieldChecker& check, const v1::Limits& limits) {
   seconds("max_run_seconds", limits.has_max_run_seconds(), limits.max_run_seconds());
   seconds("max_device_seconds", limits.has_max_device_seconds(), limits.max_device_seconds());
   seconds("max_search_seconds", limits.has_max_search_seconds(), limits.max_search_seconds());
+  check.Range(at + "min_device_memory_bytes", limits.min_device_memory_bytes(), int64_t{0},
+              kMaxDeviceMemoryBytes);
   if (limits.has_device_memory_bytes() && limits.device_memory_bytes() < kLeastDeviceMemoryBytes) {
     check.Fail(at + "device_memory_bytes",
                absl::StrCat("must be at least ", kLeastDeviceMemoryBytes, " bytes, is ",

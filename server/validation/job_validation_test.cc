@@ -361,6 +361,8 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto&, auto& s) { s.mutable_limits()->set_max_run_seconds(-1); }},
       {"job.spec.limits.max_device_seconds", "from 1 to 31536000, is 31536001",
        [](auto&, auto& s) { s.mutable_limits()->set_max_device_seconds(31'536'001); }},
+      {"job.spec.limits.min_device_memory_bytes", "from 0 to 1125899906842624, is -1",
+       [](auto&, auto& s) { s.mutable_limits()->set_min_device_memory_bytes(-1); }},
       {"job.spec.limits.max_search_seconds", "from 1 to 31536000, is 0",
        [](auto&, auto& s) { s.mutable_limits()->set_max_search_seconds(0); }},
   };

@@ -1,4 +1,5 @@
 // Whole jobs through real processes.
+#include <algorithm>
 #include <set>
 
 #include "absl/time/clock.h"
@@ -121,6 +122,62 @@ TEST(Service, CancellingLeavesNoEngineWithinTwoSeconds) {
   });
   EXPECT_TRUE(cancelled);
   EXPECT_EQ(Get(service, created.name()).state(), v1::CompressionJob::CANCELLED);
+}
+
+// Paused in the middle of fine-tuning: the engine is gone, no attempt is used up, and what comes
+// after is what would have come.
+TEST(Service, APauseFreesTheEngineAndChangesNothingAboutTheResult) {
+  v1::CompressionJob job = SmallJob();
+  v1::FineTune& tune = *job.mutable_spec()->mutable_fine_tune();
+  tune.set_steps(60);
+  tune.set_checkpoint_every(10);
+  tune.set_evaluate_every(5);
+  // Long enough that the engine is still at it when the line arrives.
+  tune.set_batch_size(16);
+  tune.set_sequence_length(256);
+  job.mutable_spec()->mutable_limits()->set_max_attempts(1);
+  ServiceUnderTest service(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  const std::string undisturbed = Create(service, job).name();
+  FollowJob(service, undisturbed, absl::Minutes(4));
+
+  const std::string name = Create(service, job).name();
+  bool paused = false, resumed = false;
+  std::vector<std::string> lines;
+  FollowJob(service, name, absl::Minutes(4), [&](const v1::JobEvent& event) {
+    if (event.has_log()) lines.push_back(event.log().text());
+    if (!paused && event.has_log() &&
+        lines.back().find("Fine-tuning step 40 of 60") != std::string::npos) {
+      paused = true;
+      grpc::ClientContext context;
+      v1::PauseJobRequest request;
+      request.set_name(name);
+      v1::CompressionJob answer;
+      ASSERT_TRUE(service.jobs().PauseJob(&context, request, &answer).ok());
+      EXPECT_EQ(answer.state(), v1::CompressionJob::PAUSING);
+      EXPECT_TRUE(ServiceUnderTest::WaitUntil(absl::Seconds(5), [&] {
+        return Get(service, name).state() == v1::CompressionJob::PAUSED;
+      }));
+      EXPECT_TRUE(service.Engines().empty()) << "the device is not free";
+    }
+    if (event.state_changed().state() == v1::CompressionJob::PAUSED) {
+      resumed = true;
+      grpc::ClientContext context;
+      v1::ResumeJobRequest request;
+      request.set_name(name);
+      v1::CompressionJob answer;
+      ASSERT_TRUE(service.jobs().ResumeJob(&context, request, &answer).ok());
+      EXPECT_EQ(answer.state(), v1::CompressionJob::RUNNING);
+    }
+  });
+  ASSERT_TRUE(paused && resumed);
+  const v1::CompressionJob done = Get(service, name);
+  EXPECT_EQ(done.state(), v1::CompressionJob::SUCCEEDED) << done.error().ShortDebugString();
+  EXPECT_EQ(done.retry_count(), 0);
+  EXPECT_EQ(Outcome(service, name), Outcome(service, undisturbed));
+  EXPECT_TRUE(std::any_of(lines.begin(), lines.end(), [](const std::string& line) {
+    return line.find("Fine-tuning goes on after step ") != std::string::npos;
+  }));
 }
 
 TEST(Service, BadFieldsAreRefusedTogetherBeforeAnyWork) {
