@@ -176,6 +176,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
     ASSIGN_OR_RETURN(p.store, OpenSqliteJobStore({.folder = p.options.data_dir + "/store"}));
   }
   if (p.options.artifacts_s3) {
+    ASSIGN_OR_RETURN(p.options.artifacts_s3->owner, p.store->Identity());
     ASSIGN_OR_RETURN(p.artifacts, OpenS3ArtifactStore(*p.options.artifacts_s3));
   } else {
     ASSIGN_OR_RETURN(p.artifacts, OpenLocalArtifactStore({.folder = p.options.artifacts_dir,

@@ -150,7 +150,26 @@ class S3ArtifactStore final : public ArtifactStore {
   explicit S3ArtifactStore(S3ArtifactStoreOptions options)
       : options_(std::move(options)), client_(options_.s3, options_.location.bucket) {}
 
-  absl::Status Check() { return client_.Check(Prefix()); }
+  absl::Status Check() {
+    RETURN_IF_ERROR(client_.Check(Prefix()));
+    if (options_.owner.empty()) return absl::OkStatus();
+    const std::string key = options_.location.Key("owner");
+    // Once more after writing: another store's server may have written at the same time.
+    for (const bool may_write : {true, false}) {
+      ASSIGN_OR_RETURN(const std::string owner, ReadOwner(key));
+      if (owner == options_.owner) return absl::OkStatus();
+      if (!owner.empty() || !may_write) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            "Artifacts at s3://", options_.location.bucket, "/", options_.location.prefix,
+            " belong to the job store ", owner, ", but this server's is ", options_.owner,
+            ", whose sweeps would remove them. Give it another prefix; if that store was moved "
+            "here, remove the object \"",
+            key, "\" first"));
+      }
+      RETURN_IF_ERROR(client_.Put(key, options_.owner));
+    }
+    return absl::OkStatus();
+  }
 
   absl::StatusOr<std::unique_ptr<ArtifactWriter>> Create(const std::string& sha256,
                                                          int64_t size_bytes) override {
@@ -209,6 +228,17 @@ class S3ArtifactStore final : public ArtifactStore {
   }
 
  private:
+  // Empty: nobody's yet.
+  absl::StatusOr<std::string> ReadOwner(const std::string& key) {
+    std::string owner;
+    const absl::Status read = client_.Get(key, 0, 256, [&](absl::string_view data) {
+      owner.append(data.data(), data.size());
+      return absl::OkStatus();
+    });
+    if (!read.ok() && !absl::IsNotFound(read)) return read;
+    return owner;
+  }
+
   std::string Prefix() const { return options_.location.Key("objects/"); }
   std::string Key(const std::string& sha256) const { return Prefix() + sha256; }
 

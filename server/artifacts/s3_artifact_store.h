@@ -3,12 +3,14 @@
 // An object appears whole or not at all: small ones with one request, larger ones in parts that are
 // joined only once size and SHA-256 of the whole are right. Every part travels with its own
 // SHA-256, which the storage holds against what it got; reads from beginning to end are held
-// against the artifact's name. What is unlisted may be removed, so one prefix serves one job store.
+// against the artifact's name. What is unlisted may be removed, so one prefix belongs to one job
+// store.
 #ifndef QPRUNER_SERVER_ARTIFACTS_S3_ARTIFACT_STORE_H_
 #define QPRUNER_SERVER_ARTIFACTS_S3_ARTIFACT_STORE_H_
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "net/s3_client.h"
@@ -19,6 +21,8 @@ namespace qpruner::server {
 struct S3ArtifactStoreOptions {
   S3Location location;
   S3Options s3;
+  // Names the job store that the artifacts belong to; empty: nobody asks.
+  std::string owner;
   // What a writer collects in memory before it sends it; larger for artifacts of more than 10,000
   // parts. S3 takes no smaller ones.
   int64_t part_bytes = int64_t{8} << 20;
@@ -26,8 +30,9 @@ struct S3ArtifactStoreOptions {
   int64_t read_bytes = int64_t{8} << 20;
 };
 
-// Several servers may use the same prefix. FAILED_PRECONDITION: no such bucket. PERMISSION_DENIED:
-// the credentials may not list it. UNAVAILABLE: the storage cannot be reached.
+// Several servers of one job store may use the same prefix: the first one writes the store's name
+// to PREFIX/owner. FAILED_PRECONDITION: no such bucket, or the prefix is another store's.
+// PERMISSION_DENIED: the credentials may not list it. UNAVAILABLE: the storage cannot be reached.
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenS3ArtifactStore(S3ArtifactStoreOptions options);
 
 }  // namespace qpruner::server

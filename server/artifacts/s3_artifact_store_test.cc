@@ -307,6 +307,19 @@ TEST_F(S3ArtifactStoreTest, SaysWhatIsWrongWithoutTheSecret) {
   EXPECT_THAT(std::string(no_bucket.message()), HasSubstr("no-such-bucket"));
 }
 
+TEST_F(S3ArtifactStoreTest, APrefixBelongsToOneJobStore) {
+  S3ArtifactStoreOptions options = under_test_.options_;
+  options.owner = "store-a";
+  EXPECT_TRUE(OpenS3ArtifactStore(options).ok());
+  EXPECT_TRUE(OpenS3ArtifactStore(options).ok()) << "servers of one store share it";
+  options.owner = "store-b";
+  const absl::Status refused = OpenS3ArtifactStore(options).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("store-a"));
+  options.location.prefix += "/of-b";
+  EXPECT_TRUE(OpenS3ArtifactStore(options).ok());
+}
+
 TEST_F(S3ArtifactStoreTest, LongListsComeInPages) {
   // By the folder: a thousand requests would take their time.
   S3Client client(under_test_.options_.s3, options_.location.bucket);

@@ -861,6 +861,14 @@ TEST_P(JobStoreContract, UnfinishedJobsAreThoseThatNeedWork) {
   EXPECT_THAT(unfinished(), UnorderedElementsAre("s1", "s3"));
 }
 
+TEST_P(JobStoreContract, HasANameOfItsOwn) {
+  const absl::StatusOr<std::string> identity = store_->Identity();
+  ASSERT_TRUE(identity.ok()) << identity.status();
+  EXPECT_GT(identity->size(), 10u);
+  Reopen();
+  EXPECT_EQ(*store_->Identity(), *identity);
+}
+
 TEST_P(JobStoreContract, OldestJobsAreInTheOrderOfInsertion) {
   for (const char* id : {"c", "a", "b"}) {
     Write([&](StoreTransaction& transaction) { return transaction.InsertJob(MakeJob(Name(id))); });

@@ -21,6 +21,11 @@ namespace {
 using Failure = PostgresConnection::Failure;
 using Mode = PostgresTransaction::Mode;
 
+constexpr PostgresStatement kIdentity = {
+    "identity",
+    "SELECT c.system_identifier::text || '-' || d.oid::text || '-' || n.oid::text "
+    "FROM pg_control_system() c, pg_database d, pg_namespace n "
+    "WHERE d.datname = current_database() AND n.nspname = 'qpruner'"};
 constexpr PostgresStatement kBegin = {"begin", "BEGIN"};
 constexpr PostgresStatement kBeginSnapshot = {"begin_snapshot",
                                               "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"};
@@ -87,6 +92,18 @@ class PostgresJobStore final : public JobStore {
       }
       return Outcome{status, failure};
     });
+  }
+
+  // Of the cluster, the database in it, and the schema in that.
+  absl::StatusOr<std::string> Identity() override {
+    std::string identity;
+    const absl::Status status = RunAgainAfterFailure([&](PostgresConnection& connection) {
+      const absl::StatusOr<PostgresResult> result = connection.Run(kIdentity, {});
+      if (result.ok() && result->row_count() == 1) identity = std::string(result->Bytes(0, 0));
+      return Outcome{result.status(), connection.failure()};
+    });
+    RETURN_IF_ERROR(status);
+    return absl::StrCat("postgres-", identity);
   }
 
   bool shared() const override { return true; }

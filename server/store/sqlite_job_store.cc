@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/durable_file.h"
 #include "base/folder_lock.h"
+#include "base/id_generator.h"
 #include "base/status_macros.h"
 #include "server/store/sqlite_connection.h"
 #include "server/store/sqlite_schema.h"
@@ -28,9 +29,11 @@ constexpr size_t kMaxBatch = 1024;
 
 class SqliteJobStore final : public JobStore {
  public:
-  SqliteJobStore(std::unique_ptr<FolderLock> lock, std::unique_ptr<SqliteConnection> writer,
+  SqliteJobStore(std::unique_ptr<FolderLock> lock, std::string identity_path,
+                 std::unique_ptr<SqliteConnection> writer,
                  std::vector<std::unique_ptr<SqliteConnection>> readers, int checkpoint_pages)
       : lock_(std::move(lock)),
+        identity_path_(std::move(identity_path)),
         checkpoint_pages_(checkpoint_pages),
         writer_(std::move(writer)),
         idle_readers_(std::move(readers)) {
@@ -52,6 +55,15 @@ class SqliteJobStore final : public JobStore {
     }
     work_came_.notify_one();
     writing_thread_.join();
+  }
+
+  // A file beside the database's, written when somebody first asks.
+  absl::StatusOr<std::string> Identity() override {
+    absl::StatusOr<std::string> identity = ReadFile(identity_path_, 256);
+    if (!absl::IsNotFound(identity.status())) return identity;
+    std::string chosen = absl::StrCat("sqlite-", SystemIdGenerator().Hex(16));
+    RETURN_IF_ERROR(WriteFileDurably(identity_path_, chosen));
+    return chosen;
   }
 
   absl::Status Transact(Body body) override {
@@ -188,6 +200,7 @@ class SqliteJobStore final : public JobStore {
 
   // Constant after construction.
   const std::unique_ptr<FolderLock> lock_;
+  const std::string identity_path_;
   const int checkpoint_pages_;
   std::thread writing_thread_;
   std::thread::id writing_thread_id_;
@@ -248,7 +261,8 @@ absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(SqliteJobStoreOptio
     if (!reader.ok()) return At(path, reader.status());
     readers.push_back(*std::move(reader));
   }
-  return std::make_unique<SqliteJobStore>(std::move(lock), *std::move(writer), std::move(readers),
+  return std::make_unique<SqliteJobStore>(std::move(lock), options.folder + "/identity",
+                                          *std::move(writer), std::move(readers),
                                           options.checkpoint_pages);
 }
 
