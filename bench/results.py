@@ -107,7 +107,7 @@ def chart(cells, ratios, path):
     x0, x1 = (math.log(f(row["bytes"] for row in points)) for f in (min, max))
     y0, y1 = (math.log(f(row["kl"] for row in points)) for f in (min, max))
     x0, x1, y0, y1 = x0 - 0.1, x1 + 0.1, y0 - 0.15, y1 + 0.15
-    width, height, gap, left, top = 250, 240, 22, 64, 34
+    width, height, gap, left, top = 250, 240, 22, 84, 34
     total = left + len(ratios) * (width + gap)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {height + 118}" font-family="sans-serif" '
            f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>']
@@ -147,7 +147,7 @@ def chart(cells, ratios, path):
         for row in points:
             if abs(row["ratio"] - ratio) < 1e-9:
                 out.append(mark(marks[row["recovery"]], x_of(row["bytes"]), y_of(row["kl"]), COLOURS[row["precision"]]))
-    out.append(f'<text transform="translate(14,{top + height / 2}) rotate(-90)" text-anchor="middle">'
+    out.append(f'<text transform="translate(20,{top + height / 2}) rotate(-90)" text-anchor="middle">'
                f'KL to the original, nats a token</text>')
     x, y = left, top + height + 46
     for precision in PRECISIONS:
@@ -223,8 +223,8 @@ def draw():
     lines = ["# Results", "", "Made by `bench/results.py`; the measurements are in [results/](results), a line a cell. One seed. KL and the "
              "other domain tell recovery from adaptation: fine-tuning on the same kind of text lowers its perplexity by both.",
              "`4` is NF4, `8` is int8 with a scale a row, `mixed` is 4 or 8 for each fused group by measured "
-             "sensitivities within 6.5 stored bits, embeddings, norms and head are bfloat16 throughout. \"CPU s\" are of pruning's "
-             "choice of precisions, quantization and training, over all threads; \"peak memory\" is the whole process's, with the "
+             "sensitivities within 6.5 stored bits, embeddings, norms and head are bfloat16 throughout. \"CPU s\" are of "
+             "quantization and training, over all threads; \"peak memory\" is the whole process's, with the "
              "original held beside.", "",
              "Machine: 2 cores (AMD EPYC, AVX-512), 24 GiB, no GPU.", ""]
     for name in SETTINGS:
