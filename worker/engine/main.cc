@@ -1,6 +1,7 @@
 // qpruner-engine: the numerical work, as a child process of the agent. It speaks engine.proto on
 // descriptor 3 and ends when the agent closes it.
 #include <ATen/Parallel.h>
+#include <dlfcn.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
