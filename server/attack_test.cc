@@ -241,7 +241,8 @@ TEST_F(AttackTest, AnotherProjectsJobDoesNotExist) {
               absl::StrReplaceAll(std::string(missing.message()), {{absent, job}}))
         << method.full_name();
   }
-  EXPECT_EQ(attacked, 8) << "get, watch, cancel, delete, trials, front, artifacts, download";
+  EXPECT_EQ(attacked, 10)
+      << "get, watch, pause, resume, cancel, delete, trials, front, artifacts, download";
   v1::ListJobsRequest list;
   v1::ListJobsResponse listed;
   list.set_parent("projects/default");
