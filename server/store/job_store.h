@@ -190,8 +190,9 @@ class JobStore {
   // Runs `body` on a snapshot. It may run more than once, as for Transact. Blocks.
   virtual absl::Status Read(absl::FunctionRef<absl::Status(StoreReader&)> body) = 0;
 
-  // Names this store among all others: the same for every process that opens it, at any time. What is
-  // kept elsewhere for it carries this name, so that no other store's server takes it for its own.
+  // Names this store among all others: the same for every process that opens it, at any time. What
+  // is kept elsewhere for it carries this name, so that no other store's server takes it for its
+  // own.
   virtual absl::StatusOr<std::string> Identity() = 0;
 
   // True if other processes may have the store open at the same time.

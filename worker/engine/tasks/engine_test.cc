@@ -44,10 +44,9 @@ class EngineTest : public ::testing::Test {
     WriteTask("the little girl.");
     int sockets[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets), 0);
-    auto child = ChildProcess::Spawn(
-        {.argv = {Environment("QPRUNER_BIN_DIR") + "/qpruner-engine", "--device", "cpu",
-                  "--writable", folder_.string()},
-         .inherited_fds = {sockets[1]}});
+    auto child = ChildProcess::Spawn({.argv = {Environment("QPRUNER_BIN_DIR") + "/qpruner-engine",
+                                               "--device", "cpu", "--writable", folder_.string()},
+                                      .inherited_fds = {sockets[1]}});
     close(sockets[1]);
     stream_ = std::make_unique<MessageStream>(sockets[0]);
     EXPECT_TRUE(child.ok()) << child.status();
