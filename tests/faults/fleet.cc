@@ -194,8 +194,11 @@ absl::Status Fleet::Stop() {
       absl::StrAppend(&left, " ", workers_[i].name);
     }
     workers_[i].process.reset();
-    if (fs::exists(WorkerFolder(i) + "/task")) {
-      absl::StrAppend(&left, " the task's files of ", workers_[i].name);
+    // Its folders stay, empty.
+    for (const fs::directory_entry& entry :
+         fs::recursive_directory_iterator(WorkerFolder(i) + "/task")) {
+      if (entry.is_directory() && entry.path().parent_path().filename() == "task") continue;
+      absl::StrAppend(&left, " ", entry.path().string());
     }
   }
   if (server_->Stop() != 0) absl::StrAppend(&left, " the server");
