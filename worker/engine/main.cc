@@ -1,9 +1,7 @@
 // qpruner-engine: the numerical work, as a child process of the agent. It speaks engine.proto on
 // descriptor 3 and ends when the agent closes it.
 #include <ATen/Parallel.h>
-#include <dlfcn.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <condition_variable>
 #include <cstdint>
@@ -117,24 +115,6 @@ absl::StatusOr<at::Device> ChooseDevice(const std::string& name) {
   return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index));
 }
 
-// Bytes; 0 if unknown.
-int64_t MemoryOf(const at::Device& device) {
-  if (device.is_cpu()) return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
-  // Of the driver's API, by its documented C signatures: LibTorch has no door to it without its
-  // CUDA headers.
-  void* driver = dlopen("libcuda.so.1", RTLD_LAZY);
-  if (driver == nullptr) return 0;
-  const auto get = reinterpret_cast<int (*)(int*, int)>(dlsym(driver, "cuDeviceGet"));
-  const auto memory = reinterpret_cast<int (*)(size_t*, int)>(dlsym(driver, "cuDeviceTotalMem_v2"));
-  int handle = 0;
-  size_t bytes = 0;
-  if (get == nullptr || memory == nullptr || get(&handle, device.index()) != 0 ||
-      memory(&bytes, handle) != 0) {
-    return 0;
-  }
-  return static_cast<int64_t>(bytes);
-}
-
 int Main(int argc, char** argv) {
   std::string device_name = "auto";
   int threads = 0;
@@ -186,7 +166,7 @@ int Main(int argc, char** argv) {
   MessageStream agent(kAgentFd);
   EngineReply hello;
   hello.mutable_hello()->set_device(device->str());
-  hello.mutable_hello()->set_device_memory_bytes(MemoryOf(*device));
+  hello.mutable_hello()->set_device_memory_bytes(DeviceMemoryBytes(*device));
   hello.mutable_hello()->set_version(QPRUNER_VERSION);
   hello.mutable_hello()->set_confinement(confinement.Describe());
   for (const std::string& missing : confinement.missing) {

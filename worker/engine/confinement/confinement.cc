@@ -20,10 +20,10 @@
 #include <set>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/machine_memory.h"
 #include "base/status_macros.h"
 
 namespace qpruner::engine {
@@ -177,24 +177,6 @@ void ConfineSystemCalls(Confinement& confinement) {
   } else {
     confinement.missing.push_back(absl::StrCat("network: seccomp failed (", strerror(-error), ")"));
   }
-}
-
-// First number of a file; 0 if it has none.
-int64_t FirstNumber(const std::string& path) {
-  std::ifstream file(path);
-  std::string word;
-  int64_t number = 0;
-  return file >> word && absl::SimpleAtoi(word, &number) ? number : 0;
-}
-
-int64_t MachineMemory() {
-  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
-  // As a container sees its own group, version 2 and 1.
-  for (const char* path :
-       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    if (const int64_t limit = FirstNumber(path); limit > 0) bytes = std::min(bytes, limit);
-  }
-  return bytes;
 }
 
 absl::Status SetLimit(__rlimit_resource resource, int64_t value, absl::string_view what) {

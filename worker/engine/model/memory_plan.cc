@@ -1,15 +1,14 @@
 #include "worker/engine/model/memory_plan.h"
 
 #include <malloc.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <functional>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/machine_memory.h"
 
 namespace qpruner::engine {
 namespace {
@@ -105,15 +104,6 @@ void AdaptHostAllocator(const MemoryPlan& plan) {
 #endif
 }
 
-int64_t DefaultHostMemoryLimit() {
-  int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
-  // Containers: control groups version 2, then 1. "max" does not parse and means no limit.
-  for (const char* path :
-       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    int64_t limit = 0;
-    if (std::ifstream(path) >> limit && limit > 0) memory = std::min(memory, limit);
-  }
-  return memory / 2;
-}
+int64_t DefaultHostMemoryLimit() { return MachineMemory() / 2; }
 
 }  // namespace qpruner::engine

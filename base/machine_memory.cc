@@ -1,0 +1,21 @@
+#include "base/machine_memory.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+namespace qpruner {
+
+int64_t MachineMemory() {
+  int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+  // "max" does not parse and means no limit.
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    int64_t limit = 0;
+    if (std::ifstream(path) >> limit && limit > 0) memory = std::min(memory, limit);
+  }
+  return memory;
+}
+
+}  // namespace qpruner
