@@ -75,14 +75,4 @@ absl::Status CheckReadRange(int64_t offset, int64_t max_bytes) {
                                                  offset, ": neither may be negative"));
 }
 
-absl::Status ReadToTheEnd(ArtifactReader& reader) {
-  constexpr int64_t kChunk = 1 << 20;
-  int64_t offset = 0;
-  do {
-    ASSIGN_OR_RETURN(const std::string data, reader.Read(offset, kChunk));
-    offset += static_cast<int64_t>(data.size());
-  } while (offset < reader.size_bytes());
-  return absl::OkStatus();
-}
-
 }  // namespace qpruner::server

@@ -54,13 +54,8 @@ class SequentialReadCheck {
   bool checked_ = false;
 };
 
-class ArtifactReader;
-
 // INVALID_ARGUMENT: a negative number.
 absl::Status CheckReadRange(int64_t offset, int64_t max_bytes);
-
-// Reads all of it; DATA_LOSS as SequentialReadCheck.
-absl::Status ReadToTheEnd(ArtifactReader& reader);
 
 }  // namespace qpruner::server
 

@@ -63,8 +63,8 @@ class ArtifactStore {
   // NOT_FOUND; INVALID_ARGUMENT.
   virtual absl::StatusOr<std::unique_ptr<ArtifactReader>> Open(const std::string& sha256) = 0;
   // Reads all of it. DATA_LOSS: the stored content has changed. NOT_FOUND; INVALID_ARGUMENT.
-  virtual absl::Status Verify(const std::string& sha256) = 0;
-  virtual absl::StatusOr<bool> Contains(const std::string& sha256) = 0;
+  absl::Status Verify(const std::string& sha256);
+  absl::StatusOr<bool> Contains(const std::string& sha256);
   // NOT_FOUND; INVALID_ARGUMENT.
   virtual absl::StatusOr<StoredArtifact> Describe(const std::string& sha256) = 0;
   // Shows every artifact to `visit`, in no order, without holding them all in memory. What is

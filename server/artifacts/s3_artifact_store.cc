@@ -184,18 +184,6 @@ class S3ArtifactStore final : public ArtifactStore {
                                               options_.read_bytes);
   }
 
-  absl::Status Verify(const std::string& sha256) override {
-    ASSIGN_OR_RETURN(const std::unique_ptr<ArtifactReader> reader, Open(sha256));
-    return ReadToTheEnd(*reader);
-  }
-
-  absl::StatusOr<bool> Contains(const std::string& sha256) override {
-    const absl::StatusOr<StoredArtifact> stored = Describe(sha256);
-    if (absl::IsNotFound(stored.status())) return false;
-    RETURN_IF_ERROR(stored.status());
-    return true;
-  }
-
   absl::StatusOr<StoredArtifact> Describe(const std::string& sha256) override {
     RETURN_IF_ERROR(CheckArtifactName(sha256));
     const absl::StatusOr<S3Object> object = client_.Head(Key(sha256));
