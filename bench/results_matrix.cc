@@ -25,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "bench/anonymous_peak.h"
 #include "search/sensitivity_plan.h"
 #include "search/space.h"
 #include "worker/engine/evaluate/choice_file.h"
@@ -95,17 +96,7 @@ double CpuSeconds() {
   return seconds(use.ru_utime) + seconds(use.ru_stime);
 }
 
-// Bytes resident at most since ResetPeak(); 0 where the kernel does not tell.
-int64_t PeakBytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string word; status >> word;) {
-    if (word != "VmHWM:") continue;
-    int64_t kib = 0;
-    status >> kib;
-    return kib << 10;
-  }
-  return 0;
-}
+// Has the kernel count VmHWM, the most bytes resident, from here on.
 void ResetPeak() { std::ofstream("/proc/self/clear_refs") << "5"; }
 
 absl::StatusOr<std::unique_ptr<Dataset>> OpenText(const std::string& path,
@@ -228,7 +219,7 @@ class Matrix {
     row["make_cpu_seconds"] = made_cpu;
     row["cpu_seconds"] = CpuSeconds() - cpu;
     row["wall_seconds"] = wall.count();
-    row["peak_bytes"] = PeakBytes();
+    row["peak_bytes"] = StatusBytes("VmHWM");
     row["threads"] = at::get_num_threads();
     row["cell"] = name;
     std::ofstream(arguments_.output, std::ios::app) << row.dump() << "\n" << std::flush;

@@ -95,14 +95,7 @@ TEST_P(KillNine, ChangesNothingAboutTheResult) {
 
 // What was trained up to the last checkpoint is not trained again.
 TEST(Recovery, GoesOnFromItsCheckpointWhenItsEngineIsKilled) {
-  v1::CompressionJob job = SmallJob();
-  v1::FineTune& tune = *job.mutable_spec()->mutable_fine_tune();
-  tune.set_steps(60);
-  tune.set_checkpoint_every(10);
-  tune.set_evaluate_every(5);
-  // Long enough that the engine is still at it when the line arrives.
-  tune.set_batch_size(16);
-  tune.set_sequence_length(256);
+  v1::CompressionJob job = JobWithLongFineTuning();
   ServiceUnderTest service(1);
   ASSERT_NO_FATAL_FAILURE(service.Start());
   const std::string undisturbed = Create(service, job).name();

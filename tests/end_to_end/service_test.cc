@@ -127,14 +127,7 @@ TEST(Service, CancellingLeavesNoEngineWithinTwoSeconds) {
 // Paused in the middle of fine-tuning: the engine is gone, no attempt is used up, and what comes
 // after is what would have come.
 TEST(Service, APauseFreesTheEngineAndChangesNothingAboutTheResult) {
-  v1::CompressionJob job = SmallJob();
-  v1::FineTune& tune = *job.mutable_spec()->mutable_fine_tune();
-  tune.set_steps(60);
-  tune.set_checkpoint_every(10);
-  tune.set_evaluate_every(5);
-  // Long enough that the engine is still at it when the line arrives.
-  tune.set_batch_size(16);
-  tune.set_sequence_length(256);
+  v1::CompressionJob job = JobWithLongFineTuning();
   job.mutable_spec()->mutable_limits()->set_max_attempts(1);
   ServiceUnderTest service(1);
   ASSERT_NO_FATAL_FAILURE(service.Start());

@@ -25,6 +25,19 @@ inline v1::CompressionJob SmallJob() {
   return job;
 }
 
+// The same with fine-tuning long enough that the engine is still at it when word of its first
+// checkpoint arrives.
+inline v1::CompressionJob JobWithLongFineTuning() {
+  v1::CompressionJob job = SmallJob();
+  v1::FineTune& tune = *job.mutable_spec()->mutable_fine_tune();
+  tune.set_steps(60);
+  tune.set_checkpoint_every(10);
+  tune.set_evaluate_every(5);
+  tune.set_batch_size(16);
+  tune.set_sequence_length(256);
+  return job;
+}
+
 }  // namespace qpruner
 
 #endif  // QPRUNER_TESTS_TESTING_SMALL_JOB_H_
