@@ -1,5 +1,6 @@
 #include "base/machine_memory.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +15,10 @@ int64_t MachineMemory() {
        {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
     int64_t limit = 0;
     if (std::ifstream(path) >> limit && limit > 0) memory = std::min(memory, limit);
+  }
+  rlimit own{};
+  if (getrlimit(RLIMIT_DATA, &own) == 0 && own.rlim_cur < static_cast<rlim_t>(memory)) {
+    memory = static_cast<int64_t>(own.rlim_cur);
   }
   return memory;
 }

@@ -6,8 +6,8 @@
 
 namespace qpruner {
 
-// Bytes that this machine has, or that the process's control group (version 2 or 1) allows it, as a
-// container sees its own.
+// Bytes that this machine has, or less: what the process's control group (version 2 or 1; a
+// container sees its own) or its own limit (RLIMIT_DATA) allows.
 int64_t MachineMemory();
 
 }  // namespace qpruner

@@ -54,7 +54,7 @@ std::string DefaultName() {
              : name;
 }
 
-// What the flags about models say. The engine inherits the environment, so secrets leave it.
+// What the flags about models say. Secrets leave the environment, as in LoadAwsCredentials.
 absl::Status ConfigureSources(const std::vector<std::string>& model_roots, const std::string& hub,
                               const std::string& hub_token_file,
                               const std::string& s3_credentials_file,

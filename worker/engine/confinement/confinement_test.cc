@@ -17,6 +17,8 @@
 #include <functional>
 #include <string>
 
+#include "base/machine_memory.h"
+
 namespace qpruner::engine {
 namespace {
 
@@ -148,6 +150,8 @@ TEST_F(ConfinementTest, MemoryAndFilesHaveAnEnd) {
   };
   EXPECT_EQ(Confined([&] { return take(64 << 20); }), 0);
   EXPECT_EQ(Confined([&] { return take(512 << 20); }), ENOMEM);
+  // What plans are made by.
+  EXPECT_EQ(Confined([] { return MachineMemory() == 256 << 20 ? 0 : 1; }), 0);
   const auto grow = [&](off_t bytes) {
     const int fd = open((folder_ / "own/large").c_str(), O_WRONLY | O_CREAT, 0644);
     return Errno(fd >= 0 && ftruncate(fd, bytes) == 0);

@@ -59,7 +59,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const MemoryPla
 // keep it for the next use where they stay. Costs nothing on other devices than the CPU.
 void AdaptHostAllocator(const MemoryPlan& plan);
 
-// Half of the memory that this machine has, or that the process's control group allows it.
+// Half of what this process may count on (base/machine_memory.h).
 int64_t DefaultHostMemoryLimit();
 
 }  // namespace qpruner::engine
