@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/durable_file.h"
+#include "base/write_all.h"
 
 namespace qpruner {
 
@@ -28,15 +29,7 @@ AsideFile::~AsideFile() {
   if (!aside_.empty()) ::unlink(aside_.c_str());
 }
 
-absl::Status AsideFile::Append(absl::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(fd_, bytes.data(), bytes.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", aside_));
-    bytes.remove_prefix(static_cast<size_t>(written));
-  }
-  return absl::OkStatus();
-}
+absl::Status AsideFile::Append(absl::string_view bytes) { return WriteAll(fd_, bytes, aside_); }
 
 absl::Status AsideFile::Commit() {
   if (::fsync(fd_) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot sync ", aside_));

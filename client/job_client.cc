@@ -17,6 +17,7 @@
 #include "base/id_generator.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/write_all.h"
 #include "grpcpp/support/channel_arguments.h"
 #include "proto/grpc_status.h"
 
@@ -72,13 +73,7 @@ class PartialFile {
   absl::Status Append(absl::string_view data) {
     hash_->Update(data);
     size_ += static_cast<int64_t>(data.size());
-    while (!data.empty()) {
-      const ssize_t put = write(fd_, data.data(), data.size());
-      if (put < 0 && errno == EINTR) continue;
-      if (put < 0) return Failure("Cannot write");
-      data.remove_prefix(static_cast<size_t>(put));
-    }
-    return absl::OkStatus();
+    return WriteAll(fd_, data, path_);
   }
   absl::Status MoveTo(const std::string& path) {
     if (fsync(fd_) != 0) return Failure("Cannot sync");

@@ -1,8 +1,6 @@
 #include "net/s3_client.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 #include <random>
 #include <utility>
 
@@ -13,6 +11,7 @@
 #include "absl/strings/strip.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/stoppable_sleep.h"
 #include "net/s3_xml.h"
 
 namespace qpruner {
@@ -28,15 +27,6 @@ bool IsBucketName(absl::string_view name) {
            return absl::ascii_islower(static_cast<unsigned char>(c)) ||
                   absl::ascii_isdigit(static_cast<unsigned char>(c)) || c == '-' || c == '.';
          });
-}
-
-// Waits in real time. False: stopped.
-bool SleepUnlessStopped(std::stop_token stop, absl::Duration duration) {
-  std::mutex mutex;
-  std::condition_variable_any wake;
-  std::unique_lock lock(mutex);
-  wake.wait_for(lock, stop, absl::ToChronoMilliseconds(duration), [] { return false; });
-  return !stop.stop_requested();
 }
 
 // What the storage said, as a status of ours.

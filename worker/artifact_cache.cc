@@ -17,6 +17,7 @@
 #include "base/resource_name.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/write_all.h"
 
 namespace qpruner::worker {
 
@@ -109,13 +110,7 @@ absl::Status ArtifactCache::Fetch(const ArtifactRef& ref, const Source& source) 
       hash.Update(data);
       size += static_cast<int64_t>(data.size());
       if (size > ref.size_bytes()) return absl::OkStatus();  // Told apart below.
-      while (!data.empty()) {
-        const ssize_t put = write(fd, data.data(), data.size());
-        if (put < 0 && errno == EINTR) continue;
-        if (put < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", partial));
-        data.remove_prefix(static_cast<size_t>(put));
-      }
-      return absl::OkStatus();
+      return WriteAll(fd, data, partial);
     }));
   }
   if (size != ref.size_bytes() || hash.HexDigest() != ref.sha256()) {

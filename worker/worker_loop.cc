@@ -1,10 +1,8 @@
 #include "worker/worker_loop.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <filesystem>
 #include <functional>
-#include <mutex>
 #include <system_error>
 #include <utility>
 
@@ -12,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "base/resource_name.h"
 #include "base/status_macros.h"
+#include "base/stoppable_sleep.h"
 #include "google/protobuf/empty.pb.h"
 #include "google/protobuf/util/time_util.h"
 #include "proto/grpc_status.h"
@@ -56,15 +55,6 @@ void SetDeadline(grpc::ClientContext& context, absl::Duration from_now) {
 // The server is away or busy: the same call may well succeed later.
 bool IsTransient(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
-}
-
-// Waits in real time. False: stopped.
-bool SleepUnlessStopped(const std::stop_token& stop, absl::Duration duration) {
-  std::mutex mutex;
-  std::condition_variable_any wake;
-  std::unique_lock lock(mutex);
-  wake.wait_for(lock, stop, absl::ToChronoMilliseconds(duration), [] { return false; });
-  return !stop.stop_requested();
 }
 
 // Failures of this worker, not of the job's input: the server shall try elsewhere. Codes that would

@@ -19,6 +19,7 @@
 #include "base/folder_lock.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/write_all.h"
 #include "server/artifacts/artifact_content.h"
 
 namespace qpruner::server {
@@ -50,13 +51,7 @@ class LocalArtifactWriter final : public ArtifactWriter {
 
   absl::Status Append(absl::string_view data) override {
     RETURN_IF_ERROR(content_.Add(data));
-    while (!data.empty()) {
-      const ssize_t put = write(fd_, data.data(), data.size());
-      if (put < 0 && errno == EINTR) continue;
-      if (put < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", incoming_path_));
-      data.remove_prefix(static_cast<size_t>(put));
-    }
-    return absl::OkStatus();
+    return WriteAll(fd_, data, incoming_path_);
   }
 
   absl::Status Commit() override {

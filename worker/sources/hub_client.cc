@@ -1,8 +1,6 @@
 #include "worker/sources/hub_client.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 #include <optional>
 #include <random>
 #include <utility>
@@ -16,6 +14,7 @@
 #include "base/model_file.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/stoppable_sleep.h"
 #include "nlohmann/json.hpp"
 
 namespace qpruner::worker {
@@ -30,15 +29,6 @@ bool IsHex(absl::string_view text, size_t size) {
   return text.size() == size && std::all_of(text.begin(), text.end(), [](char c) {
            return absl::ascii_isdigit(static_cast<unsigned char>(c)) || (c >= 'a' && c <= 'f');
          });
-}
-
-// Waits in real time. False: stopped.
-bool SleepUnlessStopped(std::stop_token stop, absl::Duration duration) {
-  std::mutex mutex;
-  std::condition_variable_any wake;
-  std::unique_lock lock(mutex);
-  wake.wait_for(lock, stop, absl::ToChronoMilliseconds(duration), [] { return false; });
-  return !stop.stop_requested();
 }
 
 absl::Duration RetryAfter(const HttpResponse& response) {
@@ -66,8 +56,8 @@ absl::Status Refusal(const HttpResponse& response, const std::string& what) {
   }
 }
 
-// A file as the hub lists it; nothing if it is none of the model's. INTERNAL: the listing is
-// broken.
+// A file as the hub lists it; nothing if it is none of the model's. UNAVAILABLE: the
+// listing is broken.
 absl::StatusOr<std::optional<HubSnapshot::File>> ParseFile(const json& entry) {
   const auto broken = [] { return absl::UnavailableError("the hub's listing cannot be read"); };
   if (!entry.is_object() || !entry.contains("rfilename") || !entry["rfilename"].is_string()) {

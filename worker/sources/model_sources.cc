@@ -17,6 +17,7 @@
 #include "base/durable_file.h"
 #include "base/model_file.h"
 #include "base/status_macros.h"
+#include "base/write_all.h"
 #include "worker/sources/model_files.h"
 
 namespace qpruner::worker {
@@ -74,16 +75,6 @@ absl::Status CheckListing(const std::string& uri, const std::vector<File>& files
   for (const File& file : files) listed.push_back({file.name, file.size_bytes});
   RETURN_IF_ERROR(CheckModelFiles(uri, listed, max_bytes));
   for (const File& file : files) total += file.size_bytes;
-  return absl::OkStatus();
-}
-
-absl::Status WriteAll(int fd, absl::string_view data, const std::string& path) {
-  while (!data.empty()) {
-    const ssize_t put = write(fd, data.data(), data.size());
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot write ", path));
-    data.remove_prefix(static_cast<size_t>(put));
-  }
   return absl::OkStatus();
 }
 
