@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "base/utf8.h"
 
 namespace qpruner {
 namespace {
@@ -38,7 +39,7 @@ absl::StatusOr<HubModel> HubModel::Parse(absl::string_view uri) {
     }
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("must be hf://organization/name@revision, is \"", uri.substr(0, 200), "\""));
+      absl::StrCat("must be hf://organization/name@revision, is \"", CutUtf8(uri, 200), "\""));
 }
 
 }  // namespace qpruner

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 
 namespace qpruner {
 
@@ -38,7 +39,7 @@ absl::StatusOr<JobName> JobName::Parse(absl::string_view name) {
     return JobName{std::string(parts[1]), std::string(parts[3])};
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      "Not a job name of the form projects/{project}/jobs/{job}: \"", name.substr(0, 200), "\""));
+      "Not a job name of the form projects/{project}/jobs/{job}: \"", CutUtf8(name, 200), "\""));
 }
 
 std::string JobName::ToString() const { return absl::StrCat("projects/", project, "/jobs/", job); }
@@ -60,7 +61,7 @@ absl::StatusOr<ArtifactName> ArtifactName::Parse(absl::string_view name) {
   }
   return absl::InvalidArgumentError(absl::StrCat(
       "Not an artifact name of the form projects/{project}/jobs/{job}/artifacts/{path}: \"",
-      name.substr(0, 200), "\""));
+      CutUtf8(name, 200), "\""));
 }
 
 absl::StatusOr<std::string> ParseProjectName(absl::string_view name) {
@@ -69,7 +70,7 @@ absl::StatusOr<std::string> ParseProjectName(absl::string_view name) {
     return std::string(parts[1]);
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      "Not a project name of the form projects/{project}: \"", name.substr(0, 200), "\""));
+      "Not a project name of the form projects/{project}: \"", CutUtf8(name, 200), "\""));
 }
 
 }  // namespace qpruner

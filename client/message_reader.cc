@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/utf8.h"
 
 namespace qpruner {
 namespace {
@@ -57,30 +58,6 @@ std::string Kind(const YAML::Node& node) {
       break;
   }
   return IsQuoted(node) ? absl::StrCat("the text ", Shown(node.Scalar())) : Shown(node.Scalar());
-}
-
-bool IsUtf8(absl::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const auto byte = static_cast<uint8_t>(text[i]);
-    const int length = byte < 0x80             ? 1
-                       : (byte & 0xE0) == 0xC0 ? 2
-                       : (byte & 0xF0) == 0xE0 ? 3
-                       : (byte & 0xF8) == 0xF0 ? 4
-                                               : 0;
-    if (length == 0 || i + length > text.size()) return false;
-    uint32_t rune = length == 1 ? byte : byte & (0x7F >> length);
-    for (int j = 1; j < length; ++j) {
-      const auto next = static_cast<uint8_t>(text[i + j]);
-      if ((next & 0xC0) != 0x80) return false;
-      rune = rune << 6 | (next & 0x3F);
-    }
-    constexpr uint32_t kShortest[] = {0, 0, 0x80, 0x800, 0x10000};
-    if (rune < kShortest[length] || rune > 0x10FFFF || (rune >= 0xD800 && rune < 0xE000)) {
-      return false;
-    }
-    i += length;
-  }
-  return true;
 }
 
 // JSON writes a character beyond 16 bits as two escapes, which YAML does not know. A lone half is

@@ -12,6 +12,7 @@
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "base/stoppable_sleep.h"
+#include "base/utf8.h"
 #include "net/s3_xml.h"
 
 namespace qpruner {
@@ -79,7 +80,7 @@ absl::StatusOr<S3Location> S3Location::Parse(absl::string_view url) {
   absl::string_view rest = url;
   const auto invalid = [&](absl::string_view why) {
     return absl::InvalidArgumentError(
-        absl::StrCat("must be s3://bucket/prefix, ", why, ", is \"", url.substr(0, 200), "\""));
+        absl::StrCat("must be s3://bucket/prefix, ", why, ", is \"", CutUtf8(url, 200), "\""));
   };
   if (!absl::ConsumePrefix(&rest, "s3://")) return invalid("with the scheme s3");
   S3Location location;

@@ -5,6 +5,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/utf8.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace qpruner {
@@ -30,8 +31,8 @@ absl::Status BadRequestError(const std::vector<FieldViolation>& violations) {
   google::rpc::BadRequest bad_request;
   for (const FieldViolation& violation : violations) {
     auto* field = bad_request.add_field_violations();
-    field->set_field(violation.field);
-    field->set_description(violation.description);
+    field->set_field(ToUtf8(violation.field));
+    field->set_description(ToUtf8(violation.description));
   }
   absl::Status status = absl::InvalidArgumentError(
       absl::StrJoin(violations, "; ", [](std::string* out, const FieldViolation& violation) {
@@ -92,7 +93,7 @@ google::rpc::Status ToRpcStatus(const absl::Status& original) {
   proto.set_code(static_cast<int>(original.code()));
   if (original.ok()) return proto;
   const absl::Status status = WithErrorInfo(original, absl::StatusCodeToString(original.code()));
-  proto.set_message(std::string(status.message()));
+  proto.set_message(ToUtf8(status.message()));
   status.ForEachPayload([&proto](absl::string_view url, const absl::Cord& payload) {
     auto* detail = proto.add_details();
     detail->set_type_url(std::string(url));

@@ -45,8 +45,8 @@ std::string ErrorReason(const absl::Status& status);
 // The fields of the status's BadRequest; empty if there is none.
 std::vector<FieldViolation> FieldViolations(const absl::Status& status);
 
-// Lossless both ways for the details above. Errors without ErrorInfo get one named after their
-// code.
+// Lossless both ways for the details above, but for bytes of a message that are not UTF-8. Errors
+// without ErrorInfo get one named after their code.
 google::rpc::Status ToRpcStatus(const absl::Status& status);
 absl::Status FromRpcStatus(const google::rpc::Status& status);
 

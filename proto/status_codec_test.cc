@@ -21,5 +21,17 @@ TEST(StatusCodec, EveryErrorLeavesWithErrorInfo) {
             "NOT_FOUND");
 }
 
+// Or protobuf would write it, and no one could read it.
+TEST(StatusCodec, WhatIsNotUtf8IsReplaced) {
+  const absl::Status received =
+      FromGrpcStatus(ToGrpcStatus(BadRequestError({{"labels", "is \"\xC3\""}})));
+  ASSERT_EQ(FieldViolations(received).size(), 1);
+  EXPECT_EQ(FieldViolations(received)[0].description, "is \"\xEF\xBF\xBD\"");
+  google::rpc::Status read;
+  ASSERT_TRUE(
+      read.ParseFromString(ToRpcStatus(absl::InternalError("/tmp/\xFF")).SerializeAsString()));
+  EXPECT_EQ(read.message(), "/tmp/\xEF\xBF\xBD");
+}
+
 }  // namespace
 }  // namespace qpruner

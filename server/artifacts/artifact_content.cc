@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "server/artifacts/artifact_store.h"
 
 namespace qpruner::server {
@@ -13,7 +14,7 @@ absl::Status CheckArtifactName(const std::string& sha256) {
   return absl::InvalidArgumentError(
       absl::StrCat("An artifact is named by the 64 lower-case hexadecimal digits of its SHA-256, "
                    "not by \"",
-                   sha256.substr(0, 100), "\""));
+                   CutUtf8(sha256, 100), "\""));
 }
 
 absl::Status ArtifactNotStored(absl::string_view sha256) {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "server/queue/job_limits.h"
 #include "server/queue/job_states.h"
 
@@ -103,19 +104,19 @@ absl::Status JobChange::PutArtifact(const internal::v1::ArtifactRef& ref) {
   return Append(std::move(event));
 }
 
-absl::Status JobChange::AdvanceProgress(double fraction, const std::string& message) {
+absl::Status JobChange::AdvanceProgress(double fraction, absl::string_view message) {
   v1::Progress& progress = *record_.mutable_job()->mutable_progress();
   progress.set_fraction(std::max(progress.fraction(), fraction));
-  if (!message.empty()) progress.set_message(message);
+  if (!message.empty()) progress.set_message(ToUtf8(message));
   v1::JobEvent event;
   *event.mutable_progress() = progress;
   return Append(std::move(event));
 }
 
-absl::Status JobChange::Log(v1::JobEvent::LogLine::Severity severity, const std::string& text) {
+absl::Status JobChange::Log(v1::JobEvent::LogLine::Severity severity, absl::string_view text) {
   v1::JobEvent event;
   event.mutable_log()->set_severity(severity);
-  event.mutable_log()->set_text(text);
+  event.mutable_log()->set_text(ToUtf8(text));
   return Append(std::move(event));
 }
 

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/resource_name.h"
 #include "qpruner/internal/v1/record.pb.h"
@@ -39,8 +40,8 @@ class JobChange {
   absl::Status PutTrial(const v1::Trial& trial);
   absl::Status PutArtifact(const internal::v1::ArtifactRef& ref);
   // The progress never falls.
-  absl::Status AdvanceProgress(double fraction, const std::string& message);
-  absl::Status Log(v1::JobEvent::LogLine::Severity severity, const std::string& text);
+  absl::Status AdvanceProgress(double fraction, absl::string_view message);
+  absl::Status Log(v1::JobEvent::LogLine::Severity severity, absl::string_view text);
   absl::Status ChangeFront(const v1::ParetoFront& front);
 
   // Writes the record, with the time of its next limit. Call last.

@@ -453,6 +453,33 @@ TEST_F(JobQueueTest, ACheckpointIsAnInputOfTheNextAttemptAndGoesWithTheTask) {
   EXPECT_TRUE(absl::IsInvalidArgument(queue_->SaveCheckpoint(request)));
 }
 
+// Every text that workers send is cut somewhere; the cut must not fall into a character, or what is
+// stored can never be read again.
+TEST_F(JobQueueTest, TextsAreCutBetweenCharacters) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  std::string text = "a";
+  while (text.size() < 5000) text += "\u00e9";
+  internal::v1::HeartbeatRequest heartbeat;
+  *heartbeat.mutable_lease() = held.lease();
+  heartbeat.set_fraction(0.5);
+  heartbeat.set_message(text);
+  heartbeat.add_logs()->set_text(text);
+  ASSERT_TRUE(queue_->Heartbeat(heartbeat).ok());
+  EXPECT_EQ(Get(name).progress().message(), text.substr(0, 4095));
+  EXPECT_EQ(Events(name).back().progress().message(), text.substr(0, 4095));
+
+  UploadOutputs(*artifacts_, held.task());
+  internal::v1::CompleteTaskRequest request;
+  *request.mutable_lease() = held.lease();
+  *request.mutable_result() = ScriptedResult(held.task());
+  request.mutable_result()->mutable_prepare()->set_resolved_model_uri(text);
+  ASSERT_TRUE(queue_->CompleteTask(request).ok());
+  clock_.Advance(absl::Minutes(1));
+  EXPECT_EQ(Acquire().lease().attempt(), 2);
+}
+
 TEST_F(JobQueueTest, BadInputIsNeverTriedAgain) {
   const JobName name = Create();
   Register();

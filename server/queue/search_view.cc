@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "search/pareto.h"
 #include "server/queue/job_states.h"
 
@@ -43,7 +44,7 @@ absl::Status CheckPrepareResult(const PrepareResult& prepare, const v1::Compress
   const std::string& asked = spec.model().uri();
   if (!read.empty() && read.substr(0, read.find('@')) != asked.substr(0, asked.find('@'))) {
     return absl::InvalidArgumentError(
-        absl::StrCat("Another model was read than was asked for: ", read.substr(0, 200)));
+        absl::StrCat("Another model was read than was asked for: ", CutUtf8(read, 200)));
   }
   const auto& candidates = spec.search().candidate_bits();
   for (const internal::v1::SearchGroup& group : prepare.groups()) {

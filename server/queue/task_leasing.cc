@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "proto/status_codec.h"
 #include "server/queue/task_schedule.h"
 #include "server/queue/task_transitions.h"
@@ -95,7 +96,7 @@ absl::Status TaskLeasing::RegisterWorker(const internal::v1::RegisterWorkerReque
   std::vector<FieldViolation> violations;
   if (!IsWorkerName(request.worker())) {
     violations.push_back({"worker", absl::StrCat("must match [a-z0-9][a-z0-9.-]{0,62}, is \"",
-                                                 request.worker().substr(0, 100), "\"")});
+                                                 CutUtf8(request.worker(), 100), "\"")});
   }
   if (request.incarnation().empty() || request.incarnation().size() > 128) {
     violations.push_back({"incarnation", "must be 1 to 128 bytes, different for each process"});

@@ -11,6 +11,7 @@
 #include "base/resource_name.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "proto/status_codec.h"
 #include "server/queue/job_planner.h"
 #include "server/queue/task_checkpoints.h"
@@ -84,13 +85,13 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
       RETURN_IF_ERROR(change.Log(line.severity() == v1::JobEvent::LogLine::WARNING
                                      ? v1::JobEvent::LogLine::WARNING
                                      : v1::JobEvent::LogLine::INFO,
-                                 line.text().substr(0, kMaxLogLineBytes)));
+                                 CutUtf8(line.text(), kMaxLogLineBytes)));
     }
     const v1::Progress& done = change.job().progress();
     RETURN_IF_ERROR(
         change.AdvanceProgress(JobFraction(change.job().stage(), done.completed_trial_count(),
                                            done.trial_count(), running),
-                               request.message().substr(0, kMaxLogLineBytes)));
+                               CutUtf8(request.message(), kMaxLogLineBytes)));
     return change.Save();
   }));
   if (!EndsLease(response)) {
@@ -153,7 +154,7 @@ absl::Status TaskReports::CheckOutputs(const internal::v1::TaskResult& result) {
         output.size_bytes() < 0 || !paths.insert(output.path()).second) {
       return absl::InternalError(
           absl::StrCat("Output with a bad path, SHA-256 or size, or named twice: \"",
-                       output.path().substr(0, 200), "\""));
+                       CutUtf8(output.path(), 200), "\""));
     }
     ASSIGN_OR_RETURN(const bool present, artifacts_.Contains(output.sha256()));
     if (!present) {

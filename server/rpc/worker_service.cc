@@ -12,6 +12,7 @@
 #include "base/resource_name.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "proto/grpc_status.h"
 #include "proto/status_codec.h"
 #include "server/rpc/download_stream.h"
@@ -179,7 +180,7 @@ absl::Status WorkerServiceImpl::Receive(
   std::vector<FieldViolation> violations;
   if (!IsArtifactPath(ref.path())) {
     violations.push_back({"ref.path", absl::StrCat("must be a relative path without \"..\", is \"",
-                                                   ref.path().substr(0, 200), "\"")});
+                                                   CutUtf8(ref.path(), 200), "\"")});
   }
   if (!IsSha256Hex(ref.sha256())) {
     violations.push_back({"ref.sha256", "must be 64 lower-case hexadecimal digits"});
@@ -212,7 +213,7 @@ absl::Status WorkerServiceImpl::Send(
         return input.sha256() == request.sha256();
       })) {
     return WithErrorInfo(absl::NotFoundError(absl::StrCat("Not an input of task ", task.task_id(),
-                                                          ": ", request.sha256().substr(0, 64))),
+                                                          ": ", CutUtf8(request.sha256(), 64))),
                          "ARTIFACT_NOT_FOUND");
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<ArtifactReader> reader, artifacts_.Open(request.sha256()));

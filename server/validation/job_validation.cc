@@ -14,6 +14,7 @@
 #include "absl/strings/strip.h"
 #include "base/resource_name.h"
 #include "base/sha256.h"
+#include "base/utf8.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "proto/spec_defaults.h"
@@ -39,7 +40,7 @@ constexpr int64_t kMaxLimitSeconds = 31'536'000;
 constexpr int64_t kMaxDeviceMemoryBytes = int64_t{1} << 50;
 
 std::string Quoted(absl::string_view value) {
-  return absl::StrCat("\"", value.substr(0, kMaxQuotedBytes),
+  return absl::StrCat("\"", CutUtf8(value, kMaxQuotedBytes),
                       value.size() > kMaxQuotedBytes ? "...\"" : "\"");
 }
 

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/hub_model.h"
+#include "base/utf8.h"
 #include "net/s3_client.h"
 
 namespace qpruner::server {
@@ -18,7 +19,7 @@ absl::StatusOr<ArtifactName> ParseArtifactModel(absl::string_view uri) {
   return absl::InvalidArgumentError(absl::StrCat(
       "must be artifact://projects/{project}/jobs/{job}/artifacts/{path}, where path is "
       "a folder such as \"model\" or a .gguf file, is \"",
-      uri.substr(0, 200), "\""));
+      CutUtf8(uri, 200), "\""));
 }
 
 bool IsFetchedModelUri(absl::string_view uri) {

@@ -1,0 +1,23 @@
+// Text that goes into protobuf's string fields, which must be UTF-8: a message with a broken one is
+// written without complaint and can never be read again.
+#ifndef QPRUNER_BASE_UTF8_H_
+#define QPRUNER_BASE_UTF8_H_
+
+#include <cstddef>
+#include <string>
+
+#include "absl/strings/string_view.h"
+
+namespace qpruner {
+
+bool IsUtf8(absl::string_view text);
+
+// The beginning of `text`, at most `max_bytes` long, that ends between two characters.
+absl::string_view CutUtf8(absl::string_view text, size_t max_bytes);
+
+// `text` with U+FFFD in place of every byte that belongs to no character.
+std::string ToUtf8(absl::string_view text);
+
+}  // namespace qpruner
+
+#endif  // QPRUNER_BASE_UTF8_H_

@@ -1,0 +1,43 @@
+#include "base/utf8.h"
+
+#include "gtest/gtest.h"
+
+namespace qpruner {
+namespace {
+
+TEST(Utf8, KnowsWhatIsWellFormed) {
+  for (const char* text : {"", "plain", "é", "€", "😀", "\xED\x9F\xBF", "\xF4\x8F\xBF\xBF"}) {
+    EXPECT_TRUE(IsUtf8(text)) << text;
+  }
+  for (const char* text : {"\x80", "a\xC3", "\xC3(", "\xE2\x82", "\xF0\x9F\x98", "\xFF",
+                           "\xC0\xAF",           // Overlong.
+                           "\xE0\x9F\xBF",       // Overlong.
+                           "\xED\xA0\x80",       // A surrogate.
+                           "\xF4\x90\x80\x80"})  // Beyond U+10FFFF.
+  {
+    EXPECT_FALSE(IsUtf8(text)) << text;
+  }
+}
+
+TEST(Utf8, CutsBetweenCharacters) {
+  EXPECT_EQ(CutUtf8("aé", 3), "aé");
+  EXPECT_EQ(CutUtf8("aéb", 3), "aé");
+  EXPECT_EQ(CutUtf8("aé", 2), "a");
+  EXPECT_EQ(CutUtf8("a😀", 4), "a");
+  EXPECT_EQ(CutUtf8("😀", 3), "");
+  EXPECT_EQ(CutUtf8("abc", 0), "");
+  // What was no text stays none, and is not cut to nothing.
+  EXPECT_EQ(CutUtf8("\x80\x80\x80\x80\x80\x80", 5), "\x80\x80");
+}
+
+TEST(Utf8, ReplacesWhatIsNoCharacter) {
+  EXPECT_EQ(ToUtf8("a€"), "a€");
+  EXPECT_EQ(ToUtf8("a\xFF"
+                   "b\xE2\x82"),
+            "a\xEF\xBF\xBD"
+            "b\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_TRUE(IsUtf8(ToUtf8("\xED\xA0\x80\xC0")));
+}
+
+}  // namespace
+}  // namespace qpruner
