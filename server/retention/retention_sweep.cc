@@ -35,8 +35,9 @@ absl::Status RetentionSweep::SweepJobs(const std::function<bool()>& stopping) {
   const absl::Time now = clock_.Now();
   StoreReader::JobsByAge page;
   while (!stopping()) {
+    const int64_t position = page.position;
     RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
-      ASSIGN_OR_RETURN(page, reader.OldestJobs(page.position, kJobsAtOnce));
+      ASSIGN_OR_RETURN(page, reader.OldestJobs(position, kJobsAtOnce));
       return absl::OkStatus();
     }));
     for (const internal::v1::JobRecord& record : page.jobs) {
@@ -58,7 +59,7 @@ absl::Status RetentionSweep::SweepJobs(const std::function<bool()>& stopping) {
         RETURN_IF_ERROR(UnlessGone(queue_.DropIntermediates(name)));
       }
     }
-    if (page.jobs.empty()) return absl::OkStatus();
+    if (page.position == position) return absl::OkStatus();
   }
   return absl::OkStatus();
 }

@@ -37,6 +37,9 @@ struct StoreCounts {
 
 // A consistent view. Valid only within the call that handed it out.
 //
+// A record that cannot be read is DATA_LOSS, but lists that serve many jobs (ListJobs, TaskQueues,
+// LeasedTasks, LeasedTasksOf, OldestJobs) log it and go on without it: a page may be shorter then.
+//
 // Names that are asked about and are not there are NOT_FOUND, here and in StoreTransaction. So is
 // the job in every call about what belongs to a job.
 class StoreReader {
@@ -103,7 +106,7 @@ class StoreReader {
   // Jobs of all projects in the order of their insertion, from after `position` on.
   struct JobsByAge {
     std::vector<internal::v1::JobRecord> jobs;
-    // Of the last of them; `position` as it was if there are none.
+    // Of the last that was looked at; `position` as it was if there are no more.
     int64_t position = 0;
   };
   virtual absl::StatusOr<JobsByAge> OldestJobs(int64_t position, int limit) = 0;

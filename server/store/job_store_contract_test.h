@@ -890,6 +890,43 @@ TEST_P(JobStoreContract, OldestJobsAreInTheOrderOfInsertion) {
   EXPECT_EQ(page.jobs[1].job().name(), Name("b").ToString());
 }
 
+// Of half a character, as a cut in the wrong place leaves it: protobuf writes it and refuses to
+// read it.
+TEST_P(JobStoreContract, ARecordThatCannotBeReadHidesNoOther) {
+  for (const char* id : {"a", "b", "c"}) {
+    JobRecord job = MakeJob(Name(id));
+    Task queued = MakeTask(Name(id), "queued");
+    Task leased = MakeTask(Name(id), "leased", Task::LEASED);
+    leased.set_worker("w");
+    if (*id == 'b') {
+      job.mutable_job()->mutable_progress()->set_message("\xC3");
+      queued.mutable_error()->set_message("\xC3");
+      leased.mutable_error()->set_message("\xC3");
+    }
+    Write([&](StoreTransaction& store) {
+      RETURN_IF_ERROR(store.InsertJob(job));
+      RETURN_IF_ERROR(store.PutTask(queued));
+      return store.PutTask(leased);
+    });
+  }
+  EXPECT_TRUE(absl::IsDataLoss(GetJob(Name("b")).status()));
+  EXPECT_TRUE(absl::IsDataLoss(
+      Read([&](StoreReader& reader) { return reader.GetTask(Name("b"), "queued"); }).status()));
+
+  EXPECT_THAT(Queued(1000), testing::ElementsAre("queued", "queued"));
+  EXPECT_EQ(Value([](StoreReader& reader) { return reader.LeasedTasks(); }).size(), 2u);
+  EXPECT_EQ(Value([](StoreReader& reader) { return reader.LeasedTasksOf({"w"}); }).size(), 2u);
+  const auto oldest = Value([](StoreReader& reader) { return reader.OldestJobs(0, 2); });
+  EXPECT_THAT(Ids(oldest.jobs), testing::ElementsAre("a"));
+  EXPECT_THAT(
+      Ids(Value([&](StoreReader& reader) { return reader.OldestJobs(oldest.position, 2); }).jobs),
+      testing::ElementsAre("c"));
+  const StoreReader::JobPage newest = List({.project = "default"}, 2);
+  EXPECT_THAT(Ids(newest.jobs), testing::ElementsAre("c"));
+  EXPECT_THAT(Ids(List({.project = "default"}, 2, newest.next_page_token).jobs),
+              testing::ElementsAre("a"));
+}
+
 TEST_P(JobStoreContract, UsageCountsWhatWaitsAndWhatIsStored) {
   const auto put = [](StoreTransaction& transaction, const JobName& name, Job::State state,
                       int64_t bytes) {

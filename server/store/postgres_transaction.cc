@@ -8,6 +8,7 @@
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "server/store/damaged_rows.h"
 #include "server/store/page_token.h"
 #include "server/store/stored_record.h"
 
@@ -110,7 +111,8 @@ constexpr PostgresStatement kTaskQueues = {
     "SELECT next.project, next.memory_class FROM queues CROSS JOIN LATERAL "
     "(SELECT project, memory_class FROM tasks WHERE state = 1 AND (project, memory_class) > "
     "(queues.project, queues.memory_class) ORDER BY project, memory_class LIMIT 1) next) "
-    "SELECT first.record, queues.project, queues.memory_class FROM queues CROSS JOIN LATERAL "
+    "SELECT first.record, queues.project, queues.memory_class, first.id FROM queues CROSS JOIN "
+    "LATERAL "
     "(SELECT record, priority, create_time, id FROM tasks WHERE state = 1 "
     "AND project = queues.project AND memory_class = queues.memory_class AND not_before <= $1 "
     "ORDER BY priority DESC, create_time, id LIMIT $2) first "
@@ -127,10 +129,10 @@ constexpr PostgresStatement kNextNotBefore = {
     "next_not_before",
     "SELECT not_before FROM tasks WHERE state = 1 AND not_before > $1 ORDER BY not_before LIMIT 1"};
 constexpr PostgresStatement kLeasedTasks = {
-    "leased_tasks", "SELECT record FROM tasks WHERE state = 2 ORDER BY lease_expire_time, id"};
+    "leased_tasks", "SELECT record, id FROM tasks WHERE state = 2 ORDER BY lease_expire_time, id"};
 constexpr PostgresStatement kLeasedTasksOf = {
     "leased_tasks_of",
-    "SELECT record FROM tasks WHERE state = 2 AND worker = ANY ($1::text[]) "
+    "SELECT record, id FROM tasks WHERE state = 2 AND worker = ANY ($1::text[]) "
     "ORDER BY lease_expire_time, id"};
 constexpr PostgresStatement kPutTask = {
     "put_task",
@@ -208,6 +210,17 @@ absl::StatusOr<std::vector<Message>> ParseRows(const absl::StatusOr<PostgresResu
   return messages;
 }
 
+// The same, of tasks of many jobs: (record, id).
+absl::StatusOr<std::vector<TaskRecord>> ParseUndamagedTasks(
+    const absl::StatusOr<PostgresResult>& result) {
+  if (!result.ok()) return result.status();
+  std::vector<TaskRecord> tasks;
+  for (int row = 0; row < result->row_count(); ++row) {
+    AppendUnlessDamaged(result->Bytes(row, 0), "tasks", result->Int(row, 1), tasks);
+  }
+  return tasks;
+}
+
 // Rows of (project, job).
 absl::StatusOr<std::vector<JobName>> ReadNames(const absl::StatusOr<PostgresResult>& result) {
   if (!result.ok()) return result.status();
@@ -261,7 +274,7 @@ absl::StatusOr<StoreReader::JobPage> PostgresTransaction::ListJobs(const JobFilt
   ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(statement, std::move(parameters)));
   JobPage page;
   for (int row = 0; row < std::min(result.row_count(), page_size); ++row) {
-    RETURN_IF_ERROR(ParseRecord(result.Bytes(row, 0), page.jobs.emplace_back()));
+    AppendUnlessDamaged(result.Bytes(row, 0), "jobs", result.Int(row, 1), page.jobs);
   }
   if (result.row_count() > page_size) {
     page.next_page_token = EncodePageToken(filter, result.Int(page_size - 1, 1));
@@ -305,8 +318,10 @@ absl::StatusOr<std::vector<StoreReader::TaskQueue>> PostgresTransaction::TaskQue
         queues.back().memory_class != memory_class) {
       queues.push_back({.project = project, .memory_class = memory_class});
     }
-    RETURN_IF_ERROR(ParseRecord(result.Bytes(row, 0), queues.back().tasks.emplace_back()));
+    AppendUnlessDamaged(result.Bytes(row, 0), "tasks", result.Int(row, 3), queues.back().tasks);
   }
+  // Queues of nothing but damaged tasks.
+  std::erase_if(queues, [](const TaskQueue& queue) { return queue.tasks.empty(); });
   return queues;
 }
 
@@ -329,12 +344,12 @@ absl::StatusOr<std::optional<absl::Time>> PostgresTransaction::NextNotBefore(abs
 }
 
 absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::LeasedTasks() {
-  return ParseRows<TaskRecord>(connection_.Run(kLeasedTasks, {}));
+  return ParseUndamagedTasks(connection_.Run(kLeasedTasks, {}));
 }
 
 absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::LeasedTasksOf(
     const std::vector<std::string>& workers) {
-  return ParseRows<TaskRecord>(connection_.Run(kLeasedTasksOf, {ToArray(workers)}));
+  return ParseUndamagedTasks(connection_.Run(kLeasedTasksOf, {ToArray(workers)}));
 }
 
 absl::StatusOr<std::vector<v1::Trial>> PostgresTransaction::ListTrials(const JobName& name,
@@ -389,7 +404,7 @@ absl::StatusOr<StoreReader::JobsByAge> PostgresTransaction::OldestJobs(int64_t p
   JobsByAge page{.position = position};
   for (int row = 0; row < result.row_count(); ++row) {
     page.position = result.Int(row, 1);
-    RETURN_IF_ERROR(ParseRecord(result.Bytes(row, 0), page.jobs.emplace_back()));
+    AppendUnlessDamaged(result.Bytes(row, 0), "jobs", page.position, page.jobs);
   }
   return page;
 }

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "server/store/damaged_rows.h"
 #include "server/store/page_token.h"
 #include "server/store/stored_record.h"
 
@@ -28,6 +29,18 @@ absl::StatusOr<std::vector<Message>> ParseRows(absl::StatusOr<SqliteStatement> s
     ASSIGN_OR_RETURN(const bool row, statement->Step());
     if (!row) return messages;
     RETURN_IF_ERROR(ParseRecord(statement->Bytes(0), messages.emplace_back()));
+  }
+}
+
+// The same, of tasks of many jobs: (record, id).
+absl::StatusOr<std::vector<TaskRecord>> ParseUndamagedTasks(
+    absl::StatusOr<SqliteStatement> statement) {
+  if (!statement.ok()) return std::move(statement).status();
+  std::vector<TaskRecord> tasks;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, statement->Step());
+    if (!row) return tasks;
+    AppendUnlessDamaged(statement->Bytes(0), "tasks", statement->Int(1), tasks);
   }
 }
 
@@ -111,15 +124,15 @@ absl::StatusOr<StoreReader::JobPage> SqliteTransaction::ListJobs(const JobFilter
 
   JobPage page;
   int64_t last_id = 0;
-  for (;;) {
+  for (int count = 0;; ++count) {
     ASSIGN_OR_RETURN(const bool row, statement.Step());
     if (!row) return page;
-    if (page.jobs.size() == static_cast<size_t>(page_size)) {
+    if (count == page_size) {
       page.next_page_token = EncodePageToken(filter, last_id);
       return page;
     }
     last_id = statement.Int(1);
-    RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), page.jobs.emplace_back()));
+    AppendUnlessDamaged(statement.Bytes(0), "jobs", last_id, page.jobs);
   }
 }
 
@@ -178,12 +191,13 @@ absl::StatusOr<std::vector<StoreReader::TaskQueue>> SqliteTransaction::TaskQueue
     }
     ASSIGN_OR_RETURN(
         std::vector<TaskRecord> tasks,
-        ParseRows<TaskRecord>(connection_.Prepare(
-            "SELECT record FROM tasks INDEXED BY tasks_queued WHERE state = 1 AND project = ?1 AND "
+        ParseUndamagedTasks(connection_.Prepare(
+            "SELECT record, id FROM tasks INDEXED BY tasks_queued WHERE state = 1 AND project = ?1 "
+            "AND "
             "memory_class = ?2 AND not_before <= ?3 ORDER BY priority DESC, create_time, id LIMIT "
             "?4",
             project, memory_class, ToNanoseconds(now), SqlLimit(limit))));
-    if (tasks.empty()) continue;  // All of them back off.
+    if (tasks.empty()) continue;  // All of them back off, or are damaged.
     queues.push_back({.project = project,
                       .memory_class = static_cast<int>(memory_class),
                       .tasks = std::move(tasks)});
@@ -202,9 +216,9 @@ absl::StatusOr<std::optional<absl::Time>> SqliteTransaction::NextNotBefore(absl:
 }
 
 absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::LeasedTasks() {
-  return ParseRows<TaskRecord>(
-      connection_.Prepare("SELECT record FROM tasks INDEXED BY tasks_leased WHERE state = 2 ORDER "
-                          "BY lease_expire_time, id"));
+  return ParseUndamagedTasks(connection_.Prepare(
+      "SELECT record, id FROM tasks INDEXED BY tasks_leased WHERE state = 2 ORDER "
+      "BY lease_expire_time, id"));
 }
 
 // Leases are few, and a queue that owns the store knows them by heart: no index for this.
@@ -280,7 +294,7 @@ absl::StatusOr<StoreReader::JobsByAge> SqliteTransaction::OldestJobs(int64_t pos
     ASSIGN_OR_RETURN(const bool row, statement.Step());
     if (!row) return page;
     page.position = statement.Int(1);
-    RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), page.jobs.emplace_back()));
+    AppendUnlessDamaged(statement.Bytes(0), "jobs", page.position, page.jobs);
   }
 }
 
