@@ -21,6 +21,14 @@ absl::Status ArtifactNotStored(absl::string_view sha256) {
   return absl::NotFoundError(absl::StrCat("Artifact not stored: ", sha256));
 }
 
+absl::Status StorageFailed(const absl::Status& said) {
+  return said.ok() ? said : absl::UnavailableError(said.message());
+}
+
+absl::Status StorageFailed(int error, absl::string_view what) {
+  return StorageFailed(absl::ErrnoToStatus(error, what));
+}
+
 absl::Status ArtifactDamaged(absl::string_view sha256, absl::string_view how) {
   return absl::DataLossError(absl::StrCat("Stored artifact is damaged, ", how, ": ", sha256));
 }

@@ -15,6 +15,12 @@ namespace qpruner::server {
 absl::Status CheckArtifactName(const std::string& sha256);
 absl::Status ArtifactNotStored(absl::string_view sha256);
 absl::Status ArtifactDamaged(absl::string_view sha256, absl::string_view how);
+// What a disk or an object storage said, as ArtifactStore tells it: whatever it is (full, failing,
+// away, a key that has just been changed), it is not the caller's fault, and somebody may mend it
+// while the caller tries again. UNAVAILABLE; OK stays OK.
+absl::Status StorageFailed(const absl::Status& said);
+// The same, of errno.
+absl::Status StorageFailed(int error, absl::string_view what);
 
 // Holds what is written against what was announced. Not thread-safe.
 class AnnouncedContent {

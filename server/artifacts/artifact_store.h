@@ -26,8 +26,8 @@ struct StoredArtifact {
 class ArtifactWriter {
  public:
   virtual ~ArtifactWriter() = default;
-  // RESOURCE_EXHAUSTED: disk full, or more bytes than announced. After an error only the destructor
-  // may be called.
+  // RESOURCE_EXHAUSTED: more bytes than announced. After an error only the destructor may be
+  // called.
   virtual absl::Status Append(absl::string_view data) = 0;
   // Checks size and SHA-256 (DATA_LOSS) and makes the artifact durable and readable. Call once,
   // last.
@@ -49,7 +49,8 @@ class ArtifactReader {
 //
 // Every call blocks, for as long as a disk or a network takes: never call it from a thread that
 // others wait for (gRPC's callbacks, the job store's transactions of an unshared store).
-// UNAVAILABLE, of any call: the storage cannot be reached, after retries of its own; try again.
+// UNAVAILABLE, of any call, also of writers and readers: the storage is full, cannot be reached or
+// fails, after retries of its own; try again.
 //
 // The store knows no references. Who removes what no job refers to must see to it that no job
 // starts to refer to it in between.
@@ -57,7 +58,7 @@ class ArtifactStore {
  public:
   virtual ~ArtifactStore() = default;
   // Storing content that is there already succeeds, and repairs it if it was damaged.
-  // INVALID_ARGUMENT: not a SHA-256, negative size. RESOURCE_EXHAUSTED: disk full.
+  // INVALID_ARGUMENT: not a SHA-256, negative size.
   virtual absl::StatusOr<std::unique_ptr<ArtifactWriter>> Create(const std::string& sha256,
                                                                  int64_t size_bytes) = 0;
   // NOT_FOUND; INVALID_ARGUMENT.

@@ -51,7 +51,7 @@ class LocalArtifactWriter final : public ArtifactWriter {
 
   absl::Status Append(absl::string_view data) override {
     RETURN_IF_ERROR(content_.Add(data));
-    return WriteAll(fd_, data, incoming_path_);
+    return StorageFailed(WriteAll(fd_, data, incoming_path_));
   }
 
   absl::Status Commit() override {
@@ -60,16 +60,16 @@ class LocalArtifactWriter final : public ArtifactWriter {
     const timespec now = absl::ToTimespec(clock_.Now());
     const timespec times[] = {now, now};
     if (futimens(fd_, times) != 0 || fchmod(fd_, 0444) != 0 || fsync(fd_) != 0) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("Cannot sync ", incoming_path_));
+      return StorageFailed(errno, absl::StrCat("Cannot sync ", incoming_path_));
     }
     const std::string folder = fs::path(object_path_).parent_path().string();
-    RETURN_IF_ERROR(CreateFolders(folder));
+    RETURN_IF_ERROR(StorageFailed(CreateFolders(folder)));
     // Also over an object that is there: it is the same, or damaged.
     if (rename(incoming_path_.c_str(), object_path_.c_str()) != 0) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("Cannot move artifact to ", object_path_));
+      return StorageFailed(errno, absl::StrCat("Cannot move artifact to ", object_path_));
     }
     committed_ = true;
-    return SyncFolder(folder);
+    return StorageFailed(SyncFolder(folder));
   }
 
  private:
@@ -98,7 +98,7 @@ class LocalArtifactReader final : public ArtifactReader {
       const ssize_t got = pread(fd_, data.data() + filled, data.size() - filled,
                                 static_cast<off_t>(offset + static_cast<int64_t>(filled)));
       if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot read ", sha256_));
+      if (got < 0) return StorageFailed(errno, absl::StrCat("Cannot read ", sha256_));
       if (got == 0) return ArtifactDamaged(sha256_, "it shrank while it was read");
       filled += static_cast<size_t>(got);
     }
@@ -113,22 +113,38 @@ class LocalArtifactReader final : public ArtifactReader {
   SequentialReadCheck check_;
 };
 
+// Calls `visit` for each entry of a folder, until it gives an error. What is gone, or is no folder,
+// has none. Not with a range-based for: its increment throws where a folder cannot be read to its
+// end. UNAVAILABLE.
+absl::Status ForEachEntry(const std::string& folder,
+                          absl::FunctionRef<absl::Status(const fs::path&)> visit) {
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    RETURN_IF_ERROR(visit(entry->path()));
+  }
+  if (!error || error == std::errc::no_such_file_or_directory ||
+      error == std::errc::not_a_directory) {
+    return absl::OkStatus();
+  }
+  return StorageFailed(error.value(), absl::StrCat("Cannot list ", folder));
+}
+
 // Removes folders of processes that are gone: their locks are free. One that has no name yet may be
-// about to be locked, unless it is old.
-void RemoveFoldersOfTheGone(const std::string& incoming, absl::Time unnamed_before) {
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(incoming, ignored)) {
+// about to be locked, unless it is old. What cannot be removed now waits for the next time.
+absl::Status RemoveFoldersOfTheGone(const std::string& incoming, absl::Time unnamed_before) {
+  return ForEachEntry(incoming, [&](const fs::path& path) {
     struct stat info {};
-    if (lstat(entry.path().c_str(), &info) != 0) continue;
-    if (absl::StartsWith(entry.path().filename().string(), kUnnamed) &&
+    if (lstat(path.c_str(), &info) != 0) return absl::OkStatus();
+    if (absl::StartsWith(path.filename().string(), kUnnamed) &&
         absl::TimeFromTimespec(info.st_mtim) >= unnamed_before) {
-      continue;
+      return absl::OkStatus();
     }
     // A file was left by a process that did not share.
-    if (!S_ISDIR(info.st_mode) || FolderLock::Take(entry.path()).ok()) {
-      fs::remove_all(entry.path(), ignored);
-    }
-  }
+    std::error_code ignored;
+    if (!S_ISDIR(info.st_mode) || FolderLock::Take(path).ok()) fs::remove_all(path, ignored);
+    return absl::OkStatus();
+  });
 }
 
 class LocalArtifactStore final : public ArtifactStore {
@@ -151,7 +167,7 @@ class LocalArtifactStore final : public ArtifactStore {
     RETURN_IF_ERROR(AnnouncedContent::Check(sha256, size_bytes));
     std::string incoming = absl::StrCat(incoming_, "/", sha256.substr(0, 16), ".XXXXXX");
     const int fd = mkostemp(incoming.data(), O_CLOEXEC);
-    if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", incoming));
+    if (fd < 0) return StorageFailed(errno, absl::StrCat("Cannot create ", incoming));
     return std::make_unique<LocalArtifactWriter>(
         fd, std::move(incoming), LocalArtifactPath(folder_, sha256), sha256, size_bytes, clock_);
   }
@@ -161,14 +177,13 @@ class LocalArtifactStore final : public ArtifactStore {
     // NOFOLLOW: nothing in here is a link, unless somebody else put it there.
     const int fd =
         open(LocalArtifactPath(folder_, sha256).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 && errno == ENOENT) {
-      return ArtifactNotStored(sha256);
-    }
-    if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open artifact ", sha256));
+    if (fd < 0 && errno == ENOENT) return ArtifactNotStored(sha256);
+    if (fd < 0 && errno == ELOOP) return ArtifactDamaged(sha256, "it is a link");
+    if (fd < 0) return StorageFailed(errno, absl::StrCat("Cannot open artifact ", sha256));
     auto closer = absl::MakeCleanup([fd] { close(fd); });
     struct stat info {};
     if (fstat(fd, &info) != 0) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("Cannot stat artifact ", sha256));
+      return StorageFailed(errno, absl::StrCat("Cannot stat artifact ", sha256));
     }
     if (!S_ISREG(info.st_mode)) return ArtifactDamaged(sha256, "it is not a regular file");
     std::move(closer).Cancel();
@@ -182,34 +197,27 @@ class LocalArtifactStore final : public ArtifactStore {
       return StoredArtifact{sha256, info.st_size, absl::TimeFromTimespec(info.st_mtim)};
     }
     if (errno == ENOENT) return ArtifactNotStored(sha256);
-    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot look for artifact ", sha256));
+    return StorageFailed(errno, absl::StrCat("Cannot look for artifact ", sha256));
   }
 
   absl::Status List(absl::FunctionRef<absl::Status(const StoredArtifact&)> visit) override {
-    const std::string objects = absl::StrCat(folder_, "/objects");
-    std::error_code error;
-    for (const auto& part : fs::directory_iterator(objects, error)) {
-      // Removed or unreadable parts have nothing to show.
-      std::error_code ignored;
-      for (const auto& entry : fs::directory_iterator(part.path(), ignored)) {
-        const std::string sha256 =
-            part.path().filename().string() + entry.path().filename().string();
-        if (!IsSha256Hex(sha256)) continue;
+    return ForEachEntry(folder_ + "/objects", [&](const fs::path& part) {
+      return ForEachEntry(part, [&](const fs::path& entry) -> absl::Status {
+        const std::string sha256 = part.filename().string() + entry.filename().string();
+        if (!IsSha256Hex(sha256)) return absl::OkStatus();
         const absl::StatusOr<StoredArtifact> stored = Describe(sha256);
-        if (absl::IsNotFound(stored.status())) continue;
+        if (absl::IsNotFound(stored.status())) return absl::OkStatus();
         RETURN_IF_ERROR(stored.status());
-        RETURN_IF_ERROR(visit(*stored));
-      }
-    }
-    if (!error) return absl::OkStatus();
-    return absl::ErrnoToStatus(error.value(), absl::StrCat("Cannot list ", objects));
+        return visit(*stored);
+      });
+    });
   }
 
   absl::Status RemoveAbandonedWrites(absl::Time before) override {
     // Alone, this process has removed others' at its start, and its own writers remove theirs.
     if (incoming_lock_) {
-      RemoveFoldersOfTheGone(fs::path(incoming_).parent_path(),
-                             std::min(before, clock_.Now() - kNamingTakesAtMost));
+      return RemoveFoldersOfTheGone(fs::path(incoming_).parent_path(),
+                                    std::min(before, clock_.Now() - kNamingTakesAtMost));
     }
     return absl::OkStatus();
   }
@@ -220,7 +228,7 @@ class LocalArtifactStore final : public ArtifactStore {
     if (unlink(LocalArtifactPath(folder_, sha256).c_str()) == 0 || errno == ENOENT) {
       return absl::OkStatus();
     }
-    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot remove artifact ", sha256));
+    return StorageFailed(errno, absl::StrCat("Cannot remove artifact ", sha256));
   }
 
  private:
@@ -238,7 +246,7 @@ class LocalArtifactStore final : public ArtifactStore {
 // takes it for one left behind.
 absl::StatusOr<std::unique_ptr<FolderLock>> TakeOwnFolder(const std::string& incoming, Clock& clock,
                                                           std::string& own) {
-  RemoveFoldersOfTheGone(incoming, clock.Now() - kNamingTakesAtMost);
+  RETURN_IF_ERROR(RemoveFoldersOfTheGone(incoming, clock.Now() - kNamingTakesAtMost));
   std::string unnamed = absl::StrCat(incoming, "/", kUnnamed, "XXXXXX");
   if (mkdtemp(unnamed.data()) == nullptr) {
     return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", unnamed));

@@ -1,8 +1,10 @@
 #include "server/artifacts/local_artifact_store.h"
 
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 #include <thread>
 #include <vector>
@@ -197,7 +199,7 @@ TEST_F(LocalArtifactStoreTest, RefusesWhatIsNotAFile) {
   const std::string sha256 = Store("content");
   ASSERT_EQ(unlink(Path(sha256).c_str()), 0);
   ASSERT_EQ(symlink("/etc/hostname", Path(sha256).c_str()), 0);
-  EXPECT_FALSE(store_->Open(sha256).ok());
+  EXPECT_EQ(store_->Open(sha256).status().code(), absl::StatusCode::kDataLoss);
   ASSERT_EQ(unlink(Path(sha256).c_str()), 0);
   ASSERT_EQ(mkdir(Path(sha256).c_str(), 0755), 0);
   EXPECT_EQ(store_->Open(sha256).status().code(), absl::StatusCode::kDataLoss);
@@ -221,6 +223,47 @@ TEST_F(LocalArtifactStoreTest, FailedWritesLeaveNothingAside) {
     EXPECT_EQ(writer->Commit().code(), absl::StatusCode::kDataLoss);
   }
   EXPECT_EQ(IncomingCount(), 0);
+}
+
+// Lowers a limit of the process to what leaves room for nothing more.
+class Limited {
+ public:
+  Limited(decltype(RLIMIT_NOFILE) resource, rlim_t value) : resource_(resource) {
+    getrlimit(resource_, &before_);
+    const rlimit lowered = {.rlim_cur = value, .rlim_max = before_.rlim_max};
+    setrlimit(resource_, &lowered);
+  }
+  ~Limited() { setrlimit(resource_, &before_); }
+
+ private:
+  const decltype(RLIMIT_NOFILE) resource_;
+  rlimit before_{};
+};
+
+// Nobody's fault: whoever wants to store something tries again.
+TEST_F(LocalArtifactStoreTest, WhatTheDiskOrTheMachineCannotDoIsUnavailable) {
+  const std::string kept = Store("content");
+  signal(SIGXFSZ, SIG_IGN);
+  auto writer = *store_->Create(Sha256Hex("more content"), 12);
+  {
+    const Limited no_file_grows(RLIMIT_FSIZE, 3);
+    EXPECT_EQ(writer->Append("more content").code(), absl::StatusCode::kUnavailable);
+  }
+  {
+    const Limited no_file_opens(RLIMIT_NOFILE, 0);
+    EXPECT_EQ(store_->Create(kept, 7).status().code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(store_->Open(kept).status().code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(store_->List([](const StoredArtifact&) { return absl::OkStatus(); }).code(),
+              absl::StatusCode::kUnavailable);
+  }
+  // Something else lies where the objects were.
+  const std::string objects = files_.folder() + "/objects";
+  std::filesystem::rename(objects, objects + ".away");
+  ASSERT_TRUE(WriteFileDurably(objects, "").ok());
+  EXPECT_EQ(store_->Contains(kept).status().code(), absl::StatusCode::kUnavailable);
+  std::filesystem::remove(objects);
+  std::filesystem::rename(objects + ".away", objects);
+  EXPECT_TRUE(store_->Verify(kept).ok());
 }
 
 TEST_F(LocalArtifactStoreTest, IsOpenOnlyOnce) {

@@ -42,7 +42,7 @@ class S3ArtifactWriter final : public ArtifactWriter {
       part_.append(data.data(), std::min(room, data.size()));
       data.remove_prefix(std::min(room, data.size()));
       // The last one waits for Commit: what fits into one part needs no upload in parts.
-      if (!data.empty()) RETURN_IF_ERROR(SendPart());
+      if (!data.empty()) RETURN_IF_ERROR(StorageFailed(SendPart()));
     }
     return absl::OkStatus();
   }
@@ -50,17 +50,18 @@ class S3ArtifactWriter final : public ArtifactWriter {
   absl::Status Commit() override {
     RETURN_IF_ERROR(content_.Finish());
     if (upload_.empty()) {
-      RETURN_IF_ERROR(client_.Put(key_, part_));
+      RETURN_IF_ERROR(StorageFailed(client_.Put(key_, part_)));
     } else {
-      RETURN_IF_ERROR(SendPart());
+      RETURN_IF_ERROR(StorageFailed(SendPart()));
       const absl::Status completed = client_.CompleteUpload(key_, upload_, etags_);
       // NOT_FOUND: an earlier try did it, and its answer was lost. The look below tells.
-      if (!absl::IsNotFound(completed)) RETURN_IF_ERROR(completed);
+      if (!absl::IsNotFound(completed)) RETURN_IF_ERROR(StorageFailed(completed));
     }
     committed_ = true;
-    ASSIGN_OR_RETURN(const S3Object stored, client_.Head(key_));
-    if (stored.size_bytes == content_.size_bytes()) return absl::OkStatus();
-    return absl::DataLossError(absl::StrCat("S3 storage keeps ", stored.size_bytes, " of ",
+    const absl::StatusOr<S3Object> stored = client_.Head(key_);
+    RETURN_IF_ERROR(StorageFailed(stored.status()));
+    if (stored->size_bytes == content_.size_bytes()) return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat("S3 storage keeps ", stored->size_bytes, " of ",
                                             content_.size_bytes(), " bytes of ",
                                             content_.sha256()));
   }
@@ -129,7 +130,7 @@ class S3ArtifactReader final : public ArtifactReader {
                                            return absl::OkStatus();
                                          });
     if (absl::IsNotFound(got)) return ArtifactNotStored(sha256_);
-    RETURN_IF_ERROR(got);
+    RETURN_IF_ERROR(StorageFailed(got));
     return ahead_.empty() ? ArtifactDamaged(sha256_, "it shrank while it was read")
                           : absl::OkStatus();
   }
@@ -188,7 +189,7 @@ class S3ArtifactStore final : public ArtifactStore {
     RETURN_IF_ERROR(CheckArtifactName(sha256));
     const absl::StatusOr<S3Object> object = client_.Head(Key(sha256));
     if (absl::IsNotFound(object.status())) return ArtifactNotStored(sha256);
-    RETURN_IF_ERROR(object.status());
+    RETURN_IF_ERROR(StorageFailed(object.status()));
     return StoredArtifact{sha256, object->size_bytes, object->modify_time};
   }
 
@@ -212,7 +213,7 @@ class S3ArtifactStore final : public ArtifactStore {
 
   absl::Status Remove(const std::string& sha256) override {
     RETURN_IF_ERROR(CheckArtifactName(sha256));
-    return client_.Delete(Key(sha256));
+    return StorageFailed(client_.Delete(Key(sha256)));
   }
 
  private:

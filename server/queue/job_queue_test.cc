@@ -1,6 +1,7 @@
 #include "server/queue/job_queue.h"
 
 #include <atomic>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
@@ -8,6 +9,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -318,6 +320,25 @@ TEST_F(JobQueueTest, AWallClockThatJumpsExpiresNoLease) {
   clock_.JumpWallClock(absl::Hours(5));
   queue_->Tick();
   EXPECT_TRUE(Heartbeat(held).ok());
+}
+
+TEST_F(JobQueueTest, AStorageThatCannotTellCostsNoAttempt) {
+  Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  UploadOutputs(*artifacts_, held.task());
+  // Something else lies where the objects were.
+  const std::string objects = folder_.path() + "/artifacts/objects";
+  std::filesystem::rename(objects, objects + ".away");
+  ASSERT_TRUE(WriteFileDurably(objects, "").ok());
+  internal::v1::CompleteTaskRequest request;
+  *request.mutable_lease() = held.lease();
+  *request.mutable_result() = ScriptedResult(held.task());
+  EXPECT_TRUE(absl::IsUnavailable(queue_->CompleteTask(request)));
+  EXPECT_TRUE(Heartbeat(held).ok());
+  std::filesystem::remove(objects);
+  std::filesystem::rename(objects + ".away", objects);
+  EXPECT_TRUE(queue_->CompleteTask(request).ok());
 }
 
 TEST_F(JobQueueTest, CompletingTwiceIsOnce) {

@@ -156,8 +156,10 @@ absl::Status TaskReports::CheckOutputs(const internal::v1::TaskResult& result) {
           absl::StrCat("Output with a bad path, SHA-256 or size, or named twice: \"",
                        CutUtf8(output.path(), 200), "\""));
     }
-    ASSIGN_OR_RETURN(const bool present, artifacts_.Contains(output.sha256()));
-    if (!present) {
+    // Whatever keeps the store from answering, it is not the result's fault.
+    const absl::StatusOr<bool> present = artifacts_.Contains(output.sha256());
+    if (!present.ok()) return absl::UnavailableError(present.status().message());
+    if (!*present) {
       return absl::InternalError(absl::StrCat("Output was not uploaded: ", output.path()));
     }
   }

@@ -53,6 +53,7 @@ class TaskReports {
       const JobName& name, const internal::v1::HeartbeatRequest& request, bool progress);
   // The lease as this process knows it, or, if another server granted it, as the store does.
   absl::StatusOr<HeldLease> FindHeld(const internal::v1::Lease& lease);
+  // INTERNAL: what the worker names is not there. UNAVAILABLE: nobody can tell now.
   absl::Status CheckOutputs(const internal::v1::TaskResult& result);
   // Up to half as long again as the options say, so that tasks that failed together do not come
   // back together.
