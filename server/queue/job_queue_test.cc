@@ -1022,6 +1022,34 @@ TEST_F(JobQueueTest, ProgressIsBoundedInRateAndNeverFalls) {
   EXPECT_GT(last, 0);
 }
 
+TEST_F(JobQueueTest, WhatAWorkerSaysIsToldUntilItIsStored) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  internal::v1::HeartbeatRequest request;
+  *request.mutable_lease() = held.lease();
+  const auto beat = [&](absl::Duration later, double fraction, const std::string& message) {
+    clock_.Advance(later);
+    request.set_fraction(fraction);
+    request.set_message(message);
+    EXPECT_TRUE(queue_->Heartbeat(request).ok());
+    return Get(name).progress();
+  };
+  const absl::Duration turn = queue_->options().progress_interval;
+  // A download does not move the fraction.
+  EXPECT_EQ(beat(turn, 0, "fetching a").message(), "fetching a");
+  EXPECT_EQ(beat(turn, 0, "fetching b").message(), "fetching b");
+  const int64_t events = Get(name).last_event_sequence();
+  EXPECT_EQ(beat(turn, 0, "fetching b").message(), "fetching b");
+  EXPECT_EQ(Get(name).last_event_sequence(), events) << "nothing new";
+  // What had no turn is told at the next.
+  beat(turn, 0.2, "measuring");
+  const double before = Get(name).progress().fraction();
+  EXPECT_EQ(beat(turn / 4, 0.9, "writing").message(), "measuring");
+  EXPECT_EQ(beat(turn, 0.9, "writing").message(), "writing");
+  EXPECT_GT(Get(name).progress().fraction(), before);
+}
+
 TEST_F(JobQueueTest, AJobThatNobodyStartsInTimeFails) {
   const JobName name = Create(Limited([](auto& limits) { limits.set_max_queue_seconds(60); }));
   const JobName patient = Create();

@@ -25,6 +25,7 @@ HeldLease ToHeldLease(const internal::v1::TaskRecord& task, absl::Duration now,
           .incarnation = task.incarnation(),
           .deadline = now + lease_duration,
           .fraction = task.fraction(),
+          .told_fraction = task.fraction(),
           .known_since = now,
           .stored_at = now,
           .renewal_count = task.renewal_count()};
@@ -84,14 +85,20 @@ void LeaseTable::Sync(const std::vector<internal::v1::TaskRecord>& leased, absl:
   });
 }
 
-bool LeaseTable::RaiseFraction(const std::string& token, double fraction) {
+void LeaseTable::RaiseFraction(const std::string& token, double fraction) {
   absl::MutexLock lock(&mutex_);
   const auto found = leases_.find(token);
-  if (found == leases_.end()) return false;
+  if (found == leases_.end()) return;
   double& known = found->second.fraction;
-  const bool raised = fraction > known;
   known = std::clamp(std::max(known, fraction), 0.0, 1.0);
-  return raised;
+}
+
+void LeaseTable::MarkTold(const std::string& token, double fraction, const std::string& message) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = leases_.find(token);
+  if (found == leases_.end()) return;
+  found->second.told_fraction = fraction;
+  if (!message.empty()) found->second.told_message = message;
 }
 
 std::optional<HeldLease> LeaseTable::Find(const std::string& token) const {

@@ -32,6 +32,9 @@ struct HeldLease {
   absl::Duration deadline;
   // Progress of the attempt, 0 to 1.
   double fraction = 0;
+  // What of it was last stored for those who watch the job.
+  double told_fraction = 0;
+  std::string told_message;
   // Since when this process knows of it, and when it last saw or made a stored renewal, which was
   // this one. On the monotonic clock.
   absl::Duration known_since;
@@ -59,8 +62,10 @@ class LeaseTable {
   // period, those renewed since the last time get one, and those that are over go.
   void Sync(const std::vector<internal::v1::TaskRecord>& leased, absl::Duration read_at,
             absl::Duration lease_duration);
-  // The progress never falls and is kept within 0 and 1. True if `fraction` was more than known.
-  bool RaiseFraction(const std::string& token, double fraction);
+  // The progress never falls and is kept within 0 and 1.
+  void RaiseFraction(const std::string& token, double fraction);
+  // The progress up to `fraction` was stored, with `message` unless that is empty.
+  void MarkTold(const std::string& token, double fraction, const std::string& message);
 
   std::optional<HeldLease> Find(const std::string& token) const;
   // The lease that a worker's process holds.

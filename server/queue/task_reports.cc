@@ -96,6 +96,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
   }));
   if (!EndsLease(response)) {
     leases_.MarkStored(lease.token(), renewal_count, clock_.Monotonic());
+    if (progress && held) leases_.MarkTold(lease.token(), held->fraction, request.message());
   }
   return response;
 }
@@ -118,10 +119,13 @@ absl::StatusOr<HeldLease> TaskReports::FindHeld(const Lease& lease) {
 absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest& request) {
   const Lease& lease = request.lease();
   const absl::Duration now = clock_.Monotonic();
-  ASSIGN_OR_RETURN(const HeldLease held, FindHeld(lease));
+  ASSIGN_OR_RETURN(HeldLease held, FindHeld(lease));
   workers_.Hear(held.worker, now);
-  const bool moved = leases_.RaiseFraction(
-      lease.token(), std::isfinite(request.fraction()) ? request.fraction() : 0);
+  leases_.RaiseFraction(lease.token(), std::isfinite(request.fraction()) ? request.fraction() : 0);
+  // What had no turn before is news until it is stored.
+  held = leases_.Find(lease.token()).value_or(held);
+  const bool moved = held.fraction > held.told_fraction ||
+                     (!request.message().empty() && request.message() != held.told_message);
   bool progress = false;
   if (!request.logs().empty()) {
     progress_.TakeTurn(lease.job(), now);
