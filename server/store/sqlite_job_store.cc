@@ -153,9 +153,10 @@ class SqliteJobStore final : public JobStore {
       }
       const absl::Status status = RunBatch(batch);
       for (Call* call : batch) {
+        // Also one that was refused: it may have been for what another of the batch wrote.
         // Not a copy: callers would share its reference count, which lives in an Abseil that the
         // thread sanitizer cannot see into.
-        if (call->status.ok()) call->status = absl::Status(status.code(), status.message());
+        if (!status.ok()) call->status = absl::Status(status.code(), status.message());
         call->done.release();
       }
       Checkpoint();

@@ -360,6 +360,41 @@ TEST_F(DiskFaultTest, FailedSyncIsUnavailable) {
   FailInBetween([&] { vfs_.FailSyncs(SQLITE_IOERR_FSYNC); }, [&] { vfs_.FailSyncs(SQLITE_OK); });
 }
 
+// Refused for a job that its batch did not get onto the disk.
+TEST_F(DiskFaultTest, ARefusalThatRestsOnALostWriteIsNotGivenOut) {
+  auto store = Open(vfs_.name());
+  ASSERT_TRUE(store.ok()) << store.status();
+  std::atomic<bool> started = false, go_on = false;
+  std::thread first([&] {
+    const absl::Status status = (*store)->Transact([&](StoreTransaction&) {
+      started = true;
+      started.notify_one();
+      go_on.wait(false);
+      return absl::OkStatus();
+    });
+    EXPECT_TRUE(status.ok()) << status;  // It wrote nothing.
+  });
+  started.wait(false);
+  vfs_.FailSyncs(SQLITE_IOERR_FSYNC);
+  constexpr int kCallers = 8;
+  std::atomic<int> calling = 0;
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kCallers; ++i) {
+    callers.emplace_back([&] {
+      ++calling;
+      const absl::Status status = InsertJob(**store, 1);
+      EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    });
+  }
+  while (calling < kCallers) std::this_thread::yield();
+  go_on = true;
+  go_on.notify_one();
+  first.join();
+  for (std::thread& caller : callers) caller.join();
+  vfs_.FailSyncs(SQLITE_OK);
+  EXPECT_TRUE(InsertJob(**store, 1).ok());
+}
+
 TEST_F(DiskFaultTest, BodyCannotHideAReadError) {
   {
     auto store = Open(vfs_.name());
