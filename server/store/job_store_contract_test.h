@@ -597,7 +597,7 @@ TEST_P(JobStoreContract, LeasedTasksAreByExpiry) {
 TEST_P(JobStoreContract, LeasedTasksOfAWorkerAreItsOwn) {
   Write([&](StoreTransaction& transaction) -> absl::Status {
     RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name("a"))));
-    for (const char* worker : {"w1", "w2"}) {
+    for (const char* worker : {"w1", "w2", "null"}) {
       for (const auto state : {Task::LEASED, Task::QUEUED}) {
         Task task = MakeTask(Name("a"), absl::StrCat(worker, "-", state), state);
         task.set_worker(worker);
@@ -613,13 +613,14 @@ TEST_P(JobStoreContract, LeasedTasksOfAWorkerAreItsOwn) {
   EXPECT_THAT(
       leased({"w2", "nobody", "w1"}),
       UnorderedElementsAre(absl::StrCat("w1-", Task::LEASED), absl::StrCat("w2-", Task::LEASED)));
+  EXPECT_THAT(leased({"null"}), ElementsAre(absl::StrCat("null-", Task::LEASED)));
   EXPECT_THAT(leased({"nobody"}), IsEmpty());
   EXPECT_THAT(leased({}), IsEmpty());
 }
 
 TEST_P(JobStoreContract, LastEventSequencesAreOfTheJobsThatAreThere) {
   Write([&](StoreTransaction& transaction) -> absl::Status {
-    for (const char* job : {"a", "b", "quiet"}) {
+    for (const char* job : {"a", "b", "quiet", "null"}) {
       RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name(job))));
     }
     RETURN_IF_ERROR(transaction.AppendEvent(Name("a"), MakeEvent(1)));
@@ -632,6 +633,7 @@ TEST_P(JobStoreContract, LastEventSequencesAreOfTheJobsThatAreThere) {
   EXPECT_THAT(
       last({Name("quiet"), Name("a"), Name("none"), {"other", "b"}}),
       UnorderedElementsAre(Pair(Name("a").ToString(), 2), Pair(Name("quiet").ToString(), 0)));
+  EXPECT_THAT(last({Name("null")}), UnorderedElementsAre(Pair(Name("null").ToString(), 0)));
   EXPECT_THAT(last({}), IsEmpty());
 }
 

@@ -194,9 +194,11 @@ std::string ToJson(const Labels& labels) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// The text of a bound text[] parameter. Of names, whose grammar has nothing to quote.
+// The text of a bound text[] parameter. Of names, whose grammar has nothing to escape; in quotes,
+// for one may be "null".
 std::string ToArray(const std::vector<std::string>& names) {
-  return absl::StrCat("{", absl::StrJoin(names, ","), "}");
+  if (names.empty()) return "{}";
+  return absl::StrCat("{\"", absl::StrJoin(names, "\",\""), "\"}");
 }
 
 // The record is column 0.
