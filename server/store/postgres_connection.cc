@@ -46,10 +46,11 @@ bool IsConflict(absl::string_view sqlstate) {
   return sqlstate == "40001" || sqlstate == "40P01" || sqlstate == "55P03";
 }
 
-// After these the server ends the session.
+// After these the server ends the session, or (25006, read-only) is no longer the one to talk to: a
+// primary that lives on after a failover.
 bool EndsSession(absl::string_view sqlstate) {
   return absl::StartsWith(sqlstate, "57P") || absl::StartsWith(sqlstate, "08") ||
-         sqlstate == "25P03";
+         sqlstate == "25P03" || sqlstate == "25006";
 }
 
 absl::StatusOr<std::string> UrlPassword(const std::string& url) {

@@ -5,7 +5,9 @@
 #include <mutex>
 
 #include "server/store/job_store_contract_test.h"
+#include "server/store/postgres_connection.h"
 #include "server/store/postgres_schema.h"
+#include "server/store/postgres_transaction.h"
 #include "server/testing/postgres_cluster.h"
 
 namespace qpruner::server {
@@ -181,6 +183,37 @@ TEST_F(PostgresJobStoreTest, IsUnavailableWhileTheDatabaseIsAway) {
     again = (*opened)->Transact([](StoreTransaction& t) { return InsertJob(t, Name(1)); });
   } while (absl::IsUnavailable(again));
   EXPECT_TRUE(again.ok()) << again;
+}
+
+// As in a primary that lives on, read-only, after a failover: only a new connection finds the
+// other.
+TEST_F(PostgresJobStoreTest, AReadOnlySessionIsGivenUp) {
+  auto connection = PostgresConnection::Connect({.url = url_});
+  ASSERT_TRUE(connection.ok()) << connection.status();
+  ASSERT_TRUE((*connection)->ExecuteScript("SET default_transaction_read_only TO on").ok());
+  EXPECT_TRUE(absl::IsUnavailable((*connection)->ExecuteScript("CREATE TABLE t (a int)")));
+  EXPECT_EQ((*connection)->failure(), PostgresConnection::Failure::kLost);
+}
+
+TEST_F(PostgresJobStoreTest, ASessionThatWaitsForAStorageOfFilesIsNotEndedSoon) {
+  Open();
+  auto connection = PostgresConnection::Connect({.url = url_});
+  ASSERT_TRUE(connection.ok()) << connection.status();
+  const auto timeout = [&] {
+    const auto shown =
+        (*connection)->Run({"timeout", "SHOW idle_in_transaction_session_timeout"}, {});
+    return shown.ok() ? std::string(shown->Bytes(0, 0)) : shown.status().ToString();
+  };
+  EXPECT_EQ(timeout(), "10s");
+  using Lock = StoreTransaction::ArtifactLock;
+  for (const Lock lock : {Lock::kAdd, Lock::kRemove}) {
+    ASSERT_TRUE((*connection)->Run({"begin", "BEGIN"}, {}).ok());
+    PostgresTransaction transaction(**connection, PostgresTransaction::Mode::kWrite);
+    ASSERT_TRUE(transaction.LockArtifacts(lock).ok());
+    EXPECT_EQ(timeout(), "1min");
+    ASSERT_TRUE((*connection)->Run({"commit", "COMMIT"}, {}).ok());
+    EXPECT_EQ(timeout(), "10s");
+  }
 }
 
 TEST_F(PostgresJobStoreTest, TasksThatOneServerTakesAreSkippedByAnother) {

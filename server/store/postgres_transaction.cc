@@ -174,10 +174,17 @@ constexpr PostgresStatement kRemoveArtifact = {
     "remove_artifact", "DELETE FROM artifacts WHERE job_id = $1 AND path = $2"};
 constexpr PostgresStatement kFindContent = {"find_content",
                                             "SELECT 1 FROM artifacts WHERE sha256 = $1 LIMIT 1"};
-constexpr PostgresStatement kLockArtifactsToAdd = {"lock_artifacts_to_add",
-                                                   "SELECT pg_advisory_xact_lock_shared($1)"};
-constexpr PostgresStatement kLockArtifactsToRemove = {"lock_artifacts_to_remove",
-                                                      "SELECT pg_advisory_xact_lock($1)"};
+// Under these locks the transaction waits for a storage of files: for a look at a file and its
+// removal, which try three times for five seconds each (S3Client's brief calls). Were the session
+// ended before, its lock would be free while the removal is still on its way.
+constexpr PostgresStatement kLockArtifactsToAdd = {
+    "lock_artifacts_to_add",
+    "SELECT pg_advisory_xact_lock_shared($1), "
+    "set_config('idle_in_transaction_session_timeout', '60s', true)"};
+constexpr PostgresStatement kLockArtifactsToRemove = {
+    "lock_artifacts_to_remove",
+    "SELECT pg_advisory_xact_lock($1), "
+    "set_config('idle_in_transaction_session_timeout', '60s', true)"};
 // "QPRA".
 constexpr int64_t kArtifactLock = 0x51505241;
 
