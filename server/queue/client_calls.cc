@@ -277,7 +277,13 @@ void ClientCalls::RemoveContents(const std::set<std::string>& contents) {
                  settled.status().ToString());
     return;
   }
-  for (const std::string& sha256 : contents) references_.TryRemove(sha256, *settled);
+  for (const std::string& sha256 : contents) {
+    const absl::Status removed = references_.RemoveIfUnreferenced(sha256, *settled).status();
+    if (removed.ok()) continue;
+    // The others would wait for the same storage, one after the other.
+    spdlog::warn("artifacts wait for the collection: {}", removed.ToString());
+    return;
+  }
 }
 
 }  // namespace qpruner::server

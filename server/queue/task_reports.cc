@@ -190,7 +190,9 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
   const absl::StatusOr<JobName> name = JobName::Parse(lease.job());
   if (!name.ok()) return BadRequestError({{"lease.job", std::string(name.status().message())}});
 
-  std::optional<absl::ReaderMutexLock> adding(std::in_place, &references_.adding());
+  // A removal in a slow storage holds it for long: only who adds files waits for that.
+  std::optional<absl::ReaderMutexLock> adding;
+  if (request.result().outputs_size() > 0) adding.emplace(&references_.adding());
   absl::Status bad_result;
   if (request.has_result()) {
     bad_result = CheckOutputs(request.result());
