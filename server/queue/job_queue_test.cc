@@ -501,6 +501,38 @@ TEST_F(JobQueueTest, TextsAreCutBetweenCharacters) {
   EXPECT_EQ(Acquire().lease().attempt(), 2);
 }
 
+TEST_F(JobQueueTest, AnErrorIsStoredWithinBounds) {
+  const JobName name = Create();
+  Register();
+  absl::Status error = WithErrorInfo(absl::InternalError(std::string(1 << 20, 'x')), "ENGINE_DIED");
+  error.SetPayload("type.googleapis.com/anything", absl::Cord(std::string(1 << 20, 'y')));
+  ASSERT_TRUE(Fail(Acquire(), error).ok());
+  EXPECT_LT(Events(name).back().ByteSizeLong(), 6000u);
+  clock_.Advance(absl::Minutes(1));
+  internal::v1::CompleteTaskRequest request;
+  *request.mutable_lease() = Acquire().lease();
+  request.mutable_returned()->set_reason(std::string(1 << 20, 'z'));
+  ASSERT_TRUE(queue_->CompleteTask(request).ok());
+  EXPECT_LT(Events(name).back().ByteSizeLong(), 6000u);
+  while (!IsFinal(Get(name).state())) {
+    clock_.Advance(absl::Hours(1));
+    ASSERT_TRUE(Fail(Acquire(), error).ok());
+  }
+  EXPECT_LT(Get(name).ByteSizeLong(), 10000u);
+  EXPECT_EQ(ErrorReason(FromRpcStatus(Get(name).error())), "ENGINE_DIED");
+}
+
+// The removal of a file may wait for a slow storage, and holds this lock meanwhile.
+TEST_F(JobQueueTest, OnlyWhoAddsFilesWaitsForARemoval) {
+  Create();
+  Register();
+  const AcquireTaskResponse trial = RunUntil("trial-1");
+  absl::MutexLock removing(&queue_->references().adding());
+  EXPECT_TRUE(Fail(trial, absl::UnavailableError("the worker is drained")).ok());
+  clock_.Advance(absl::Minutes(1));
+  EXPECT_TRUE(Complete(Acquire()).ok());
+}
+
 TEST_F(JobQueueTest, BadInputIsNeverTriedAgain) {
   const JobName name = Create();
   Register();

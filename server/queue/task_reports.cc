@@ -6,6 +6,7 @@
 #include <set>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/resource_name.h"
@@ -26,9 +27,24 @@ using internal::v1::HeartbeatResponse;
 using internal::v1::Lease;
 using internal::v1::TaskRecord;
 
-// What one heartbeat may carry.
+// Of one heartbeat.
 constexpr int kMaxLogLines = 100;
-constexpr size_t kMaxLogLineBytes = 4096;
+// A line, a message, an error, one of an error's details.
+constexpr size_t kMaxTextBytes = 4096;
+
+// An error as it is stored, several times for each attempt and in every list of jobs: what people
+// read of it, and the details that mean something here.
+absl::Status BoundedError(const google::rpc::Status& said) {
+  google::rpc::Status kept;
+  kept.set_code(said.code());
+  kept.set_message(std::string(CutUtf8(said.message(), kMaxTextBytes)));
+  for (const google::protobuf::Any& detail : said.details()) {
+    const bool known = absl::EndsWith(detail.type_url(), "/google.rpc.ErrorInfo") ||
+                       absl::EndsWith(detail.type_url(), "/google.rpc.BadRequest");
+    if (known && detail.ByteSizeLong() <= kMaxTextBytes) *kept.add_details() = detail;
+  }
+  return FromRpcStatus(kept);
+}
 
 HeartbeatResponse Reply(const v1::CompressionJob& job) {
   HeartbeatResponse response;
@@ -85,13 +101,13 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
       RETURN_IF_ERROR(change.Log(line.severity() == v1::JobEvent::LogLine::WARNING
                                      ? v1::JobEvent::LogLine::WARNING
                                      : v1::JobEvent::LogLine::INFO,
-                                 CutUtf8(line.text(), kMaxLogLineBytes)));
+                                 CutUtf8(line.text(), kMaxTextBytes)));
     }
     const v1::Progress& done = change.job().progress();
     RETURN_IF_ERROR(
         change.AdvanceProgress(JobFraction(change.job().stage(), done.completed_trial_count(),
                                            done.trial_count(), running),
-                               CutUtf8(request.message(), kMaxLogLineBytes)));
+                               CutUtf8(request.message(), kMaxTextBytes)));
     return change.Save();
   }));
   if (!EndsLease(response)) {
@@ -222,11 +238,12 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
         }
         LeaseEnd end{.backoff = BackoffAfter(CountedAttempts(task))};
         if (request.has_error()) {
-          end.error = FromRpcStatus(request.error());
+          end.error = BoundedError(request.error());
         } else if (request.has_returned()) {
-          end = {.error = absl::UnavailableError(request.returned().reason()),
-                 .backoff = absl::ZeroDuration(),
-                 .returned = true};
+          end = {
+              .error = absl::UnavailableError(CutUtf8(request.returned().reason(), kMaxTextBytes)),
+              .backoff = absl::ZeroDuration(),
+              .returned = true};
         } else if (!bad_result.ok()) {
           end.error = bad_result;
         } else if (change.job().state() == v1::CompressionJob::CANCELLING) {
@@ -255,7 +272,7 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
   if (!checkpoint.empty()) references_.TryRemove(checkpoint, absl::InfiniteFuture());
   if (request.has_error()) {
     spdlog::warn("{}/{}: attempt {} ended: {}", lease.job(), lease.task(), lease.attempt(),
-                 FromRpcStatus(request.error()).ToString());
+                 BoundedError(request.error()).ToString());
   }
   if (const std::optional<HeldLease> held = leases_.Find(lease.token())) {
     workers_.Hear(held->worker, clock_.Monotonic());
