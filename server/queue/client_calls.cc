@@ -260,7 +260,8 @@ absl::Status ClientCalls::DropIntermediates(const JobName& name) {
       record.set_artifact_bytes(
           std::max<int64_t>(0, record.artifact_bytes() - artifact.size_bytes()));
     }
-    return contents.empty() ? absl::OkStatus() : store.UpdateJob(record);
+    record.set_intermediates_dropped(true);
+    return store.UpdateJob(record);
   });
   if (absl::IsNotFound(status)) return JobNotFound(name);
   RETURN_IF_ERROR(status);

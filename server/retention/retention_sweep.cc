@@ -55,7 +55,7 @@ absl::Status RetentionSweep::SweepJobs(const std::function<bool()>& stopping) {
                        absl::FormatDuration(now - end));
         }
         RETURN_IF_ERROR(UnlessGone(deleted));
-      } else if (end <= now - policy_.keep_intermediates) {
+      } else if (end <= now - policy_.keep_intermediates && !record.intermediates_dropped()) {
         RETURN_IF_ERROR(UnlessGone(queue_.DropIntermediates(name)));
       }
     }

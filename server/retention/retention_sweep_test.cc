@@ -223,7 +223,29 @@ TEST_F(RetentionSweepTest, DropsWhatStagesHandedToEachOtherSooner) {
   EXPECT_THAT(Listed(job), UnorderedElementsAre("report/scores.json", "model/model.safetensors"));
   EXPECT_EQ(Stored().size(), 2u);
   EXPECT_EQ(removals_.count, 1);
+  // Later sweeps know that without a look at its files, also of a job that had none.
+  const auto dropped = [&] {
+    bool is = false;
+    EXPECT_TRUE(store_
+                    ->Read([&](StoreReader& reader) -> absl::Status {
+                      ASSIGN_OR_RETURN(const auto record, reader.GetJob(job));
+                      is = record.intermediates_dropped();
+                      return absl::OkStatus();
+                    })
+                    .ok());
+    return is;
+  };
+  EXPECT_TRUE(dropped());
+  ASSERT_TRUE(store_
+                  ->Transact([&](StoreTransaction& store) {
+                    v1::Artifact more;
+                    more.set_name(job.ArtifactName("prepared/more"));
+                    more.set_sha256(Sha256Hex("more"));
+                    return store.PutArtifact(job, more);
+                  })
+                  .ok());
   Sweep(policy);
+  EXPECT_EQ(Listed(job).size(), 3u);
   EXPECT_TRUE(absl::IsNotFound(queue_->DropIntermediates({"default", "none"})));
   EXPECT_TRUE(absl::IsFailedPrecondition(queue_->DropIntermediates(Create())));
 }
