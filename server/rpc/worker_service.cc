@@ -143,10 +143,11 @@ grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext* context,
                                              google::protobuf::Empty*) {
   const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
   if (!caller.ok()) return ToGrpcStatus(caller.status());
-  // A lease that is not current any more is the queue's to judge: a repeated completion is fine.
+  // ABORTED: a lease that is not current any more is the queue's to judge; a repeated completion is
+  // fine. Whoever's lease cannot be looked up completes nothing.
   if (caller->role != Role::kAnyone) {
     const auto task = AdmitLease(*caller, request->lease());
-    if (absl::IsPermissionDenied(task.status())) return ToGrpcStatus(task.status());
+    if (!task.ok() && !absl::IsAborted(task.status())) return ToGrpcStatus(task.status());
   }
   return ToGrpcStatus(queue_.CompleteTask(*request));
 }
