@@ -77,6 +77,9 @@ absl::Status DoListJobs(JobStore& store, const Principal& caller,
     filter.states.push_back(request.states(i));
   }
   filter.labels.insert(request.labels().begin(), request.labels().end());
+  for (const FieldViolation& violation : LabelViolations("labels", request.labels())) {
+    violations.push_back(violation);
+  }
   if (!violations.empty()) return BadRequestError(violations);
   RETURN_IF_ERROR(CheckProjectAccess(caller, filter.project));
   ASSIGN_OR_RETURN(const int page_size,

@@ -78,6 +78,9 @@ class FieldChecker {
   std::vector<FieldViolation> violations_;
 };
 
+// PostgreSQL stores no text with one.
+bool HasZeroByte(absl::string_view text) { return absl::StrContains(text, '\0'); }
+
 bool IsLabelKey(absl::string_view key) {
   return !key.empty() && key.size() <= 63 && std::all_of(key.begin(), key.end(), [](char c) {
     return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '_' || c == '-';
@@ -620,6 +623,29 @@ std::string Fingerprint(const v1::CreateJobRequest& request) {
 
 }  // namespace
 
+std::vector<FieldViolation> LabelViolations(
+    const std::string& field, const google::protobuf::Map<std::string, std::string>& labels) {
+  std::vector<FieldViolation> violations;
+  if (labels.size() > kMaxLabels) {
+    violations.push_back(
+        {field, absl::StrCat("must be at most ", kMaxLabels, ", are ", labels.size())});
+  }
+  for (const auto& [key, value] :
+       std::map<std::string, std::string>(labels.begin(), labels.end())) {
+    if (!IsLabelKey(key)) {
+      violations.push_back(
+          {field, absl::StrCat("keys must match [a-z0-9_-]{1,63}, one is ", Quoted(key))});
+    } else if (value.size() > kMaxLabelValueBytes) {
+      violations.push_back(
+          {absl::StrCat(field, "[", key, "]"),
+           absl::StrCat("must be at most ", kMaxLabelValueBytes, " bytes, is ", value.size())});
+    } else if (HasZeroByte(value)) {
+      violations.push_back({absl::StrCat(field, "[", key, "]"), "must not hold a zero byte"});
+    }
+  }
+  return violations;
+}
+
 absl::StatusOr<NewJob> ValidateCreateJob(const v1::CreateJobRequest& request,
                                          const JobValidationOptions& options) {
   FieldChecker check;
@@ -641,26 +667,16 @@ absl::StatusOr<NewJob> ValidateCreateJob(const v1::CreateJobRequest& request,
   if (request.request_id().size() > kMaxRequestIdBytes) {
     check.Fail("request_id", absl::StrCat("must be at most ", kMaxRequestIdBytes, " bytes, is ",
                                           request.request_id().size()));
+  } else if (HasZeroByte(request.request_id())) {
+    check.Fail("request_id", "must not hold a zero byte");
   }
   const v1::CompressionJob& job = request.job();
   if (job.display_name().size() > kMaxDisplayNameBytes) {
     check.Fail("job.display_name", absl::StrCat("must be at most ", kMaxDisplayNameBytes,
                                                 " bytes, is ", job.display_name().size()));
   }
-  if (job.labels_size() > kMaxLabels) {
-    check.Fail("job.labels",
-               absl::StrCat("must be at most ", kMaxLabels, ", are ", job.labels_size()));
-  }
-  for (const auto& [key, value] :
-       std::map<std::string, std::string>(job.labels().begin(), job.labels().end())) {
-    if (!IsLabelKey(key)) {
-      check.Fail("job.labels",
-                 absl::StrCat("keys must match [a-z0-9_-]{1,63}, one is ", Quoted(key)));
-    } else if (value.size() > kMaxLabelValueBytes) {
-      check.Fail(
-          absl::StrCat("job.labels[", key, "]"),
-          absl::StrCat("must be at most ", kMaxLabelValueBytes, " bytes, is ", value.size()));
-    }
+  for (const FieldViolation& violation : LabelViolations("job.labels", job.labels())) {
+    check.Fail(violation.field, violation.description);
   }
   check.Range("job.priority", job.priority(), -100, 100);
 

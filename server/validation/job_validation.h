@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "google/protobuf/map.h"
+#include "proto/status_codec.h"
 #include "qpruner/v1/job_service.pb.h"
 
 namespace qpruner::server {
@@ -31,6 +33,11 @@ struct NewJob {
   // Only display_name, labels, priority and spec are set; spec has its defaults filled in.
   v1::CompressionJob job;
 };
+
+// What is wrong with labels of a job, or with those that a list of jobs asks for; `field` names
+// them in the request.
+std::vector<FieldViolation> LabelViolations(
+    const std::string& field, const google::protobuf::Map<std::string, std::string>& labels);
 
 // INVALID_ARGUMENT with one BadRequest violation per bad field, such as "job.spec.pruning.ratio".
 absl::StatusOr<NewJob> ValidateCreateJob(const v1::CreateJobRequest& request,

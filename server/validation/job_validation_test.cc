@@ -99,6 +99,11 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
        [](auto& r, auto&) { (*r.mutable_job()->mutable_labels())["A"]; }},
       {"job.labels[a]", "63",
        [](auto& r, auto&) { (*r.mutable_job()->mutable_labels())["a"] = std::string(64, 'v'); }},
+      {"job.labels[a]", "zero byte",
+       [](auto& r, auto&) {
+         (*r.mutable_job()->mutable_labels())["a"] = std::string("v\0", 2);
+       }},
+      {"request_id", "zero byte", [](auto& r, auto&) { r.set_request_id(std::string("\0", 1)); }},
       {"job.labels", "32",
        [](auto& r, auto&) {
          for (int i = 0; i < 33; ++i) (*r.mutable_job()->mutable_labels())[std::to_string(i)];
