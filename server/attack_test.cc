@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <map>
 #include <thread>
 
@@ -523,6 +524,41 @@ TEST_F(AttackTest, ATokenTakenOutOfTheFileIsRefusedWithinSeconds) {
   // A broken file changes nothing.
   ASSERT_TRUE(WriteFileDurably(TokenPath(), "{", 0600).ok());
   EXPECT_FALSE(Answers());
+}
+
+TEST_F(AttackTest, AStreamEndsWithItsToken) {
+  StartWithTokens();
+  v1::WatchJobRequest watch;
+  watch.set_name(Create(owner_));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(120));
+  context.AddMetadata("authorization", "Bearer " + owner_);
+  const auto stream = jobs_->WatchJob(&context, watch);
+  v1::JobEvent event;
+  ASSERT_TRUE(stream->Read(&event));
+  // The owner's token is gone, the administrator's still there.
+  const std::string fewer = folder_.path() + "/fewer.json";
+  const std::string token =
+      *AddNewToken({.file = fewer, .id = "admin", .role = "admin"}, SystemIdGenerator());
+  std::filesystem::rename(fewer, TokenPath());
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (Answers()) ASSERT_LT(absl::Now(), deadline) << "the file was not read again";
+  v1::CancelJobRequest cancel;
+  cancel.set_name(watch.name());
+  v1::CompressionJob job;
+  ASSERT_TRUE(Call(*jobs_, &v1::JobService::Stub::CancelJob, cancel, &job, token).ok());
+  EXPECT_FALSE(stream->Read(&event)) << event.ShortDebugString();
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(AttackTest, ListsAskOnlyForLabelsThatAJobCanHave) {
+  Start();
+  v1::ListJobsRequest request;
+  v1::ListJobsResponse response;
+  (*request.mutable_labels())["a"] = std::string("\0", 1);
+  const absl::Status status = Call(*jobs_, &v1::JobService::Stub::ListJobs, request, &response);
+  ASSERT_EQ(FieldViolations(status).size(), 1u) << status;
+  EXPECT_EQ(FieldViolations(status)[0].field, "labels[a]");
 }
 
 TEST_F(AttackTest, AClientDoesNotSendItsTokenInTheClear) {

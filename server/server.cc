@@ -16,6 +16,7 @@
 #include "base/status_macros.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/resource_quota.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "proto/channel_security.h"
@@ -53,6 +54,9 @@ constexpr int kIdleCallThreads = 64;
 // Each waits for a disk or for an S3 storage, one chunk of one download at a time. Apart from the
 // watchers' threads: a storage that hangs must not hold up events.
 constexpr int kDownloadThreads = 8;
+// Of unary calls and uploads, each of which takes one while it waits for a disk; gRPC's own bound
+// is none.
+constexpr int kMaxCallThreads = 2048;
 constexpr int64_t kMaxQuotaFileBytes = 4 << 20;
 // All headers of a call; ours are a token and what gRPC adds.
 constexpr int kMaxHeaderBytes = 8 << 10;
@@ -220,6 +224,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   using SyncOption = grpc::ServerBuilder::SyncServerOption;
   builder.SetSyncServerOption(SyncOption::NUM_CQS, 1);
   builder.SetSyncServerOption(SyncOption::MAX_POLLERS, kIdleCallThreads);
+  grpc::ResourceQuota quota("calls");
+  quota.SetMaxThreads(kMaxCallThreads);
+  builder.SetResourceQuota(quota);
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   builder.SetMaxSendMessageSize(kMaxReplyBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);

@@ -19,8 +19,11 @@ namespace {
 class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifactResponse> {
  public:
   DownloadStream(std::string name, int64_t offset, JobStore& store, ArtifactStore& artifacts,
-                 StreamExecutor& executor)
+                 StreamExecutor& executor, std::function<absl::Status()> admit,
+                 std::unique_ptr<DownloadLimit::Place> place)
       : name_(std::move(name)),
+        admit_(std::move(admit)),
+        place_(std::move(place)),
         store_(store),
         artifacts_(artifacts),
         executor_(executor),
@@ -41,7 +44,8 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
   void Step() {
     chunk_.Clear();
     const bool first = reader_ == nullptr;
-    absl::Status status = first ? Open() : absl::OkStatus();
+    absl::Status status = admit_();
+    if (status.ok() && first) status = Open();
     if (status.ok() && (first || offset_ < reader_->size_bytes())) status = ReadChunk();
     if (!status.ok()) {
       Finish(ToGrpcStatus(status));
@@ -90,6 +94,8 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
   }
 
   const std::string name_;
+  const std::function<absl::Status()> admit_;
+  const std::unique_ptr<DownloadLimit::Place> place_;
   JobStore& store_;
   ArtifactStore& artifacts_;
   StreamExecutor& executor_;
@@ -102,8 +108,10 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
 
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
-    StreamExecutor& executor) {
-  return new DownloadStream(request.name(), request.offset(), store, artifacts, executor);
+    StreamExecutor& executor, std::function<absl::Status()> admit,
+    std::unique_ptr<DownloadLimit::Place> place) {
+  return new DownloadStream(request.name(), request.offset(), store, artifacts, executor,
+                            std::move(admit), std::move(place));
 }
 
 }  // namespace qpruner::server

@@ -2,9 +2,14 @@
 #ifndef QPRUNER_SERVER_RPC_DOWNLOAD_STREAM_H_
 #define QPRUNER_SERVER_RPC_DOWNLOAD_STREAM_H_
 
+#include <functional>
+#include <memory>
+
+#include "absl/status/status.h"
 #include "grpcpp/support/server_callback.h"
 #include "qpruner/v1/job_service.pb.h"
 #include "server/artifacts/artifact_store.h"
+#include "server/rpc/download_limit.h"
 #include "server/rpc/stream_executor.h"
 #include "server/store/job_store.h"
 
@@ -13,11 +18,13 @@ namespace qpruner::server {
 // At most this many bytes of a file in one message.
 inline constexpr int64_t kArtifactChunkBytes = int64_t{1} << 20;
 
-// Streams an artifact's bytes from request.offset() on; one chunk is in memory at a time. Deletes
+// Streams an artifact's bytes from request.offset() on; one chunk is in memory at a time. Before
+// each it asks `admit`, whose error ends the stream: tokens expire. `place` may be null. Deletes
 // itself when gRPC is done with it; the arguments must live until then.
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
-    StreamExecutor& executor);
+    StreamExecutor& executor, std::function<absl::Status()> admit,
+    std::unique_ptr<DownloadLimit::Place> place);
 
 }  // namespace qpruner::server
 

@@ -214,10 +214,14 @@ absl::Status JobServiceImpl::AdmitStream(const grpc::ServerContextBase& context,
 
 grpc::ServerWriteReactor<v1::JobEvent>* JobServiceImpl::WatchJob(
     grpc::CallbackServerContext* context, const v1::WatchJobRequest* request) {
-  if (absl::Status status = AdmitStream(*context, JobName::Parse(request->name())); !status.ok()) {
+  // gRPC keeps the context until the stream is done.
+  const auto admit = [this, context, job = JobName::Parse(request->name())] {
+    return AdmitStream(*context, job);
+  };
+  if (absl::Status status = admit(); !status.ok()) {
     return RefusedStream<v1::JobEvent>::Start(status);
   }
-  return StartWatchStream(*request, store_, watches_, executor_);
+  return StartWatchStream(*request, store_, watches_, executor_, admit);
 }
 
 grpc::Status JobServiceImpl::MoveJob(
@@ -290,10 +294,17 @@ grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* JobServiceImpl::Download
   const absl::StatusOr<ArtifactName> name = ArtifactName::Parse(request->name());
   const absl::StatusOr<JobName> job =
       name.ok() ? absl::StatusOr<JobName>(name->job) : name.status();
-  if (absl::Status status = AdmitStream(*context, job); !status.ok()) {
-    return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
+  const auto admit = [this, context, job] { return AdmitStream(*context, job); };
+  absl::Status status = admit();
+  std::unique_ptr<DownloadLimit::Place> place;
+  if (status.ok() && job.ok()) {
+    absl::StatusOr<std::unique_ptr<DownloadLimit::Place>> taken =
+        download_limit_.Take(job->project);
+    status = taken.status();
+    if (taken.ok()) place = *std::move(taken);
   }
-  return StartDownloadStream(*request, store_, artifacts_, downloads_);
+  if (!status.ok()) return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
+  return StartDownloadStream(*request, store_, artifacts_, downloads_, admit, std::move(place));
 }
 
 grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext* context,

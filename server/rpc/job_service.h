@@ -9,6 +9,7 @@
 #include "server/auth/access_control.h"
 #include "server/queue/job_queue.h"
 #include "server/queue/watch_hub.h"
+#include "server/rpc/download_limit.h"
 #include "server/rpc/stream_executor.h"
 #include "server/store/job_store.h"
 #include "server/validation/job_validation.h"
@@ -92,6 +93,9 @@ class JobServiceImpl final : public JobServiceBase {
   WatchHub& watches_;
   StreamExecutor& executor_;
   StreamExecutor& downloads_;
+  // Far more than are served at once, and no more than the descriptors of a process and, with S3,
+  // some GiB of read-ahead.
+  DownloadLimit download_limit_{/*most=*/256, /*most_of_a_project=*/64};
 };
 
 }  // namespace qpruner::server

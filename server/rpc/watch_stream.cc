@@ -28,8 +28,9 @@ constexpr int kBatchSize = 64;
 class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
  public:
   WatchStream(JobName name, int64_t after_sequence, JobStore& store, WatchHub& hub,
-              StreamExecutor& executor)
+              StreamExecutor& executor, std::function<absl::Status()> admit)
       : name_(std::move(name)),
+        admit_(std::move(admit)),
         store_(store),
         hub_(hub),
         executor_(executor),
@@ -101,17 +102,19 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
     const bool closed = hub_.closed();
     std::vector<v1::JobEvent> events;
     bool at_end = false;
-    absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
-      ASSIGN_OR_RETURN(const internal::v1::JobRecord record, reader.GetJob(name_));
-      ASSIGN_OR_RETURN(events, reader.ListEvents(name_, after, kBatchSize));
-      const int64_t seen = events.empty() ? after : events.back().sequence();
-      // A job's last event is that of its final state.
-      at_end = IsFinal(record.job().state()) && seen >= record.job().last_event_sequence();
-      return absl::OkStatus();
-    });
-    if (absl::IsNotFound(status)) {
-      status = JobNotFound(name_);
-    } else if (status.ok() && closed && !at_end) {
+    absl::Status status = admit_();
+    if (status.ok()) {
+      status = store_.Read([&](StoreReader& reader) -> absl::Status {
+        ASSIGN_OR_RETURN(const internal::v1::JobRecord record, reader.GetJob(name_));
+        ASSIGN_OR_RETURN(events, reader.ListEvents(name_, after, kBatchSize));
+        const int64_t seen = events.empty() ? after : events.back().sequence();
+        // A job's last event is that of its final state.
+        at_end = IsFinal(record.job().state()) && seen >= record.job().last_event_sequence();
+        return absl::OkStatus();
+      });
+      if (absl::IsNotFound(status)) status = JobNotFound(name_);
+    }
+    if (status.ok() && closed && !at_end) {
       status = WithErrorInfo(absl::UnavailableError("The server is stopping: watch again from the "
                                                     "last sequence"),
                              "SERVER_STOPPING");
@@ -136,6 +139,7 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
   }
 
   const JobName name_;
+  const std::function<absl::Status()> admit_;
   JobStore& store_;
   WatchHub& hub_;
   StreamExecutor& executor_;
@@ -159,7 +163,8 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
 
 grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(const v1::WatchJobRequest& request,
                                                          JobStore& store, WatchHub& hub,
-                                                         StreamExecutor& executor) {
+                                                         StreamExecutor& executor,
+                                                         std::function<absl::Status()> admit) {
   std::vector<FieldViolation> violations;
   const absl::StatusOr<JobName> name = JobName::Parse(request.name());
   if (!name.ok()) violations.push_back({"name", std::string(name.status().message())});
@@ -170,7 +175,8 @@ grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(const v1::WatchJobReque
   if (!violations.empty()) {
     return RefusedStream<v1::JobEvent>::Start(BadRequestError(violations));
   }
-  auto* stream = new WatchStream(*name, request.after_sequence(), store, hub, executor);
+  auto* stream =
+      new WatchStream(*name, request.after_sequence(), store, hub, executor, std::move(admit));
   stream->Start();
   return stream;
 }
