@@ -20,6 +20,7 @@
 #include "base/write_all.h"
 #include "grpcpp/support/channel_arguments.h"
 #include "proto/grpc_status.h"
+#include "proto/status_codec.h"
 
 namespace qpruner {
 namespace {
@@ -147,7 +148,8 @@ class JobClient::Retry {
 
   // Waits and returns true if `failure` may be tried again.
   bool Again(const absl::Status& failure) {
-    if (!absl::IsUnavailable(failure)) return false;
+    const bool busy = ErrorReason(failure) == "TOO_MANY_DOWNLOADS";
+    if (!absl::IsUnavailable(failure) && !busy) return false;
     const absl::Duration delay = backoff_.Next();
     if (client_.clock_.Monotonic() + delay - good_since_ > patience_) return false;
     if (client_.options_.on_retry) client_.options_.on_retry(failure, delay);

@@ -134,6 +134,15 @@ TEST_F(JobClientTest, NeverRepeatsDeleteNorOtherCodes) {
   EXPECT_THAT(sleeper_.slept, SizeIs(0));
 }
 
+TEST_F(JobClientTest, ADownloadWaitsForItsTurn) {
+  server_.service().AddArtifact("weights", "content");
+  server_.service().Fail("DownloadArtifact", 2,
+                         ToGrpcStatus(WithErrorInfo(absl::ResourceExhaustedError("many are open"),
+                                                    "TOO_MANY_DOWNLOADS")));
+  EXPECT_TRUE(client_.DownloadArtifact(OnlyArtifact(), (folder_ / "weights").string()).ok());
+  EXPECT_EQ(server_.service().calls("DownloadArtifact"), 3);
+}
+
 TEST_F(JobClientTest, ErrorsKeepTheirDetails) {
   v1::CreateJobRequest request;
   request.mutable_job()->mutable_spec()->mutable_pruning()->set_ratio(1.5);
