@@ -17,6 +17,7 @@
 #include "server/artifacts/local_artifact_store.h"
 #include "server/queue/job_states.h"
 #include "server/queue/task_transitions.h"
+#include "server/store/faulty_sqlite_vfs.h"
 #include "server/store/sqlite_job_store.h"
 #include "server/testing/scripted_job.h"
 #include "tests/testing/simulated_clock.h"
@@ -1012,6 +1013,24 @@ TEST_F(JobQueueTest, PollsWaitAreWokenAndEnd) {
   clock_.Advance(absl::Seconds(20));
   queue_->Tick();
   ASSERT_TRUE(result);
+TEST_F(JobQueueTest, ALeaseOfAReplacedProcessEndsAsSuchOnceTheStoreIsBack) {
+  FaultySqliteVfs disk("replaced-process-test");
+  queue_.reset();
+  store_.reset();
+  store_ = OpenSqliteJobStore({.folder = folder_.path() + "/store", .vfs = disk.name()}).value();
+  Restart();
+  const JobName name = Create();
+  Register("w1", "a");
+  Acquire("w1", "a");
+  disk.FailSyncs(SQLITE_IOERR_FSYNC);
+  Register("w1", "b");
+  disk.FailSyncs(SQLITE_OK);
+  queue_->Tick();
+  EXPECT_THAT(Events(name).back().log().text(), HasSubstr("Worker w1 was restarted"));
+  queue_.reset();
+  store_.reset();
+}
+
   EXPECT_FALSE((*result)->has_lease());
 
   queue_->CancelAcquire(poll());

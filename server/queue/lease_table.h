@@ -40,6 +40,8 @@ struct HeldLease {
   absl::Duration known_since;
   absl::Duration stored_at;
   int64_t renewal_count = 0;
+  // Another process of the worker has registered: this one ends at once.
+  bool worker_replaced = false;
 };
 
 // The lease of a LEASED task, with a whole period from `now` on.

@@ -118,7 +118,8 @@ absl::Status TaskLeasing::RegisterWorker(const internal::v1::RegisterWorkerReque
   if (store_.shared()) RETURN_IF_ERROR(LearnLeasesOf(request.worker()));
   for (HeldLease& lease : leases_.TakeOfOtherProcesses(request.worker(), request.incarnation())) {
     // Tick tries again if this fails.
-    if (!Revoke(std::move(lease), Cause::kNewProcess).ok()) work_.Wake();
+    lease.worker_replaced = true;
+    if (!Revoke(std::move(lease)).ok()) work_.Wake();
   }
   return absl::OkStatus();
 }
@@ -237,20 +238,21 @@ void TaskLeasing::ExpireLeases() {
     return;
   }
   for (HeldLease& lease : leases_.TakeExpired(clock_.Monotonic())) {
-    if (Revoke(std::move(lease), Cause::kSilence).value_or(false)) observer_.OnLeaseExpired();
+    const bool silent = !lease.worker_replaced;
+    if (Revoke(std::move(lease)).value_or(false) && silent) observer_.OnLeaseExpired();
   }
 }
 
-absl::StatusOr<bool> TaskLeasing::Revoke(HeldLease lease, Cause cause) {
+absl::StatusOr<bool> TaskLeasing::Revoke(HeldLease lease) {
   const absl::Status error =
-      cause == Cause::kSilence
-          ? WithErrorInfo(absl::UnavailableError(absl::StrCat(
+      lease.worker_replaced
+          ? WithErrorInfo(
+                absl::UnavailableError(absl::StrCat("Worker ", lease.worker, " was restarted")),
+                "WORKER_RESTARTED")
+          : WithErrorInfo(absl::UnavailableError(absl::StrCat(
                               "Lease expired: worker ", lease.worker, " was not heard from for ",
                               absl::FormatDuration(options_.lease_duration))),
-                          "LEASE_EXPIRED")
-          : WithErrorInfo(
-                absl::UnavailableError(absl::StrCat("Worker ", lease.worker, " was restarted")),
-                "WORKER_RESTARTED");
+                          "LEASE_EXPIRED");
   bool revoked = false;
   std::optional<TaskRecord> renewed;
   const absl::Status status = changes_.Run(
@@ -264,7 +266,7 @@ absl::StatusOr<bool> TaskLeasing::Revoke(HeldLease lease, Cause cause) {
         if (task.state() != TaskRecord::LEASED || task.lease_token() != lease.token) {
           return absl::OkStatus();
         }
-        if (cause == Cause::kSilence && task.renewal_count() != lease.renewal_count) {
+        if (!lease.worker_replaced && task.renewal_count() != lease.renewal_count) {
           renewed = std::move(task);
           return absl::OkStatus();
         }
@@ -278,7 +280,7 @@ absl::StatusOr<bool> TaskLeasing::Revoke(HeldLease lease, Cause cause) {
   if (!status.ok()) {
     spdlog::error("the store failed: {}", status.ToString());
     lease.deadline = clock_.Monotonic();
-    if (cause == Cause::kSilence) lease.deadline += kStoreRetryInterval;
+    if (!lease.worker_replaced) lease.deadline += kStoreRetryInterval;
     leases_.Put(std::move(lease));
     return status;
   }

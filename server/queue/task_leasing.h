@@ -72,10 +72,9 @@ class TaskLeasing {
   std::optional<absl::Duration> TimeToNextDeadline();
 
  private:
-  enum class Cause { kSilence, kNewProcess };
   // Ends a lease that is already out of the table. False: it was over, or renewed at another
   // server. If the store fails, the lease goes back into the table, for Tick to try again.
-  absl::StatusOr<bool> Revoke(HeldLease lease, Cause cause);
+  absl::StatusOr<bool> Revoke(HeldLease lease);
   // Polls of workers that hold a lease: its reply was lost.
   void RedeliverLeases();
   absl::Status LeaseToPolls();
