@@ -43,6 +43,14 @@ void LeaseKeeper::Report(const EngineReply::TaskProgress& progress) {
   }
 }
 
+std::vector<v1::JobEvent::LogLine> LeaseKeeper::TakeLogs() {
+  std::lock_guard lock(mutex_);
+  std::vector<v1::JobEvent::LogLine> untold = std::exchange(sent_logs_, {});
+  untold.insert(untold.end(), logs_.begin(), logs_.end());
+  logs_.clear();
+  return untold;
+}
+
 LeaseKeeper::Loss LeaseKeeper::loss() const {
   std::lock_guard lock(mutex_);
   return loss_;
@@ -70,8 +78,8 @@ void LeaseKeeper::KeepAlive(std::stop_token stop) {
       std::lock_guard lock(mutex_);
       request.set_fraction(fraction_);
       request.set_message(message_);
-      request.mutable_logs()->Add(logs_.begin(), logs_.end());
-      logs_.clear();
+      sent_logs_ = std::exchange(logs_, {});
+      request.mutable_logs()->Add(sent_logs_.begin(), sent_logs_.end());
     }
     HeartbeatResponse response;
     grpc::ClientContext context;
@@ -86,6 +94,10 @@ void LeaseKeeper::KeepAlive(std::stop_token stop) {
     }
     if (stop.stop_requested()) return;
     if (status.ok()) {
+      {
+        std::lock_guard lock(mutex_);
+        sent_logs_.clear();
+      }
       expiry = sent + options_.lease_duration;
       if (response.desired_state() == HeartbeatResponse::ABORT) return Lose(Loss::kAbortRequested);
       if (response.desired_state() == HeartbeatResponse::RETURN) {
@@ -98,8 +110,9 @@ void LeaseKeeper::KeepAlive(std::stop_token stop) {
       spdlog::warn("heartbeat for {} {} failed: {}", lease_.job(), lease_.task(),
                    status.error_message());
       std::lock_guard lock(mutex_);
-      logs_.insert(logs_.begin(), request.logs().begin(), request.logs().end());
+      logs_.insert(logs_.begin(), sent_logs_.begin(), sent_logs_.end());
       if (logs_.size() > kMaxLogLines) logs_.resize(kMaxLogLines);
+      sent_logs_.clear();
     }
     std::unique_lock lock(mutex_);
     wake_.wait_for(lock, stop, absl::ToChronoMilliseconds(options_.heartbeat_interval),

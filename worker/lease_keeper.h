@@ -48,6 +48,9 @@ class LeaseKeeper {
 
   // What the next heartbeat tells. Log lines are told once; only the newest hundred are kept.
   void Report(const internal::v1::EngineReply::TaskProgress& progress);
+  // The lines of which no heartbeat was answered: they go with the end of the task. Call after the
+  // last Report.
+  std::vector<v1::JobEvent::LogLine> TakeLogs();
   Loss loss() const;
 
  private:
@@ -66,6 +69,8 @@ class LeaseKeeper {
   double fraction_ = 0;
   std::string message_;
   std::vector<v1::JobEvent::LogLine> logs_;
+  // Those of a heartbeat that has not been answered.
+  std::vector<v1::JobEvent::LogLine> sent_logs_;
   Loss loss_ = Loss::kNone;
 
   std::jthread thread_;  // Last: it uses all of the above.

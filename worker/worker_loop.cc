@@ -191,6 +191,7 @@ void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::sto
 
   CompleteTaskRequest request;
   *request.mutable_lease() = lease;
+  for (v1::JobEvent::LogLine& line : keeper.TakeLogs()) *request.add_logs() = std::move(line);
   if (outcome.ok()) {
     *request.mutable_result() = *std::move(outcome);
   } else if (loss == LeaseKeeper::Loss::kReturnRequested) {

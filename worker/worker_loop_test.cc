@@ -269,6 +269,17 @@ TEST_F(WorkerLoopTest, LogLinesOfAFailedHeartbeatAreToldAgain) {
   EXPECT_TRUE(server_.WaitForCompletion().has_result());
 }
 
+TEST_F(WorkerLoopTest, LogLinesThatNoHeartbeatToldComeWithTheCompletion) {
+  server_.Queue("progress");
+  server_.FailAlways("Heartbeat", grpc::StatusCode::UNAVAILABLE);
+  Start();
+  server_.WaitForCalls("Heartbeat", 20);
+  std::ofstream(folder_ / "task/outputs/go") << "";
+  const auto completion = server_.WaitForCompletion();
+  ASSERT_EQ(completion.logs_size(), 1);
+  EXPECT_EQ(completion.logs(0).text(), "a line");
+}
+
 TEST_F(WorkerLoopTest, CancelKillsTheWholeProcessGroup) {
   server_.Queue("hang");
   Start();

@@ -342,6 +342,23 @@ TEST_F(JobQueueTest, AStorageThatCannotTellCostsNoAttempt) {
   EXPECT_TRUE(queue_->CompleteTask(request).ok());
 }
 
+// What the engine says right before its end comes with the result or the error.
+TEST_F(JobQueueTest, TheLastLogLinesComeWithTheCompletion) {
+  const JobName name = Create();
+  Register();
+  internal::v1::CompleteTaskRequest request;
+  *request.mutable_lease() = Acquire().lease();
+  *request.mutable_error() = ToRpcStatus(absl::InternalError("it broke"));
+  request.add_logs()->set_text("this was tried last");
+  ASSERT_TRUE(queue_->CompleteTask(request).ok());
+  ASSERT_TRUE(queue_->CompleteTask(request).ok());
+  std::vector<std::string> lines;
+  for (const v1::JobEvent& event : Events(name)) {
+    if (event.has_log()) lines.push_back(event.log().text());
+  }
+  EXPECT_THAT(lines, ElementsAre("this was tried last", HasSubstr("it broke")));
+}
+
 TEST_F(JobQueueTest, CompletingTwiceIsOnce) {
   const JobName name = Create();
   Register();
@@ -996,23 +1013,6 @@ TEST_F(JobQueueTest, ANewProcessOfAWorkerGivesItsTasksBackAtOnce) {
   EXPECT_TRUE(Heartbeat(now).ok());
 }
 
-TEST_F(JobQueueTest, PollsWaitAreWokenAndEnd) {
-  Register();
-  internal::v1::AcquireTaskRequest request;
-  request.set_worker("w1");
-  request.set_incarnation("a");
-  request.mutable_wait_time()->set_seconds(20);
-  std::optional<absl::StatusOr<AcquireTaskResponse>> result;
-  auto poll = [&] {
-    result.reset();
-    return queue_->AcquireTask(request, [&](auto response) { result = std::move(response); });
-  };
-  poll();
-  queue_->Tick();
-  EXPECT_FALSE(result);
-  clock_.Advance(absl::Seconds(20));
-  queue_->Tick();
-  ASSERT_TRUE(result);
 TEST_F(JobQueueTest, ALeaseOfAReplacedProcessEndsAsSuchOnceTheStoreIsBack) {
   FaultySqliteVfs disk("replaced-process-test");
   queue_.reset();
@@ -1031,6 +1031,23 @@ TEST_F(JobQueueTest, ALeaseOfAReplacedProcessEndsAsSuchOnceTheStoreIsBack) {
   store_.reset();
 }
 
+TEST_F(JobQueueTest, PollsWaitAreWokenAndEnd) {
+  Register();
+  internal::v1::AcquireTaskRequest request;
+  request.set_worker("w1");
+  request.set_incarnation("a");
+  request.mutable_wait_time()->set_seconds(20);
+  std::optional<absl::StatusOr<AcquireTaskResponse>> result;
+  auto poll = [&] {
+    result.reset();
+    return queue_->AcquireTask(request, [&](auto response) { result = std::move(response); });
+  };
+  poll();
+  queue_->Tick();
+  EXPECT_FALSE(result);
+  clock_.Advance(absl::Seconds(20));
+  queue_->Tick();
+  ASSERT_TRUE(result);
   EXPECT_FALSE((*result)->has_lease());
 
   queue_->CancelAcquire(poll());

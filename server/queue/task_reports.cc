@@ -27,7 +27,7 @@ using internal::v1::HeartbeatResponse;
 using internal::v1::Lease;
 using internal::v1::TaskRecord;
 
-// Of one heartbeat.
+// Of one call.
 constexpr int kMaxLogLines = 100;
 // A line, a message, an error, one of an error's details.
 constexpr size_t kMaxTextBytes = 4096;
@@ -53,6 +53,17 @@ HeartbeatResponse Reply(const v1::CompressionJob& job) {
       : job.state() == v1::CompressionJob::PAUSING  ? HeartbeatResponse::RETURN
                                                     : HeartbeatResponse::CONTINUE);
   return response;
+}
+
+absl::Status StoreLogs(JobChange& change,
+                       const google::protobuf::RepeatedPtrField<v1::JobEvent::LogLine>& logs) {
+  for (int i = 0; i < std::min(logs.size(), kMaxLogLines); ++i) {
+    RETURN_IF_ERROR(change.Log(logs[i].severity() == v1::JobEvent::LogLine::WARNING
+                                   ? v1::JobEvent::LogLine::WARNING
+                                   : v1::JobEvent::LogLine::INFO,
+                               CutUtf8(logs[i].text(), kMaxTextBytes)));
+  }
+  return absl::OkStatus();
 }
 
 // A worker that does not obey loses the task when the lease ends: it is not renewed.
@@ -96,13 +107,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
     *task.mutable_lease_expire_time() = ToTimestamp(now + options_.lease_duration);
     RETURN_IF_ERROR(store.PutTask(task));
     if (!progress) return absl::OkStatus();
-    for (int i = 0; i < std::min(request.logs_size(), kMaxLogLines); ++i) {
-      const v1::JobEvent::LogLine& line = request.logs(i);
-      RETURN_IF_ERROR(change.Log(line.severity() == v1::JobEvent::LogLine::WARNING
-                                     ? v1::JobEvent::LogLine::WARNING
-                                     : v1::JobEvent::LogLine::INFO,
-                                 CutUtf8(line.text(), kMaxTextBytes)));
-    }
+    RETURN_IF_ERROR(StoreLogs(change, request.logs()));
     const v1::Progress& done = change.job().progress();
     RETURN_IF_ERROR(
         change.AdvanceProgress(JobFraction(change.job().stage(), done.completed_trial_count(),
@@ -236,6 +241,7 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
           bad_result = CheckOutputs(request.result());
           if (absl::IsUnavailable(bad_result)) return bad_result;
         }
+        RETURN_IF_ERROR(StoreLogs(change, request.logs()));
         LeaseEnd end{.backoff = BackoffAfter(CountedAttempts(task))};
         if (request.has_error()) {
           end.error = BoundedError(request.error());
