@@ -78,7 +78,10 @@ bool JobPlanning::PlanDirtyJobs() {
     const absl::StatusOr<JobName> job = JobName::Parse(name);
     if (!job.ok()) continue;
     const absl::StatusOr<bool> planned = Plan(*job);
-    if (!planned.ok()) {
+    if (absl::IsDataLoss(planned.status())) {
+      // It does not mend itself: looked at again when the job changes, or by the next server.
+      spdlog::error("{}: planning failed: {}", name, planned.status().ToString());
+    } else if (!planned.ok()) {
       spdlog::error("{}: planning failed, will be tried again: {}", name,
                     planned.status().ToString());
       work_.PutBack(name);

@@ -146,10 +146,10 @@ void JobQueue::LookAfterOthers() {
   // Only watchers of jobs that have changed since the last look, or are watched since then, read.
   for (const JobName& job : watched) {
     const std::string name = job.ToString();
-    const auto now = sequences.find(name);
+    const auto newest = sequences.find(name);
     const auto before = seen_sequences_.find(name);
-    const bool unchanged =
-        now != sequences.end() && before != seen_sequences_.end() && now->second == before->second;
+    const bool unchanged = newest != sequences.end() && before != seen_sequences_.end() &&
+                           newest->second == before->second;
     if (!unchanged) watches_.Notify(name);
   }
   seen_sequences_ = std::move(sequences);
