@@ -16,7 +16,10 @@ constexpr double kSecondsAhead = 30;
 void FairShares::Advance(absl::Duration now, const std::map<std::string, int>& running) {
   const double passed = absl::ToDoubleSeconds(std::max(absl::ZeroDuration(), now - now_));
   for (const auto& [project, count] : running_) {
-    if (count > 0) clocks_[project] += count * passed / policies_.Of(project).weight;
+    if (count == 0) continue;
+    // Unknown: it is here by a lease of another server.
+    clocks_.try_emplace(project, start_).first->second +=
+        count * passed / policies_.Of(project).weight;
   }
   now_ = now;
   running_ = running;

@@ -144,6 +144,18 @@ TEST(FairShares, WhoComesBackHasNoClaimForTheTimeItWantedNothing) {
   EXPECT_GT(shares.Position("new"), shares.Position("steady"));
 }
 
+TEST(FairShares, WhoIsFirstSeenAtAWorkerOfAnotherServerStartsLikeAnyOther) {
+  FairShares shares({});
+  shares.SetWaiting({"steady"});
+  shares.Advance(absl::Seconds(0), {{"steady", 1}});
+  shares.Advance(absl::Hours(10), {{"steady", 1}});
+  shares.SetWaiting({"steady"});
+  shares.Advance(absl::Hours(10), {{"steady", 1}, {"elsewhere", 1}});
+  shares.Advance(absl::Hours(10) + absl::Seconds(5), {{"steady", 1}, {"elsewhere", 1}});
+  shares.SetWaiting({"steady", "elsewhere"});
+  EXPECT_EQ(shares.Position("elsewhere"), shares.Position("steady"));
+}
+
 // ---------------------------------------------------------------------------------------------
 // Simulation: projects with endless or sudden work, workers, and time.
 
