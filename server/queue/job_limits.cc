@@ -39,7 +39,8 @@ std::optional<LimitStrike> NextLimit(const JobRecord& record) {
       at(JobLimit::kDeviceTime, as_of + left / record.leased_task_count());
     }
   }
-  if (limits.has_max_search_seconds() && record.has_searching_since() && !record.search_ended()) {
+  if (limits.has_max_search_seconds() && record.has_searching_since() &&
+      !record.search_time_over()) {
     at(JobLimit::kSearchTime,
        FromTimestamp(record.searching_since()) + absl::Seconds(limits.max_search_seconds()));
   }

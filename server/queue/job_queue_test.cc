@@ -1259,6 +1259,77 @@ TEST_F(JobQueueTest, ASearchWithoutAResultWithinTheBudgetIsNotEnded) {
   EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
 }
 
+TEST_F(JobQueueTest, ASearchThatCannotEndYetHidesNoHardLimit) {
+  const JobName name = Create(Limited([](auto& limits) {
+    limits.set_max_search_seconds(10);
+    limits.set_max_run_seconds(60);
+  }));
+  Register();
+  AcquireTaskResponse held = RunUntil("trial-1");
+  for (int i = 0; i < 5; ++i) {
+    clock_.Advance(absl::Seconds(10));
+    ASSERT_TRUE(Heartbeat(held).ok());
+    queue_->Tick();
+  }
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::RUNNING);
+  clock_.Advance(absl::Seconds(10));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+  EXPECT_THAT(Get(name).error().message(), HasSubstr("limits.max_run_seconds (60 s)"));
+}
+
+TEST_F(JobQueueTest, LimitsThatPassedTogetherStrikeTogether) {
+  const JobName name = Create(Limited([](auto& limits) {
+    limits.set_max_search_seconds(10);
+    limits.set_max_run_seconds(60);
+  }));
+  Register();
+  RunUntil("trial-1");
+  // Nobody looked in between.
+  clock_.Advance(absl::Hours(1));
+  queue_->Tick();
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+}
+
+TEST_F(JobQueueTest, SearchesThatCannotEndYetKeepNoOtherLimitWaiting) {
+  // More than one look takes, each waiting for a worker for its first trial.
+  constexpr int kJobs = 150;
+  for (int i = 0; i < kJobs; ++i) {
+    v1::CreateJobRequest request = Limited([](auto& limits) { limits.set_max_search_seconds(1); });
+    request.set_parent("projects/many");
+    Create(request);
+  }
+  Register();
+  for (int i = 0; i < kJobs; ++i) {
+    const AcquireTaskResponse held = Acquire();
+    ASSERT_EQ(held.lease().task(), "prepare") << "those are older than any trial";
+    ASSERT_TRUE(Complete(held).ok());
+  }
+  queue_->Tick();
+  const JobName other = Create(Limited([](auto& limits) { limits.set_max_queue_seconds(60); }));
+  for (int i = 0; i < 70; ++i) {
+    clock_.Advance(absl::Seconds(1));
+    queue_->Tick();
+  }
+  EXPECT_EQ(Get(other).state(), v1::CompressionJob::FAILED);
+}
+
+TEST_F(JobQueueTest, AResultAfterItsTimeEndsTheSearchAlsoWhileTheJobPauses) {
+  v1::CreateJobRequest request = Limited([](auto& limits) { limits.set_max_search_seconds(1); });
+  request.mutable_job()->mutable_spec()->mutable_search()->set_parallelism(3);
+  const JobName name = Create(request);
+  Register();
+  const AcquireTaskResponse first = RunUntil("trial-1");
+  clock_.Advance(absl::Seconds(5));
+  queue_->Tick();
+  ASSERT_TRUE(queue_->PauseJob(name).ok());
+  ASSERT_TRUE(Complete(first).ok());
+  ASSERT_TRUE(queue_->ResumeJob(name).ok());
+  queue_->Tick();
+  EXPECT_EQ(Acquire().lease().task(), "finalize");
+  EXPECT_EQ(Get(name).progress().completed_trial_count(), 3);
+}
+
 TEST_F(JobQueueTest, ProjectsShareTheWorkersByWeight) {
   JobQueueOptions options;
   options.projects.projects["heavy"].weight = 3;

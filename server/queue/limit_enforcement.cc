@@ -18,7 +18,11 @@ constexpr int kMaxJobs = 100;
 
 void LimitEnforcement::Enforce() {
   const absl::Duration now = clock_.Monotonic();
-  if (now < next_look_) return;
+  if (now < next_look_) {
+    // What has woken this thread may be a job with a limit.
+    any_limits_ = true;
+    return;
+  }
   next_look_ = now + kLookInterval;
   std::vector<JobName> struck;
   const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
@@ -27,6 +31,8 @@ void LimitEnforcement::Enforce() {
     return absl::OkStatus();
   });
   if (!status.ok()) return;  // The next look comes.
+  // There may be more.
+  if (struck.size() == kMaxJobs) next_look_ = now;
   for (const JobName& name : struck) {
     if (absl::Status done = Strike(name); !done.ok() && !absl::IsNotFound(done)) {
       spdlog::error("{}: its limit could not be enforced, will be tried again: {}", name.ToString(),
@@ -40,14 +46,17 @@ absl::Status LimitEnforcement::Strike(const JobName& name) {
       name,
       [&](StoreTransaction& store, JobChange& change, absl::Time now,
           CommitEffects& effects) -> absl::Status {
-        const std::optional<LimitStrike> strike = NextLimit(change.record());
-        if (!strike || strike->time > now) return absl::OkStatus();
-        if (strike->limit == JobLimit::kSearchTime) {
-          ASSIGN_OR_RETURN(effects.changed, EndSearch(store, change, now));
-          return absl::OkStatus();
+        // Each strike takes its limit out of those that are next: one may stand behind another.
+        std::optional<LimitStrike> strike;
+        while ((strike = NextLimit(change.record())) && strike->time <= now) {
+          effects.changed = true;
+          RETURN_IF_ERROR(strike->limit == JobLimit::kSearchTime
+                              ? EndSearch(store, change, now)
+                              : FailJob(store, change,
+                                        LimitError(strike->limit, change.job().spec().limits()),
+                                        now));
         }
-        effects.changed = true;
-        return FailJob(store, change, LimitError(strike->limit, change.job().spec().limits()), now);
+        return absl::OkStatus();
       });
 }
 

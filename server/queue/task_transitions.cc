@@ -153,6 +153,9 @@ absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord&
       if (result.trial().has_test()) *trial->mutable_test_metrics() = result.trial().test();
       *trial->mutable_end_time() = ToTimestamp(now);
       RETURN_IF_ERROR(change.PutTrial(*trial));
+      if (record.search_time_over() && !record.search_ended()) {
+        RETURN_IF_ERROR(EndSearch(store, change, now));
+      }
       return CountTrial(store, change, before, running);
     }
     case TaskResult::kFinalize:
@@ -316,28 +319,33 @@ absl::Status CompleteTask(StoreTransaction& store, JobChange& change, TaskRecord
   return FinishPause(store, change);
 }
 
-absl::StatusOr<bool> EndSearch(StoreTransaction& store, JobChange& change, absl::Time now) {
-  ASSIGN_OR_RETURN(const std::vector<v1::Trial> trials, store.ListTrials(change.name(), 0, 0));
+absl::Status EndSearch(StoreTransaction& store, JobChange& change, absl::Time now) {
   internal::v1::JobRecord& record = change.record();
+  record.set_search_time_over(true);
+  ASSIGN_OR_RETURN(const std::vector<v1::Trial> trials, store.ListTrials(change.name(), 0, 0));
   ASSIGN_OR_RETURN(const v1::ParetoFront front,
                    BuildFront(record.prepare(), change.job().spec(), trials, 0));
   const bool any = std::any_of(front.points().begin(), front.points().end(),
                                [](const v1::ParetoPoint& point) { return point.within_budget(); });
-  if (!any) return false;
+  if (!any) return absl::OkStatus();
+  int over = CompletedTrials(trials);
+  RETURN_IF_ERROR(
+      change.Log(v1::JobEvent::LogLine::INFO,
+                 absl::StrCat("limits.max_search_seconds ends the search after ", over, " of ",
+                              change.job().spec().search().max_trials(), " trials")));
   ASSIGN_OR_RETURN(std::vector<TaskRecord> tasks, store.ListTasks(change.name()));
   for (TaskRecord& task : tasks) {
-    if (task.state() != TaskRecord::QUEUED) continue;
+    // HELD: a result came while the job was PAUSING.
+    if (task.state() != TaskRecord::QUEUED && task.state() != TaskRecord::HELD) continue;
     RETURN_IF_ERROR(
         CloseTask(store, change, task, TaskRecord::CANCELLED, v1::Trial::CANCELLED, now));
+    ++over;
   }
+  record.mutable_job()->mutable_progress()->set_completed_trial_count(over);
   record.set_search_ended(true);
   // A plan that another thread or server is making would propose more.
   record.set_plan_count(record.plan_count() + 1);
-  RETURN_IF_ERROR(change.Log(
-      v1::JobEvent::LogLine::INFO,
-      absl::StrCat("limits.max_search_seconds ends the search after ", CompletedTrials(trials),
-                   " of ", change.job().spec().search().max_trials(), " trials")));
-  return true;
+  return absl::OkStatus();
 }
 
 absl::Status FailJob(StoreTransaction& store, JobChange& change, const absl::Status& error,

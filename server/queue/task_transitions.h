@@ -78,9 +78,10 @@ absl::Status CompleteTask(StoreTransaction& store, JobChange& change,
                           internal::v1::TaskRecord& task, const internal::v1::TaskResult& result,
                           double running, absl::Time now);
 
-// SEARCH goes on with the trials that run, and then with the best: those that wait are CANCELLED.
-// False, and nothing changes, as long as no result fits the budget.
-absl::StatusOr<bool> EndSearch(StoreTransaction& store, JobChange& change, absl::Time now);
+// The time of SEARCH is over: it goes on with the trials that run, and then with the best; those
+// that wait are CANCELLED. As long as no result fits the budget all goes on, and CompleteTask ends
+// the search with the first one that does.
+absl::Status EndSearch(StoreTransaction& store, JobChange& change, absl::Time now);
 
 // PENDING, RUNNING or PAUSING to FAILED; the tasks and trials that are still open are CANCELLED.
 absl::Status FailJob(StoreTransaction& store, JobChange& change, const absl::Status& error,
