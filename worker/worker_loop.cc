@@ -11,6 +11,7 @@
 #include "base/resource_name.h"
 #include "base/status_macros.h"
 #include "base/stoppable_sleep.h"
+#include "base/utf8.h"
 #include "google/protobuf/empty.pb.h"
 #include "google/protobuf/util/time_util.h"
 #include "proto/grpc_status.h"
@@ -250,7 +251,7 @@ absl::StatusOr<std::string> WorkerLoop::FetchModel(const TaskSpec& task,
       uri, folder, *cache_,
       [&keeper](const std::string& line) {
         EngineReply::TaskProgress progress;
-        progress.set_message(line);
+        progress.set_message(ToUtf8(line));
         keeper.Report(progress);
       },
       stop);

@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "base/utf8.h"
 #include "proto/message_stream.h"
 #include "proto/status_codec.h"
 #include "qpruner/internal/v1/engine.pb.h"
@@ -53,12 +54,12 @@ class BeatingReporter final : public ProgressReporter {
   void Report(double fraction, const std::string& message) override {
     std::lock_guard lock(mutex_);
     progress_.set_fraction(fraction);
-    progress_.set_message(message);
+    progress_.set_message(ToUtf8(message));
   }
   void Log(const std::string& text, bool warning) override {
     std::lock_guard lock(mutex_);
     auto& line = *progress_.add_logs();
-    line.set_text(text);
+    line.set_text(ToUtf8(text));
     line.set_severity(warning ? v1::JobEvent::LogLine::WARNING : v1::JobEvent::LogLine::INFO);
   }
 
