@@ -28,6 +28,7 @@
 #include "server/queue/watch_hub.h"
 #include "server/retention/retention_sweep.h"
 #include "server/retention/retention_thread.h"
+#include "server/rpc/event_reads.h"
 #include "server/rpc/job_service.h"
 #include "server/rpc/stream_executor.h"
 #include "server/rpc/worker_service.h"
@@ -47,7 +48,9 @@ constexpr int kMaxReplyBytes = 16 << 20;
 constexpr absl::Duration kMinPingInterval = absl::Seconds(10);
 constexpr absl::Duration kKeepaliveTime = absl::Seconds(60);
 constexpr absl::Duration kKeepaliveTimeout = absl::Seconds(20);
-constexpr int kStreamThreads = 2;
+// Of the reads for watchers. Those of a database wait for the network.
+constexpr int kEventReadThreads = 2;
+constexpr int kEventReadThreadsOfDatabase = 8;
 // Threads of unary calls that stay for the next call. gRPC's own bound of 2 has it start and end a
 // thread for most calls, which costs more than the call.
 constexpr int kIdleCallThreads = 64;
@@ -114,7 +117,7 @@ struct Server::Parts {
   ServerMetrics metrics;
   std::unique_ptr<JobQueue> queue;
   std::unique_ptr<RetentionSweep> sweep;
-  std::unique_ptr<StreamExecutor> executor;
+  std::unique_ptr<EventReads> events;
   std::unique_ptr<StreamExecutor> downloads;
   std::unique_ptr<AccessControl> access;
   std::unique_ptr<JobServiceImpl> job_service;
@@ -201,11 +204,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
                                              *p.proposer, p.watches, p.metrics));
   p.sweep = std::make_unique<RetentionSweep>(p.options.retention, *p.store, *p.artifacts, *p.queue,
                                              p.metrics, clock);
-  p.executor = std::make_unique<StreamExecutor>(kStreamThreads);
+  p.events = std::make_unique<EventReads>(
+      ReadStoredEvents(*p.store, p.watches),
+      p.store->shared() ? kEventReadThreadsOfDatabase : kEventReadThreads);
   p.downloads = std::make_unique<StreamExecutor>(kDownloadThreads);
-  p.job_service = std::make_unique<JobServiceImpl>(p.options.validation, p.options.version,
-                                                   *p.queue, *p.store, *p.artifacts, p.watches,
-                                                   *p.executor, *p.downloads, *p.access);
+  p.job_service =
+      std::make_unique<JobServiceImpl>(p.options.validation, p.options.version, *p.queue, *p.store,
+                                       *p.artifacts, p.watches, *p.events, *p.downloads, *p.access);
   p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access);
 
   grpc::EnableDefaultHealthCheckService(true);

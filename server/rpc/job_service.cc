@@ -221,7 +221,7 @@ grpc::ServerWriteReactor<v1::JobEvent>* JobServiceImpl::WatchJob(
   if (absl::Status status = admit(); !status.ok()) {
     return RefusedStream<v1::JobEvent>::Start(status);
   }
-  return StartWatchStream(*request, store_, watches_, executor_, admit);
+  return StartWatchStream(*request, events_, watches_, admit);
 }
 
 grpc::Status JobServiceImpl::MoveJob(

@@ -10,6 +10,7 @@
 #include "server/queue/job_queue.h"
 #include "server/queue/watch_hub.h"
 #include "server/rpc/download_limit.h"
+#include "server/rpc/event_reads.h"
 #include "server/rpc/stream_executor.h"
 #include "server/store/job_store.h"
 #include "server/validation/job_validation.h"
@@ -24,8 +25,8 @@ using JobServiceBase = v1::JobService::WithCallbackMethod_WatchJob<
 class JobServiceImpl final : public JobServiceBase {
  public:
   JobServiceImpl(JobValidationOptions validation, std::string version, JobQueue& queue,
-                 JobStore& store, ArtifactStore& artifacts, WatchHub& watches,
-                 StreamExecutor& executor, StreamExecutor& downloads, AccessControl& access)
+                 JobStore& store, ArtifactStore& artifacts, WatchHub& watches, EventReads& events,
+                 StreamExecutor& downloads, AccessControl& access)
       : validation_(std::move(validation)),
         version_(std::move(version)),
         access_(access),
@@ -33,7 +34,7 @@ class JobServiceImpl final : public JobServiceBase {
         store_(store),
         artifacts_(artifacts),
         watches_(watches),
-        executor_(executor),
+        events_(events),
         downloads_(downloads) {}
 
   grpc::Status CreateJob(grpc::ServerContext* context, const v1::CreateJobRequest* request,
@@ -91,7 +92,7 @@ class JobServiceImpl final : public JobServiceBase {
   JobStore& store_;
   ArtifactStore& artifacts_;
   WatchHub& watches_;
-  StreamExecutor& executor_;
+  EventReads& events_;
   StreamExecutor& downloads_;
   // Far more than are served at once, and no more than the descriptors of a process and, with S3,
   // some GiB of read-ahead.
