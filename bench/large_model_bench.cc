@@ -16,6 +16,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/durable_file.h"
 #include "bench/anonymous_peak.h"
 #include "bench/synthetic_model.h"
@@ -93,7 +94,7 @@ absl::Status Work(const std::string& folder, int64_t limit_bytes, const Syntheti
                      2 * 3 * shape.hidden * shape.intermediate;
   std::printf("a block: %.1f MiB as stored (bfloat16), %.1f MiB in float32\n",
               static_cast<double>(block) / kMib, 2 * static_cast<double>(block) / kMib);
-  TaskRunner runner(at::kCPU);
+  TaskRunner runner(at::kCPU, RealClock());
   TaskSpec task = Task(model, limit_bytes);
   task.mutable_prepare();
   const auto prepared = Run(runner, task, folder, "prepare");

@@ -112,6 +112,11 @@ TEST(ParetoPlotTest, DegenerateFronts) {
 TEST(ReportTest, Golden) {
   const ExampleJob example = MakeExampleJob();
   ExpectGolden("report_unicode.txt", FormatReport(example.job.report(), kUnicode));
+  // A GPU's memory is a column where there is one.
+  v1::JobReport on_gpu = example.job.report();
+  on_gpu.mutable_task_uses(1)->set_peak_device_memory_bytes(int64_t{3} << 30);
+  EXPECT_THAT(FormatReport(on_gpu, kAscii), testing::HasSubstr("peak device memory"));
+  EXPECT_THAT(FormatReport(on_gpu, kAscii), testing::HasSubstr("3.00 GiB"));
   ExpectGolden("report_ascii.txt", FormatReport(example.job.report(), kAscii));
   ExpectGolden("precisions.txt", FormatPrecisionMap(example.trials[9], kUnicode));
   EXPECT_TRUE(IsAscii(FormatReport(example.job.report(), kAscii)));

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/time.h"
 
 namespace qpruner {
 namespace {
@@ -114,6 +115,42 @@ std::string FormatTasks(const v1::JobReport& report, const TextStyle& style) {
                                         std::vector<std::string>(rows.size()), style));
 }
 
+// What PREPARE, all trials together and FINALIZE took. Empty if the report does not tell.
+std::string FormatUses(const v1::JobReport& report, const TextStyle& style) {
+  struct Sum {
+    std::string title;
+    int tasks = 0;
+    double seconds = 0;
+    int64_t host_bytes = 0;
+    int64_t device_bytes = 0;
+  };
+  std::vector<Sum> sums;
+  bool device = false;
+  for (const v1::TaskUse& use : report.task_uses()) {
+    const bool trial = absl::StartsWith(use.task(), "trial-");
+    const std::string title = trial ? "trials" : Printable(use.task());
+    if (sums.empty() || sums.back().title != title) sums.push_back({title});
+    Sum& sum = sums.back();
+    ++sum.tasks;
+    sum.seconds += use.seconds();
+    sum.host_bytes = std::max(sum.host_bytes, use.peak_host_memory_bytes());
+    sum.device_bytes = std::max(sum.device_bytes, use.peak_device_memory_bytes());
+    device = device || use.peak_device_memory_bytes() > 0;
+  }
+  if (sums.empty()) return "";
+  std::vector<std::string> header = {"", "time", "peak host memory"};
+  if (device) header.push_back("peak device memory");
+  std::vector<std::vector<std::string>> rows;
+  const auto bytes = [](int64_t count) { return count > 0 ? FormatBytes(count) : "-"; };
+  for (const Sum& sum : sums) {
+    rows.push_back({sum.title == "trials" ? absl::StrCat(sum.tasks, " trials") : sum.title,
+                    FormatElapsed(absl::Seconds(sum.seconds)), bytes(sum.host_bytes)});
+    if (device) rows.back().push_back(bytes(sum.device_bytes));
+  }
+  return absl::StrCat("\n", FormatTable(header, rows, std::vector<bool>(rows.size()),
+                                        std::vector<std::string>(rows.size()), style));
+}
+
 }  // namespace
 
 std::string Sparkline(const std::vector<double>& values, const TextStyle& style) {
@@ -131,8 +168,11 @@ std::string Sparkline(const std::vector<double>& values, const TextStyle& style)
 }
 
 std::string FormatReport(const v1::JobReport& report, const TextStyle& style) {
-  const std::vector<std::string> header = {"",     "weights",    "size",
-                                           "bits", "perplexity", "KL to original"};
+  std::vector<std::string> header = {"", "weights", "size", "bits", "perplexity", "KL to original"};
+  const bool timed = std::any_of(
+      report.rows().begin(), report.rows().end(),
+      [](const v1::JobReport::Row& row) { return row.metrics().tokens_per_second() > 0; });
+  if (timed) header.push_back("tokens/s");
   std::vector<std::vector<std::string>> rows;
   std::vector<bool> marks;
   std::vector<std::string> remarks;
@@ -147,13 +187,17 @@ std::string FormatReport(const v1::JobReport& report, const TextStyle& style) {
              : "-",
          m.average_bits() > 0 ? absl::StrFormat("%.2f", m.average_bits()) : "-",
          FormatPerplexity(m.perplexity()), FormatQuality(m.kl_divergence())});
+    if (timed) {
+      rows.back().push_back(
+          m.tokens_per_second() > 0 ? absl::StrFormat("%.0f", m.tokens_per_second()) : "-");
+    }
     marks.push_back(IsResult(row.label()));
     remarks.push_back(row.adapter_bytes() > 0
                           ? absl::StrCat("  + ", FormatBytes(row.adapter_bytes()), " adapter")
                           : "");
   }
-  std::string out =
-      absl::StrCat(FormatTable(header, rows, marks, remarks, style), FormatTasks(report, style));
+  std::string out = absl::StrCat(FormatTable(header, rows, marks, remarks, style),
+                                 FormatTasks(report, style), FormatUses(report, style));
 
   // What else there is to say.
   std::vector<std::string> facts;

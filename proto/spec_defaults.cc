@@ -95,6 +95,7 @@ void FillDefaults(v1::CompressionSpec& spec) {
   v1::Evaluation& evaluation = *spec.mutable_evaluation();
   FillDataset(*evaluation.mutable_dataset());
   QPRUNER_DEFAULT(evaluation, sequence_length, 512);
+  QPRUNER_DEFAULT(evaluation, stride, evaluation.sequence_length());
   QPRUNER_DEFAULT(evaluation, max_selection_tokens, 8192);
   QPRUNER_DEFAULT(evaluation, max_test_tokens, 16384);
   for (v1::EvaluationTask& task : *evaluation.mutable_tasks()) QPRUNER_DEFAULT(task, limit, 0);

@@ -212,19 +212,19 @@ TEST_F(WorkerLoopTest, TasksOfOneJobShareEngineAndCache) {
   server_.Queue("copy", "projects/p/jobs/j", {a});
   server_.Queue("copy", "projects/p/jobs/other", {a});
   Start();
-  const auto first = server_.WaitForCompletion(1).result().trial();
-  const auto second = server_.WaitForCompletion(2).result().trial();
-  const auto other = server_.WaitForCompletion(3).result().trial();
-  EXPECT_EQ(first.peak_device_memory_bytes(), second.peak_device_memory_bytes());
-  EXPECT_EQ(second.selection().token_count(), 2);
-  EXPECT_NE(other.peak_device_memory_bytes(), first.peak_device_memory_bytes());
+  const auto first = server_.WaitForCompletion(1).result();
+  const auto second = server_.WaitForCompletion(2).result();
+  const auto other = server_.WaitForCompletion(3).result();
+  EXPECT_EQ(first.use().peak_host_memory_bytes(), second.use().peak_host_memory_bytes());
+  EXPECT_EQ(second.trial().selection().token_count(), 2);
+  EXPECT_NE(other.use().peak_host_memory_bytes(), first.use().peak_host_memory_bytes());
   EXPECT_EQ(server_.calls("FetchArtifact"), 1);
 }
 
 TEST_F(WorkerLoopTest, TheEnginesThreadsAreToldToSleepWhileTheyWait) {
   server_.Queue("copy");
   Start();
-  const int64_t engine = server_.WaitForCompletion().result().trial().peak_device_memory_bytes();
+  const int64_t engine = server_.WaitForCompletion().result().use().peak_host_memory_bytes();
   std::ifstream file("/proc/" + std::to_string(engine) + "/environ");
   const std::string environment(std::istreambuf_iterator<char>(file), {});
   EXPECT_THAT(environment, HasSubstr("OMP_WAIT_POLICY="));
@@ -391,8 +391,8 @@ TEST_F(WorkerLoopTest, AnErrorOfTheTaskIsPassedOnAndTheEngineStays) {
   const CompleteTaskRequest completion = server_.WaitForCompletion(2);
   EXPECT_EQ(CodeOf(completion), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(completion.error().message(), "No such architecture");
-  EXPECT_EQ(server_.WaitForCompletion(1).result().trial().peak_device_memory_bytes(),
-            server_.WaitForCompletion(3).result().trial().peak_device_memory_bytes());
+  EXPECT_EQ(server_.WaitForCompletion(1).result().use().peak_host_memory_bytes(),
+            server_.WaitForCompletion(3).result().use().peak_host_memory_bytes());
 }
 
 TEST_F(WorkerLoopTest, ACorruptDownloadIsFetchedAgain) {

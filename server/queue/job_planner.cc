@@ -104,6 +104,9 @@ v1::JobReport BuildReport(const JobView& view, int64_t budget_bytes) {
     }
   }
   *report.mutable_fine_tune_curve() = finalize.curve();
+  for (const TaskRecord& task : view.tasks) {
+    if (task.has_use()) *report.add_task_uses() = task.use();
+  }
   return report;
 }
 

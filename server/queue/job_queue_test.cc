@@ -212,6 +212,12 @@ TEST_F(JobQueueTest, AJobRunsFromCreationToItsReport) {
   // 8 bits on average of 6 x 8000 weights, and 1000 bytes outside.
   EXPECT_EQ(job.report().budget_bytes(), 49000);
   EXPECT_LE(job.report().rows(5).metrics().weight_bytes(), 49000);
+  std::vector<std::string> used;
+  for (const v1::TaskUse& use : job.report().task_uses()) {
+    used.push_back(use.task());
+    EXPECT_EQ(use.peak_host_memory_bytes(), 1 << 20);
+  }
+  EXPECT_EQ(used, tasks);
   // Every event has its number, and the last one is the final state.
   const std::vector<v1::JobEvent> events = Events(name);
   for (size_t i = 0; i < events.size(); ++i) {

@@ -136,6 +136,8 @@ absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord&
   task.set_state(TaskRecord::SUCCEEDED);
   task.set_fraction(1);
   task.clear_error();
+  *task.mutable_use() = result.use();
+  task.mutable_use()->set_task(task.task_id());
   *task.mutable_end_time() = ToTimestamp(now);
   RETURN_IF_ERROR(store.PutTask(task));
   internal::v1::JobRecord& record = change.record();

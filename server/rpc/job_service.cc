@@ -94,6 +94,7 @@ absl::Status DoListJobs(JobStore& store, const Principal& caller,
   for (internal::v1::JobRecord& record : page.jobs) {
     if (record.job().has_report()) {
       record.mutable_job()->mutable_report()->clear_fine_tune_curve();
+      record.mutable_job()->mutable_report()->clear_task_uses();
     }
     *response.add_jobs() = std::move(*record.mutable_job());
   }

@@ -589,6 +589,11 @@ void CheckSpec(FieldChecker& check, const v1::CompressionSpec& spec, const std::
   const v1::Evaluation& evaluation = spec.evaluation();
   CheckDataset(check, "job.spec.evaluation.dataset", evaluation.dataset(), options);
   check.Range("job.spec.evaluation.sequence_length", evaluation.sequence_length(), 16, 8192);
+  if (evaluation.stride() < 1 || evaluation.stride() > evaluation.sequence_length()) {
+    check.Fail("job.spec.evaluation.stride",
+               absl::StrCat("must be from 1 to sequence_length (", evaluation.sequence_length(),
+                            "), is ", evaluation.stride()));
+  }
   check.Range("job.spec.evaluation.max_selection_tokens", evaluation.max_selection_tokens(), 256,
               1'000'000);
   check.Range("job.spec.evaluation.max_test_tokens", evaluation.max_test_tokens(), 256, 10'000'000);

@@ -336,6 +336,10 @@ TEST(JobValidation, EveryRuleNamesItsFieldAndTheValue) {
          s.mutable_export_()->set_adapter(v1::Export::BESIDE);
          s.mutable_fine_tune()->set_steps(0);
        }},
+      {"job.spec.evaluation.stride", "1 to sequence_length (512), is 513",
+       [](auto&, auto& s) { s.mutable_evaluation()->set_stride(513); }},
+      {"job.spec.evaluation.stride", "1 to sequence_length (512), is 0",
+       [](auto&, auto& s) { s.mutable_evaluation()->set_stride(0); }},
       {"job.spec.evaluation.compute_type", "not a value this server knows: 7",
        [](auto&, auto& s) {
          s.mutable_evaluation()->set_compute_type(static_cast<v1::Evaluation::ComputeType>(7));

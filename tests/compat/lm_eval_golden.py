@@ -4,7 +4,8 @@
 Rows of every kind that the engine reads, written for this purpose, through lm-eval's own task definitions
 (for rows of published data sets; only where the rows come from is replaced) or a plain one (for
 {query, choices, gold} and {context_options, continuation, gold}). Kept of each item: the requests as lm-eval
-makes them, their log-likelihoods, and the metrics; of each task the means and their standard errors.
+makes them, their log-likelihoods, and the metrics; of each task the means and their standard errors. And a text
+of its own in rolling windows: the windows, and the log-likelihood of the whole (loglikelihood_rolling).
 
     lm_eval_golden.py                       writes the golden file
     lm_eval_golden.py MODEL ITEMS.jsonl SCORES.jsonl
@@ -20,7 +21,9 @@ import tempfile
 import lm_eval
 import torch
 import yaml
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -143,16 +146,39 @@ def evaluate(model, kind, rows, folder):
     }
 
 
-def load(folder):
+def load(folder, **options):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, **options)
+
+
+def rolling():
+    """Windows for several sizes, and log-likelihoods by lm-eval's own loglikelihood_rolling (one token of context)."""
+    # Without the tokenizer's own bos: lm-eval puts its prefix token, the same one, in front.
+    model = load(MODEL, max_length=64, add_bos_token=False)
+    ids = [model.prefix_token_id] + model.tok_encode(LONG)
+    sizes = []
+    for max_seq_len, context_len in [(64, 1), (64, 33), (100, 99), (2048, 1)]:
+        # First token, first predicted one, one past the last.
+        bounds, predicted = [], 1
+        for window in get_rolling_token_windows(ids[1:], ids[0], max_seq_len, context_len):
+            context, continuation = make_disjoint_window(window)
+            begin, end = predicted - len(context), predicted + len(continuation)
+            assert context + continuation == ids[begin:end]
+            bounds += [begin, predicted, end]
+            predicted = end
+        assert predicted == len(ids)
+        sizes.append({"max_seq_len": max_seq_len, "context_len": context_len, "bounds": str(bounds)})
+    request = Instance("loglikelihood_rolling", {}, (LONG,), 0)
+    return {"text": LONG, "ids": str(ids), "sizes": sizes, "max_length": 64,
+            "log_likelihood": model.loglikelihood_rolling([request])[0]}
 
 
 def write_golden():
     model = load(MODEL)
     with tempfile.TemporaryDirectory() as folder:
         golden = {"made_by": "tests/compat/lm_eval_golden.py", "lm_eval": lm_eval.__version__}
+        golden["rolling"] = rolling()
         golden["tasks"] = {kind: evaluate(model, kind, rows, folder) for kind, rows in ROWS.items()}
     (ROOT / "tests/golden/lm_eval_stories260k.json").write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/time/clock.h"
 #include "google/protobuf/util/time_util.h"
 #include "gtest/gtest.h"
@@ -47,6 +48,17 @@ TEST(Service, CompressesTheShippedModelWithinItsBudget) {
   for (const char* label :
        {"original", "pruned", "uniform-4", "uniform-8", "chosen", "fine-tuned"}) {
     ASSERT_NE(FindRow(job, label), nullptr) << label;
+  }
+  for (const v1::JobReport::Row& row : job.report().rows()) {
+    if (!absl::StartsWith(row.label(), "uniform-")) {
+      EXPECT_GT(row.metrics().tokens_per_second(), 0) << row.label();
+    }
+  }
+  EXPECT_EQ(job.report().task_uses_size(), job.progress().trial_count() + 2);
+  for (const v1::TaskUse& use : job.report().task_uses()) {
+    EXPECT_GT(use.seconds(), 0) << use.task();
+    EXPECT_GT(use.peak_host_memory_bytes(), int64_t{16} << 20) << use.task();
+    EXPECT_EQ(use.peak_device_memory_bytes(), 0) << use.task();
   }
   EXPECT_LE(FindRow(job, "chosen")->metrics().weight_bytes(), job.report().budget_bytes());
   EXPECT_LT(FindRow(job, "fine-tuned")->metrics().perplexity(),

@@ -30,6 +30,8 @@ absl::StatusOr<std::string> JobOutcome(v1::JobService::StubInterface& jobs,
       trial.clear_attempt_count();
       trial.clear_start_time();
       trial.clear_end_time();
+      trial.mutable_metrics()->clear_tokens_per_second();
+      if (trial.has_test_metrics()) trial.mutable_test_metrics()->clear_tokens_per_second();
       absl::StrAppend(&text, trial.ShortDebugString(), "\n");
     }
   }
@@ -52,7 +54,11 @@ absl::StatusOr<std::string> JobOutcome(v1::JobService::StubInterface& jobs,
     v1::CompressionJob job;
     request.set_name(name);
     RETURN_IF_ERROR(FromGrpcStatus(jobs.GetJob(&context, request, &job)));
-    for (v1::JobReport::Row& row : *job.mutable_report()->mutable_rows()) row.clear_trial();
+    for (v1::JobReport::Row& row : *job.mutable_report()->mutable_rows()) {
+      row.clear_trial();
+      row.mutable_metrics()->clear_tokens_per_second();
+    }
+    job.mutable_report()->clear_task_uses();
     job.mutable_report()->clear_chosen_trial();
     absl::StrAppend(&text, job.report().DebugString());
   }

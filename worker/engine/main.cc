@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "base/clock.h"
 #include "base/utf8.h"
 #include "proto/message_stream.h"
 #include "proto/status_codec.h"
@@ -175,7 +176,7 @@ int Main(int argc, char** argv) {
   }
   if (!agent.Write(hello).ok()) return 1;
 
-  TaskRunner runner(*device);
+  TaskRunner runner(*device, RealClock());
   while (true) {
     EngineRequest request;
     if (absl::Status status = agent.Read(request); !status.ok()) {

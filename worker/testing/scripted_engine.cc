@@ -48,7 +48,7 @@ void Copy(const EngineRequest& request, EngineReply& reply) {
     output->set_size_bytes(static_cast<int64_t>(fs::file_size(to)));
   }
   // Tells the tests which process answered, and how often it had worked.
-  reply.mutable_result()->mutable_trial()->set_peak_device_memory_bytes(getpid());
+  reply.mutable_result()->mutable_use()->set_peak_host_memory_bytes(getpid());
   reply.mutable_result()->mutable_trial()->mutable_selection()->set_token_count(
       request.request_id());
 }

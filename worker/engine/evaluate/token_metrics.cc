@@ -23,6 +23,10 @@ double TokenMetrics::top1_agreement() const {
              : static_cast<double>(top1_agreement_sum) / static_cast<double>(token_count);
 }
 
+double TokenMetrics::tokens_per_second() const {
+  return seconds > 0 ? static_cast<double>(read_tokens) / seconds : 0;
+}
+
 TokenMetrics Evaluate(const std::vector<TokenBatch>& batches, const std::vector<at::Tensor>& hidden,
                       const at::Tensor& head, const ReferenceStates* reference, bool plain) {
   at::NoGradGuard no_grad;

@@ -15,17 +15,22 @@ namespace qpruner::engine {
 
 // Sums over predicted tokens. Natural logarithms.
 struct TokenMetrics {
-  int64_t token_count = 0;  // A sequence of n tokens predicts n - 1.
+  int64_t token_count = 0;  // A window of n tokens predicts n - context.
   double nll_sum = 0;       // -log p(token)
   // Against the reference; 0 without one.
   bool has_reference = false;
   double kl_sum = 0;               // KL(reference || model) over the vocabulary
   int64_t top1_agreement_sum = 0;  // Tokens where both have the same most likely next token.
 
+  // Of the measurement, where it was timed; else 0.
+  int64_t read_tokens = 0;  // Of all windows, without padding.
+  double seconds = 0;       // Wall time of forward pass and head.
+
   double mean_nll() const;
   double perplexity() const;      // exp(mean_nll())
   double mean_kl() const;         // nats a token
   double top1_agreement() const;  // 0 to 1
+  double tokens_per_second() const;
 };
 
 // Final hidden states of the reference over the same batches, and its head.

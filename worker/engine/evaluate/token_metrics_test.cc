@@ -10,6 +10,7 @@
 #include <cstdlib>
 
 #include "base/durable_file.h"
+#include "nlohmann/json.hpp"
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/texts/dataset.h"
 
@@ -118,6 +119,44 @@ void ExpectPerplexity(const std::string& folder, int64_t token_count, double per
   EXPECT_NEAR(metrics.perplexity(), perplexity, 0.0005 * perplexity);
   std::printf("%s: %lld tokens, perplexity %.4f\n", folder.c_str(),
               static_cast<long long>(metrics.token_count), metrics.perplexity());
+}
+
+// Windows and log-likelihood of lm-eval: tests/compat/lm_eval_golden.py.
+TEST(PerplexityTest, RollsAsLmEvalDoes) {
+  const auto file = ReadFile("tests/golden/lm_eval_stories260k.json", 1 << 20);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const nlohmann::json golden = nlohmann::json::parse(*file).at("rolling");
+  const std::string folder = "data/models/stories260k";
+  const auto checkpoint = Checkpoint::Open(folder);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const auto tokenizer = Tokenizer::Open(folder, (*checkpoint)->config().vocab_size);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const auto ids = (*tokenizer)->EncodeDocument(golden.at("text").get<std::string>());
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  // Lists as strings: one line each.
+  const auto list = [](const nlohmann::json& text) {
+    return nlohmann::json::parse(text.get<std::string>());
+  };
+  ASSERT_EQ(*ids, list(golden.at("ids")).get<TokenIds>());
+  const auto rolling = [&](int64_t max_seq_len, int64_t context_len) {
+    return RollingWindows(*ids, max_seq_len + 1, max_seq_len + 1 - context_len);
+  };
+  for (const nlohmann::json& expected : golden.at("sizes")) {
+    const auto bounds = list(expected.at("bounds")).get<std::vector<int64_t>>();
+    std::vector<Window> windows;
+    for (size_t i = 0; i + 2 < bounds.size(); i += 3) {
+      windows.push_back(
+          {{ids->begin() + bounds[i], ids->begin() + bounds[i + 2]}, bounds[i + 1] - bounds[i]});
+    }
+    EXPECT_EQ(rolling(expected.at("max_seq_len"), expected.at("context_len")), windows);
+  }
+  const auto source = MakeCheckpointSource(*checkpoint, at::kCPU, at::kFloat);
+  const TokenMetrics metrics =
+      EvaluateModel(*source, BatchWindows(rolling(golden.at("max_length"), 1)));
+  EXPECT_EQ(metrics.token_count, static_cast<int64_t>(ids->size()) - 1);
+  // Both in float32: sums of hundreds of terms, each within 1e-6 of the other's.
+  const auto log_likelihood = golden.at("log_likelihood").get<double>();
+  EXPECT_NEAR(-metrics.nll_sum, log_likelihood, 1e-5 * std::abs(log_likelihood));
 }
 
 TEST(PerplexityTest, Stories260kAgreesWithTransformers) {

@@ -28,7 +28,7 @@ std::vector<std::vector<double>> MeasureVariants(
   int64_t tokens = 0;
   for (const TokenBatch& batch : batches) {
     longest = std::max(longest, batch.ids.size(1));
-    tokens += (batch.lengths - 1).sum().item<int64_t>();
+    tokens += batch.predicted_tokens();
   }
   TORCH_CHECK(tokens > 0, "Divergences need calibration samples");
   const RotaryTables rotary = MakeRotaryTables(config, longest, source.device(), source.dtype());

@@ -83,9 +83,14 @@ ModelCard MakeCard(const ExportContext& context, const QuantizedSource& base,
   card.base_model = spec.model().uri();
   card.pruning = DescribePruning(spec.pruning());
   card.quantization = DescribeQuantization(spec.quantization(), base.assignment(), context.bytes);
-  card.evaluation = absl::StrCat("the test share of ", spec.evaluation().dataset().uri(), ", ",
-                                 result.chosen_test().token_count(),
-                                 " predicted tokens; the KL divergence is to the original model");
+  const v1::Evaluation& evaluation = spec.evaluation();
+  card.evaluation = absl::StrCat(
+      "the test share of ", evaluation.dataset().uri(), ", ", result.chosen_test().token_count(),
+      " predicted tokens in windows of ", evaluation.sequence_length(),
+      evaluation.stride() < evaluation.sequence_length()
+          ? absl::StrCat(" that begin every ", evaluation.stride(), ", each token predicted once")
+          : "",
+      "; the KL divergence is to the original model");
   card.rows.push_back(CardRow("quantized", result.chosen_test()));
   if (context.adapter != nullptr) {
     card.fine_tuning =

@@ -19,6 +19,7 @@
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/spec_mapping.h"
+#include "worker/engine/tasks/task_use.h"
 
 namespace qpruner::engine {
 
@@ -45,7 +46,7 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
                                            const FinalizeTask& task, const PreparedModel& model,
                                            const std::string& input_dir,
                                            const std::string& builtin_dir,
-                                           const std::string& output_dir,
+                                           const std::string& output_dir, Clock& clock,
                                            ProgressReporter& progress) {
   FinalizeResult result;
   const ModelConfig& config = model.source->config();
@@ -69,8 +70,10 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
     {
       const Phase phase(progress, from, middle, absl::StrCat("measuring the ", label, " model"));
       metrics =
-          PackedMetrics(bytes, EvaluateModel(source, model.reference.test.batches, &test_states,
-                                             phase.Blocks(config.num_blocks())));
+          PackedMetrics(bytes, Timed(clock, model.reference.test.batches, [&] {
+                          return EvaluateModel(source, model.reference.test.batches, &test_states,
+                                               phase.Blocks(config.num_blocks()));
+                        }));
     }
     if (tasks.empty()) return absl::OkStatus();
     return ScoreJobTasks(
@@ -80,7 +83,8 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
   };
   const auto measure_quietly = [&](WeightSource& weights) {
     CastSource source(weights, dtype);
-    return EvaluateModel(source, model.reference.test.batches, &test_states);
+    return Timed(clock, model.reference.test.batches,
+                 [&] { return EvaluateModel(source, model.reference.test.batches, &test_states); });
   };
   ASSIGN_OR_RETURN(const auto base,
                    QuantizedSource::Create(*model.source, assignment,

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/clock.h"
 #include "qpruner/internal/v1/task.pb.h"
 #include "worker/engine/tasks/prepared_model.h"
 #include "worker/engine/tasks/progress.h"
@@ -19,7 +20,7 @@ namespace qpruner::engine {
 absl::StatusOr<internal::v1::FinalizeResult> RunFinalize(
     const v1::CompressionSpec& spec, const internal::v1::FinalizeTask& task,
     const PreparedModel& model, const std::string& input_dir, const std::string& builtin_dir,
-    const std::string& output_dir, ProgressReporter& progress);
+    const std::string& output_dir, Clock& clock, ProgressReporter& progress);
 
 }  // namespace qpruner::engine
 

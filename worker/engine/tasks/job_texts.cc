@@ -100,15 +100,15 @@ absl::StatusOr<JobTexts> ReadJobTexts(const v1::CompressionSpec& spec, const Tex
 
   auto evaluation = library.Open(spec.evaluation().dataset());
   if (!evaluation.ok()) return About("evaluation", evaluation.status());
-  const auto documents = [&](Share share, int64_t tokens) {
+  const auto windows = [&](Share share, int64_t tokens) {
     return (*evaluation)
-        ->Documents(share, limits.evaluation_length, tokens,
-                    std::min(tokens, kMinEvaluationTokens));
+        ->Windows(share, limits.evaluation_length, limits.evaluation_stride, tokens,
+                  std::min(tokens, kMinEvaluationTokens));
   };
-  auto selection = documents(Share::kSelection, limits.selection_tokens);
+  auto selection = windows(Share::kSelection, limits.selection_tokens);
   if (!selection.ok()) return About("evaluation", selection.status());
   texts.selection = *std::move(selection);
-  auto test = documents(Share::kTest, limits.test_tokens);
+  auto test = windows(Share::kTest, limits.test_tokens);
   if (!test.ok()) return About("evaluation", test.status());
   texts.test = *std::move(test);
 

@@ -11,14 +11,15 @@
 #include "qpruner/v1/spec.pb.h"
 #include "worker/engine/finetune/training_text.h"
 #include "worker/engine/tasks/spec_mapping.h"
+#include "worker/engine/texts/token_batch.h"
 #include "worker/engine/tokenizer/tokenizer.h"
 
 namespace qpruner::engine {
 
 struct JobTexts {
   std::vector<TokenIds> calibration;
-  std::vector<TokenIds> selection;
-  std::vector<TokenIds> test;
+  std::vector<Window> selection;
+  std::vector<Window> test;
   std::vector<TrainingSequence> fine_tune;  // As in Reference; empty without fine-tuning.
 };
 

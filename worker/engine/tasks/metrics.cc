@@ -17,6 +17,7 @@ v1::ModelMetrics Metrics(int64_t weight_bytes, double average_bits, int64_t para
   metrics.set_token_count(measured.token_count);
   // Only the original is measured without a reference.
   metrics.set_top1_agreement(measured.has_reference ? measured.top1_agreement() : 1);
+  metrics.set_tokens_per_second(measured.tokens_per_second());
   return metrics;
 }
 

@@ -40,6 +40,7 @@
 #include "worker/engine/tasks/reference_file.h"
 #include "worker/engine/tasks/score_report.h"
 #include "worker/engine/tasks/spec_mapping.h"
+#include "worker/engine/tasks/task_use.h"
 #include "worker/engine/texts/token_batch.h"
 #include "worker/engine/tokenizer/tokenizer.h"
 
@@ -60,11 +61,11 @@ std::optional<int32_t> EosOf(const ModelConfig& config) {
   return static_cast<int32_t>(id);
 }
 
-ReferenceShare MeasureReference(WeightSource& original, std::vector<TokenIds> sequences,
+ReferenceShare MeasureReference(WeightSource& original, std::vector<Window> windows,
                                 int64_t batch_tokens, const Phase& phase) {
   ReferenceShare share;
-  share.sequences = std::move(sequences);
-  share.batches = MakeBatches(share.sequences, batch_tokens);
+  share.windows = std::move(windows);
+  share.batches = BatchWindows(share.windows, batch_tokens);
   share.hidden = ForwardHidden(original, BatchIds(share.batches),
                                phase.Blocks(original.config().num_blocks()));
   for (at::Tensor& hidden : share.hidden) hidden = hidden.to(at::kFloat);
@@ -77,7 +78,7 @@ class Preparation {
  public:
   Preparation(v1::CompressionSpec spec, const std::string& input_dir,
               const std::string& builtin_dir, const std::string& output_dir, at::Device device,
-              ProgressReporter& progress)
+              Clock& clock, ProgressReporter& progress)
       : spec_(std::move(spec)),
         input_dir_(input_dir),
         builtin_dir_(builtin_dir),
@@ -87,6 +88,7 @@ class Preparation {
         scores_path_(absl::StrCat(output_dir, "/", kScoresPath)),
         weights_dir_(absl::StrCat(output_dir, "/", kWeightDatabaseFolder)),
         device_(device),
+        clock_(clock),
         progress_(progress) {}
 
   // Opens model, tokenizer and texts, and refuses all that can be refused without a forward pass.
@@ -119,6 +121,7 @@ class Preparation {
   const std::string scores_path_;
   const std::string weights_dir_;
   const at::Device device_;
+  Clock& clock_;
   ProgressReporter& progress_;
   PrepareResult result_;
 
@@ -194,16 +197,19 @@ absl::Status Preparation::MeasureOriginal() {
   reference_.selection = MeasureReference(
       original, std::move(texts_.selection), memory_.batch_tokens,
       Phase(progress_, 0.03, 0.12, "measuring the original on the selection share"));
-  reference_.test =
-      MeasureReference(original, std::move(texts_.test), memory_.batch_tokens,
-                       Phase(progress_, 0.12, 0.2, "measuring the original on the test share"));
   reference_.fine_tune = std::move(texts_.fine_tune);
   original_head_ = original.Head();
   // Without a reference: its divergence from itself is 0.
-  const ReferenceStates states = StatesIn(reference_.test, original_head_, evaluation_dtype_);
+  const std::vector<TokenBatch> batches = BatchWindows(texts_.test, memory_.batch_tokens);
+  const TokenMetrics measured = Timed(clock_, batches, [&] {
+    reference_.test =
+        MeasureReference(original, std::move(texts_.test), memory_.batch_tokens,
+                         Phase(progress_, 0.12, 0.2, "measuring the original on the test share"));
+    const ReferenceStates states = StatesIn(reference_.test, original_head_, evaluation_dtype_);
+    return Evaluate(reference_.test.batches, states.hidden, states.head);
+  });
   *result_.mutable_original_test() =
-      CheckpointMetrics(checkpoint_->config(), checkpoint_->weight_bytes(),
-                        Evaluate(reference_.test.batches, states.hidden, states.head));
+      CheckpointMetrics(checkpoint_->config(), checkpoint_->weight_bytes(), measured);
   if (tasks_.empty()) return absl::OkStatus();
   return ScoreJobTasks(original, tasks_, "original", output_dir_,
                        Phase(progress_, 0.2, 0.27, "scoring the original on the tasks"),
@@ -285,9 +291,10 @@ v1::ModelMetrics Preparation::MeasurePreparedOn(const ReferenceShare& share, con
   const ReferenceStates states = StatesIn(share, original_head_, evaluation_dtype_);
   CastSource model(*model_, evaluation_dtype_);
   const ModelConfig& config = model_->config();
-  return CheckpointMetrics(
-      config, prepared_->weight_bytes(),
-      EvaluateModel(model, share.batches, &states, phase.Blocks(config.num_blocks())));
+  return CheckpointMetrics(config, prepared_->weight_bytes(), Timed(clock_, share.batches, [&] {
+                             return EvaluateModel(model, share.batches, &states,
+                                                  phase.Blocks(config.num_blocks()));
+                           }));
 }
 
 absl::Status Preparation::MeasurePrepared() {
@@ -360,8 +367,8 @@ absl::StatusOr<PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
                                          const std::string& input_dir,
                                          const std::string& builtin_dir,
                                          const std::string& output_dir, at::Device device,
-                                         ProgressReporter& progress) {
-  Preparation preparation(spec, input_dir, builtin_dir, output_dir, device, progress);
+                                         Clock& clock, ProgressReporter& progress) {
+  Preparation preparation(spec, input_dir, builtin_dir, output_dir, device, clock, progress);
   RETURN_IF_ERROR(preparation.CheckInputs());
   RETURN_IF_ERROR(preparation.MeasureOriginal());
   RETURN_IF_ERROR(preparation.Prune());

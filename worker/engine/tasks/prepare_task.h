@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/clock.h"
 #include "qpruner/internal/v1/task.pb.h"
 #include "worker/engine/tasks/progress.h"
 
@@ -26,7 +27,7 @@ namespace qpruner::engine {
 // wrong with the model, the texts or the spec.
 absl::StatusOr<internal::v1::PrepareResult> RunPrepare(
     const v1::CompressionSpec& spec, const std::string& input_dir, const std::string& builtin_dir,
-    const std::string& output_dir, at::Device device, ProgressReporter& progress);
+    const std::string& output_dir, at::Device device, Clock& clock, ProgressReporter& progress);
 
 }  // namespace qpruner::engine
 

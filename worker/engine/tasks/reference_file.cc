@@ -13,10 +13,18 @@
 namespace qpruner::engine {
 namespace {
 
-constexpr char kFormatName[] = "qpruner-reference-2";
+constexpr char kFormatName[] = "qpruner-reference-3";
 
 std::string Bytes(const std::vector<int32_t>& values) {
   return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int32_t));
+}
+
+void AddIntegers(const std::string& name, const std::vector<int32_t>& values,
+                 std::vector<TensorToWrite>& tensors) {
+  tensors.push_back(
+      {name, DType::kI32, {static_cast<int64_t>(values.size())}, [bytes = Bytes(values)] {
+         return bytes;
+       }});
 }
 
 void AddSequences(const std::string& prefix, const std::vector<TokenIds>& sequences,
@@ -26,26 +34,22 @@ void AddSequences(const std::string& prefix, const std::vector<TokenIds>& sequen
     ids.insert(ids.end(), sequence.begin(), sequence.end());
     lengths.push_back(static_cast<int32_t>(sequence.size()));
   }
-  const int64_t count = static_cast<int64_t>(lengths.size());
-  const int64_t total = static_cast<int64_t>(ids.size());
-  tensors.push_back(
-      {prefix + ".ids", DType::kI32, {total}, [bytes = Bytes(ids)] { return bytes; }});
-  tensors.push_back(
-      {prefix + ".lengths", DType::kI32, {count}, [bytes = Bytes(lengths)] { return bytes; }});
+  AddIntegers(prefix + ".ids", ids, tensors);
+  AddIntegers(prefix + ".lengths", lengths, tensors);
 }
 
-// Start of each sequence within the tokens end to end, and at the end their number.
-std::vector<int64_t> Starts(const std::vector<TokenIds>& sequences) {
+// Start of each window within the tokens end to end, and at the end their number.
+std::vector<int64_t> Starts(const std::vector<Window>& windows) {
   std::vector<int64_t> starts = {0};
-  for (const TokenIds& sequence : sequences) {
-    starts.push_back(starts.back() + static_cast<int64_t>(sequence.size()));
+  for (const Window& window : windows) {
+    starts.push_back(starts.back() + static_cast<int64_t>(window.ids.size()));
   }
   return starts;
 }
 
 // From the batches' padded layout to tokens end to end.
 at::Tensor Unpad(const ReferenceShare& share) {
-  const std::vector<int64_t> starts = Starts(share.sequences);
+  const std::vector<int64_t> starts = Starts(share.windows);
   at::Tensor all = at::empty({starts.back(), share.hidden.front().size(2)}, at::kFloat);
   for (size_t i = 0; i < share.batches.size(); ++i) {
     const TokenBatch& batch = share.batches[i];
@@ -60,9 +64,9 @@ at::Tensor Unpad(const ReferenceShare& share) {
 }
 
 // The inverse.
-std::vector<at::Tensor> Pad(const std::vector<TokenIds>& sequences,
+std::vector<at::Tensor> Pad(const std::vector<Window>& windows,
                             const std::vector<TokenBatch>& batches, const at::Tensor& all) {
-  const std::vector<int64_t> starts = Starts(sequences);
+  const std::vector<int64_t> starts = Starts(windows);
   std::vector<at::Tensor> hidden;
   for (const TokenBatch& batch : batches) {
     at::Tensor padded =
@@ -81,7 +85,14 @@ std::vector<at::Tensor> Pad(const std::vector<TokenIds>& sequences,
 
 void AddShare(const std::string& prefix, const ReferenceShare& share,
               std::vector<TensorToWrite>& tensors) {
-  AddSequences(prefix, share.sequences, tensors);
+  std::vector<TokenIds> sequences;
+  std::vector<int32_t> context;
+  for (const Window& window : share.windows) {
+    sequences.push_back(window.ids);
+    context.push_back(static_cast<int32_t>(window.context));
+  }
+  AddSequences(prefix, sequences, tensors);
+  AddIntegers(prefix + ".context", context, tensors);
   const at::Tensor all = Unpad(share);
   tensors.push_back({prefix + ".hidden", DType::kF32, {all.size(0), all.size(1)}, [all] {
                        return std::string(static_cast<const char*>(all.data_ptr()), all.nbytes());
@@ -125,19 +136,44 @@ absl::StatusOr<std::vector<TokenIds>> ReadSequences(const SafetensorsReader& rea
   return sequences;
 }
 
+// A count of the tokens of each sequence.
+absl::StatusOr<std::vector<int32_t>> ReadCounts(const SafetensorsReader& reader,
+                                                const std::string& name,
+                                                const std::vector<TokenIds>& sequences) {
+  ASSIGN_OR_RETURN(const TensorView* view, Find(reader, name, DType::kI32, 1));
+  if (view->element_count() != static_cast<int64_t>(sequences.size())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Not a reference file: ", name, " does not fit its lengths"));
+  }
+  std::vector<int32_t> counts(sequences.size());
+  std::memcpy(counts.data(), view->bytes.data(), view->bytes.size());
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (counts[i] < 0 || static_cast<size_t>(counts[i]) > sequences[i].size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("Not a reference file: ", name, " exceeds its sequences"));
+    }
+  }
+  return counts;
+}
+
 absl::StatusOr<ReferenceShare> ReadShare(const SafetensorsReader& reader, const std::string& prefix,
                                          int64_t batch_tokens) {
   ReferenceShare share;
-  ASSIGN_OR_RETURN(share.sequences, ReadSequences(reader, prefix));
-  share.batches = MakeBatches(share.sequences, batch_tokens);
+  ASSIGN_OR_RETURN(std::vector<TokenIds> sequences, ReadSequences(reader, prefix));
+  ASSIGN_OR_RETURN(const std::vector<int32_t> context,
+                   ReadCounts(reader, prefix + ".context", sequences));
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    share.windows.push_back({std::move(sequences[i]), context[i]});
+  }
+  share.batches = BatchWindows(share.windows, batch_tokens);
   ASSIGN_OR_RETURN(const TensorView* hidden, Find(reader, prefix + ".hidden", DType::kF32, 2));
-  if (hidden->shape[0] != Starts(share.sequences).back()) {
+  if (hidden->shape[0] != Starts(share.windows).back()) {
     return absl::InvalidArgumentError(
         absl::StrCat("Not a reference file: ", prefix, ".hidden does not fit its ids"));
   }
   at::Tensor all = at::empty({hidden->shape[0], hidden->shape[1]}, at::kFloat);
   std::memcpy(all.data_ptr(), hidden->bytes.data(), hidden->bytes.size());
-  share.hidden = Pad(share.sequences, share.batches, all);
+  share.hidden = Pad(share.windows, share.batches, all);
   return share;
 }
 
@@ -154,10 +190,7 @@ absl::Status WriteReference(const std::string& path, const Reference& reference)
     masked.push_back(static_cast<int32_t>(sequence.masked));
   }
   AddSequences("fine_tune", ids, tensors);
-  tensors.push_back({"fine_tune.masked",
-                     DType::kI32,
-                     {static_cast<int64_t>(masked.size())},
-                     [bytes = Bytes(masked)] { return bytes; }});
+  AddIntegers("fine_tune.masked", masked, tensors);
   return WriteSafetensors(path, std::move(tensors), {{"format", kFormatName}});
 }
 
@@ -172,19 +205,9 @@ absl::StatusOr<Reference> ReadReference(const std::string& path, int64_t batch_t
   ASSIGN_OR_RETURN(reference.selection, ReadShare(*reader, "selection", batch_tokens));
   ASSIGN_OR_RETURN(reference.test, ReadShare(*reader, "test", batch_tokens));
   ASSIGN_OR_RETURN(std::vector<TokenIds> ids, ReadSequences(*reader, "fine_tune"));
-  ASSIGN_OR_RETURN(const TensorView* masked, Find(*reader, "fine_tune.masked", DType::kI32, 1));
-  if (masked->element_count() != static_cast<int64_t>(ids.size())) {
-    return absl::InvalidArgumentError(
-        "Not a reference file: fine_tune.masked does not fit its lengths");
-  }
+  ASSIGN_OR_RETURN(const std::vector<int32_t> masked, ReadCounts(*reader, "fine_tune.masked", ids));
   for (size_t i = 0; i < ids.size(); ++i) {
-    int32_t count = 0;
-    std::memcpy(&count, masked->bytes.data() + i * sizeof count, sizeof count);
-    if (count < 0 || static_cast<size_t>(count) > ids[i].size()) {
-      return absl::InvalidArgumentError(
-          "Not a reference file: fine_tune.masked exceeds its sequences");
-    }
-    reference.fine_tune.push_back({.ids = std::move(ids[i]), .masked = count});
+    reference.fine_tune.push_back({.ids = std::move(ids[i]), .masked = masked[i]});
   }
   return reference;
 }

@@ -3,6 +3,7 @@
 //   selection.ids, test.ids, fine_tune.ids              I32 [tokens]     sequences end to end
 //   selection.lengths, test.lengths, fine_tune.lengths  I32 [sequences]
 //   fine_tune.masked                                    I32 [sequences]  TrainingSequence::masked
+//   selection.context, test.context                     I32 [sequences]  Window::context
 //   selection.hidden, test.hidden                       F32 [tokens, hidden]
 //
 // hidden: the original's final hidden states after the final norm. The head is never pruned, so the
@@ -25,8 +26,8 @@ namespace qpruner::engine {
 
 // One share with the original's states over it.
 struct ReferenceShare {
-  std::vector<TokenIds> sequences;
-  std::vector<TokenBatch> batches;  // MakeBatches(sequences, ..)
+  std::vector<Window> windows;
+  std::vector<TokenBatch> batches;  // BatchWindows(windows, ..)
   std::vector<at::Tensor> hidden;   // One [batch, length, hidden] for each of `batches`.
 };
 

@@ -21,16 +21,16 @@ class ReferenceFileTest : public ::testing::Test {
   ~ReferenceFileTest() override { std::filesystem::remove_all(folder_); }
 
   // States that tell sequence, position and channel: 100 s + 10 p + c.
-  static ReferenceShare Share(std::vector<TokenIds> sequences) {
+  static ReferenceShare Share(std::vector<Window> windows) {
     ReferenceShare share;
-    share.sequences = std::move(sequences);
-    share.batches = MakeBatches(share.sequences, /*max_tokens=*/8);
+    share.windows = std::move(windows);
+    share.batches = BatchWindows(share.windows, /*max_tokens=*/8);
     for (const TokenBatch& batch : share.batches) {
       at::Tensor hidden = at::full({batch.ids.size(0), batch.ids.size(1), 3}, -1.0, at::kFloat);
       for (size_t row = 0; row < batch.rows.size(); ++row) {
         const int64_t sequence = batch.rows[row];
         const auto length =
-            static_cast<int64_t>(share.sequences[static_cast<size_t>(sequence)].size());
+            static_cast<int64_t>(share.windows[static_cast<size_t>(sequence)].ids.size());
         for (int64_t position = 0; position < length; ++position) {
           for (int64_t channel = 0; channel < 3; ++channel) {
             hidden[static_cast<int64_t>(row)][position][channel] =
@@ -49,21 +49,21 @@ class ReferenceFileTest : public ::testing::Test {
 
 TEST_F(ReferenceFileTest, ComesBackWithEveryStateAtItsToken) {
   Reference reference;
-  reference.selection = Share({{1, 2, 3}, {4, 5, 6, 7, 8}, {9, 10}});
-  reference.test = Share({{11, 12}});
+  reference.selection = Share({{{1, 2, 3}}, {{4, 5, 6, 7, 8}, 3}, {{9, 10}}});
+  reference.test = Share({{{11, 12}}});
   reference.fine_tune = {{{13}, 0}, {{14, 15, 16}, 2}};
   ASSERT_TRUE(WriteReference(path_, reference).ok());
   const auto read = ReadReference(path_);
   ASSERT_TRUE(read.ok()) << read.status();
-  EXPECT_EQ(read->selection.sequences, reference.selection.sequences);
-  EXPECT_EQ(read->test.sequences, reference.test.sequences);
+  EXPECT_EQ(read->selection.windows, reference.selection.windows);
+  EXPECT_EQ(read->test.windows, reference.test.windows);
   EXPECT_EQ(read->fine_tune, reference.fine_tune);
   int64_t seen = 0;
   for (size_t i = 0; i < read->selection.batches.size(); ++i) {
     const TokenBatch& batch = read->selection.batches[i];
     for (size_t row = 0; row < batch.rows.size(); ++row) {
       const int64_t sequence = batch.rows[row];
-      const auto& ids = read->selection.sequences[static_cast<size_t>(sequence)];
+      const auto& ids = read->selection.windows[static_cast<size_t>(sequence)].ids;
       for (size_t position = 0; position < ids.size(); ++position, ++seen) {
         EXPECT_EQ(
             read->selection.hidden[i][static_cast<int64_t>(row)][static_cast<int64_t>(position)][2]
@@ -77,8 +77,8 @@ TEST_F(ReferenceFileTest, ComesBackWithEveryStateAtItsToken) {
 
 TEST_F(ReferenceFileTest, WithoutFineTuningTextThereIsNone) {
   Reference reference;
-  reference.selection = Share({{1, 2}});
-  reference.test = Share({{3, 4}});
+  reference.selection = Share({{{1, 2}}});
+  reference.test = Share({{{3, 4}}});
   ASSERT_TRUE(WriteReference(path_, reference).ok());
   const auto read = ReadReference(path_);
   ASSERT_TRUE(read.ok()) << read.status();

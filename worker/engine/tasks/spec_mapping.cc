@@ -21,6 +21,16 @@ std::vector<std::string> LowerToPositions(int64_t positions, v1::CompressionSpec
     }
     part.set_sequence_length(static_cast<int32_t>(positions));
   };
+  // A stride that is the window's stays so; one that rolls still does.
+  v1::Evaluation& evaluation = *spec.mutable_evaluation();
+  if (evaluation.stride() == evaluation.sequence_length()) {
+    evaluation.set_stride(static_cast<int32_t>(std::min<int64_t>(evaluation.stride(), positions)));
+  } else if (evaluation.stride() >= positions) {
+    const int64_t half = std::max<int64_t>(1, positions / 2);
+    notes.push_back(absl::StrCat("evaluation.stride was lowered from ", evaluation.stride(), " to ",
+                                 half, ", half of the model's positions"));
+    evaluation.set_stride(static_cast<int32_t>(half));
+  }
   lower("calibration", *spec.mutable_calibration(), true);
   lower("evaluation", *spec.mutable_evaluation(), true);
   lower("fine_tune", *spec.mutable_fine_tune(), spec.fine_tune().steps() > 0);
@@ -32,6 +42,7 @@ TextLimits TextLimitsOf(const v1::CompressionSpec& spec) {
           .calibration_length = spec.calibration().sequence_length(),
           .calibration_seed = spec.calibration().seed(),
           .evaluation_length = spec.evaluation().sequence_length(),
+          .evaluation_stride = spec.evaluation().stride(),
           .selection_tokens = spec.evaluation().max_selection_tokens(),
           .test_tokens = spec.evaluation().max_test_tokens()};
 }

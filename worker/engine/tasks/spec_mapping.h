@@ -36,6 +36,7 @@ struct TextLimits {
   int64_t calibration_length = 0;
   int64_t calibration_seed = 0;
   int64_t evaluation_length = 0;
+  int64_t evaluation_stride = 0;
   int64_t selection_tokens = 0;
   int64_t test_tokens = 0;
 };

@@ -121,6 +121,17 @@ TEST(SpecMapping, LengthsAreLoweredToTheModelsPositionsOnceAndToldOfIfTheyAreUse
   EXPECT_EQ(spec.fine_tune().sequence_length(), 100);
   EXPECT_TRUE(LowerToPositions(100, spec).empty());
   EXPECT_EQ(LowerToPositions(100, untrained).size(), 2u);
+  EXPECT_EQ(spec.evaluation().stride(), 100);
+
+  v1::CompressionSpec rolling;
+  rolling.mutable_evaluation()->set_stride(50);
+  FillDefaults(rolling);
+  LowerToPositions(100, rolling);
+  EXPECT_EQ(rolling.evaluation().stride(), 50);
+  EXPECT_THAT(LowerToPositions(40, rolling),
+              testing::Contains("evaluation.stride was lowered from 50 to 20, half of the model's "
+                                "positions"));
+  EXPECT_EQ(rolling.evaluation().stride(), 20);
 }
 
 TEST(SpecMapping, CandidatesAreSortedAndUnique) {

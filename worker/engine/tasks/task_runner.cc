@@ -15,6 +15,7 @@
 #include "worker/engine/tasks/prepare_task.h"
 #include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/spec_mapping.h"
+#include "worker/engine/tasks/task_use.h"
 #include "worker/engine/tasks/torch_guard.h"
 #include "worker/engine/tasks/trial_task.h"
 
@@ -79,8 +80,10 @@ absl::StatusOr<internal::v1::ArtifactRef> DescribeOutput(const std::string& outp
 absl::StatusOr<TaskResult> TaskRunner::Run(const EngineRequest& request,
                                            ProgressReporter& progress) {
   TaskResult result;
+  const UseMeter meter(device_, clock_);
   RETURN_IF_ERROR(
       GuardTorch(KindOf(request.task()), [&] { return Work(request, progress, result); }));
+  *result.mutable_use() = meter.Read();
   RETURN_IF_ERROR(ListOutputs(request.output_dir(), result));
   return result;
 }
@@ -94,7 +97,7 @@ absl::Status TaskRunner::Work(const EngineRequest& request, ProgressReporter& pr
     prepared_.Clear();  // Another model is about to need the memory.
     ASSIGN_OR_RETURN(*result.mutable_prepare(),
                      RunPrepare(spec, request.input_dir(), request.builtin_dir(),
-                                request.output_dir(), device_, progress));
+                                request.output_dir(), device_, clock_, progress));
     return absl::OkStatus();
   }
   if (!task.has_trial() && !task.has_finalize()) {
@@ -104,11 +107,12 @@ absl::Status TaskRunner::Work(const EngineRequest& request, ProgressReporter& pr
                    prepared_.Get(spec, task.inputs(), request.input_dir()));
   LowerToPositions(model->source->config().max_position_embeddings, spec);
   if (task.has_trial()) {
-    ASSIGN_OR_RETURN(*result.mutable_trial(), RunTrial(spec, task.trial(), *model, progress));
+    ASSIGN_OR_RETURN(*result.mutable_trial(),
+                     RunTrial(spec, task.trial(), *model, clock_, progress));
   } else {
     ASSIGN_OR_RETURN(*result.mutable_finalize(),
                      RunFinalize(spec, task.finalize(), *model, request.input_dir(),
-                                 request.builtin_dir(), request.output_dir(), progress));
+                                 request.builtin_dir(), request.output_dir(), clock_, progress));
   }
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/clock.h"
 #include "qpruner/internal/v1/engine.pb.h"
 #include "worker/engine/tasks/prepared_model.h"
 #include "worker/engine/tasks/progress.h"
@@ -20,10 +21,10 @@ absl::StatusOr<internal::v1::ArtifactRef> DescribeOutput(const std::string& outp
 // Keeps the prepared model between tasks of one job. Not thread-safe.
 class TaskRunner {
  public:
-  explicit TaskRunner(at::Device device) : device_(device), prepared_(device) {}
+  TaskRunner(at::Device device, Clock& clock) : device_(device), clock_(clock), prepared_(device) {}
 
-  // The result, with every file that the task left in the request's output folder. Throws nothing.
-  // Codes as in CompleteTaskRequest.error.
+  // The result, with what it took and every file that the task left in the request's output folder.
+  // Throws nothing. Codes as in CompleteTaskRequest.error.
   absl::StatusOr<internal::v1::TaskResult> Run(const internal::v1::EngineRequest& request,
                                                ProgressReporter& progress);
 
@@ -32,6 +33,7 @@ class TaskRunner {
                     internal::v1::TaskResult& result);
 
   const at::Device device_;
+  Clock& clock_;
   PreparedModelCache prepared_;
 };
 

@@ -12,6 +12,7 @@
 #include "worker/engine/quantize/quantized_source.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/spec_mapping.h"
+#include "worker/engine/tasks/task_use.h"
 
 namespace qpruner::engine {
 namespace {
@@ -32,7 +33,7 @@ std::vector<std::string> BlockNames(const ModelConfig& config, const FormatAssig
 
 absl::StatusOr<internal::v1::TrialResult> RunTrial(const v1::CompressionSpec& spec,
                                                    const internal::v1::TrialTask& trial,
-                                                   const PreparedModel& model,
+                                                   const PreparedModel& model, Clock& clock,
                                                    ProgressReporter& progress) {
   const ModelConfig& config = model.source->config();
   ASSIGN_OR_RETURN(FormatAssignment assignment, AssignmentOf(spec, trial.precisions(), config));
@@ -49,16 +50,21 @@ absl::StatusOr<internal::v1::TrialResult> RunTrial(const v1::CompressionSpec& sp
   CastSource evaluated(*quantized, dtype);
   const auto measure = [&](const char* name, const ReferenceShare& share, const Phase& phase) {
     const ReferenceStates states = model.States(share, dtype);
-    const std::vector<at::Tensor> hidden = model.prefixes->Forward(
-        evaluated, BatchIds(share.batches),
-        absl::StrCat(name, " ", c10::toString(dtype), " ", spec.quantization().SerializeAsString()),
-        blocks, phase.Blocks(config.num_blocks()));
+    TokenMetrics metrics = Timed(clock, share.batches, [&] {
+      const std::vector<at::Tensor> hidden =
+          model.prefixes->Forward(evaluated, BatchIds(share.batches),
+                                  absl::StrCat(name, " ", c10::toString(dtype), " ",
+                                               spec.quantization().SerializeAsString()),
+                                  blocks, phase.Blocks(config.num_blocks()));
+      return Evaluate(share.batches, hidden, evaluated.Head(), &states);
+    });
     if (model.prefixes->reused_blocks() > 0) {
+      metrics.seconds = 0;  // Of a part of the work only.
       progress.Log(absl::StrCat("Trial ", trial.index(), ", ", name,
                                 " share: ", model.prefixes->reused_blocks(), " of ",
                                 config.num_blocks(), " blocks taken from earlier trials"));
     }
-    return PackedMetrics(bytes, Evaluate(share.batches, hidden, evaluated.Head(), &states));
+    return PackedMetrics(bytes, metrics);
   };
   internal::v1::TrialResult result;
   const double selection_end = trial.measure_on_test() ? 0.35 : 1;

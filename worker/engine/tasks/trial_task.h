@@ -3,6 +3,7 @@
 #define QPRUNER_WORKER_ENGINE_TASKS_TRIAL_TASK_H_
 
 #include "absl/status/statusor.h"
+#include "base/clock.h"
 #include "qpruner/internal/v1/task.pb.h"
 #include "worker/engine/tasks/prepared_model.h"
 #include "worker/engine/tasks/progress.h"
@@ -13,7 +14,7 @@ namespace qpruner::engine {
 // if asked. INVALID_ARGUMENT: the assignment does not fit the model.
 absl::StatusOr<internal::v1::TrialResult> RunTrial(const v1::CompressionSpec& spec,
                                                    const internal::v1::TrialTask& trial,
-                                                   const PreparedModel& model,
+                                                   const PreparedModel& model, Clock& clock,
                                                    ProgressReporter& progress);
 
 }  // namespace qpruner::engine

@@ -152,12 +152,51 @@ class FileDataset : public Dataset {
       result.push_back(std::move(ids));
       if (max_predicted_tokens > 0 && predicted >= max_predicted_tokens) break;
     }
-    if (predicted < min_predicted_tokens) {
-      return TooShort(
-          share,
-          absl::StrCat(predicted, " predicted tokens in sequences of at most ", sequence_length),
-          min_predicted_tokens);
+    RETURN_IF_ERROR(CheckPredicted(share, predicted, sequence_length, min_predicted_tokens));
+    return result;
+  }
+
+  absl::StatusOr<std::vector<Window>> Windows(Share share, int64_t sequence_length, int64_t stride,
+                                              int64_t max_predicted_tokens,
+                                              int64_t min_predicted_tokens) override {
+    std::vector<Window> result;
+    if (stride == sequence_length) {
+      ASSIGN_OR_RETURN(
+          std::vector<TokenIds> documents,
+          Documents(share, sequence_length, max_predicted_tokens, min_predicted_tokens));
+      for (TokenIds& ids : documents) result.push_back({.ids = std::move(ids)});
+      return result;
     }
+    if (stride < 1 || stride > sequence_length) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("stride must be from 1 to ", sequence_length, ": ", stride));
+    }
+    int64_t predicted = 0;
+    const auto enough = [&] {
+      return max_predicted_tokens > 0 && predicted >= max_predicted_tokens;
+    };
+    const auto add = [&](const TokenIds& text) {
+      for (Window& window : RollingWindows(text, sequence_length, stride)) {
+        if (enough()) return;
+        auto size = static_cast<int64_t>(window.ids.size());
+        if (max_predicted_tokens > 0) {
+          size = std::min(size, window.context + max_predicted_tokens - predicted);
+        }
+        window.ids.resize(static_cast<size_t>(size));
+        predicted += size - window.context;
+        result.push_back(std::move(window));
+      }
+    };
+    if (windowed()) {
+      add({ids_.begin() + Begin(share) * source_.window_length,
+           ids_.begin() + End(share) * source_.window_length});
+    } else {
+      for (int64_t i = Begin(share); i < End(share) && !enough(); ++i) {
+        ASSIGN_OR_RETURN(const TokenIds ids, Document(i));
+        add(ids);
+      }
+    }
+    RETURN_IF_ERROR(CheckPredicted(share, predicted, sequence_length, min_predicted_tokens));
     return result;
   }
 
@@ -212,6 +251,15 @@ class FileDataset : public Dataset {
     if (!windowed()) return tokenizer_.EncodeDocument(documents_[static_cast<size_t>(index)]);
     const auto begin = ids_.begin() + index * source_.window_length;
     return TokenIds(begin, begin + source_.window_length);
+  }
+
+  absl::Status CheckPredicted(Share share, int64_t predicted, int64_t sequence_length,
+                              int64_t needed) const {
+    if (predicted >= needed) return absl::OkStatus();
+    return TooShort(
+        share,
+        absl::StrCat(predicted, " predicted tokens in sequences of at most ", sequence_length),
+        needed);
   }
 
   absl::Status TooShort(Share share, const std::string& there, int64_t needed) const {

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "worker/engine/texts/token_batch.h"
 #include "worker/engine/tokenizer/tokenizer.h"
 
 namespace qpruner::engine {
@@ -61,6 +62,13 @@ class Dataset {
   virtual absl::StatusOr<std::vector<TokenIds>> Documents(Share share, int64_t sequence_length,
                                                           int64_t max_predicted_tokens,
                                                           int64_t min_predicted_tokens = 1) = 0;
+
+  // The same as windows to evaluate on. With `stride` = `sequence_length` these are Documents, each
+  // one window; with less, RollingWindows of whole documents (of a text without a separator: of all
+  // that is in the share).
+  virtual absl::StatusOr<std::vector<Window>> Windows(Share share, int64_t sequence_length,
+                                                      int64_t stride, int64_t max_predicted_tokens,
+                                                      int64_t min_predicted_tokens = 1) = 0;
 
   // `count` different samples of exactly `sequence_length` tokens, drawn with `seed`: disjoint
   // pieces of the share's documents, each behind a bos. The same on every machine. INVALID_ARGUMENT

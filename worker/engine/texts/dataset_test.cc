@@ -177,6 +177,37 @@ TEST_F(DatasetTest, CutsWindowsWithoutSeparator) {
   EXPECT_EQ(test->back(), (TokenIds{108, 109, 110, 111}));
 }
 
+TEST_F(DatasetTest, WindowsRollOverWholeDocuments) {
+  Write(NumberedDocuments(20));
+  auto dataset = Open();
+  ASSERT_NE(dataset, nullptr);
+  const auto windows = [&](int64_t length, int64_t stride, int64_t most) {
+    auto found = dataset->Windows(Share::kTest, length, stride, most);
+    EXPECT_TRUE(found.ok()) << found.status();
+    return found.ok() ? *std::move(found) : std::vector<Window>();
+  };
+  // A stride of the window's length: what Documents gives.
+  EXPECT_EQ(windows(3, 3, 3), (std::vector<Window>{{{256, 'd', '1'}, 1}, {{256, 'd'}, 1}}));
+  EXPECT_EQ(windows(3, 1, 4),
+            (std::vector<Window>{{{256, 'd', '1'}, 1}, {{'d', '1', '6'}, 2}, {{256, 'd'}, 1}}));
+  EXPECT_EQ(windows(3, 2, 0).size(), 8u);
+  EXPECT_EQ(dataset->Windows(Share::kTest, 3, 0, 0).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(dataset->Windows(Share::kTest, 3, 2, 0, 13).status().message()),
+              HasSubstr("12 predicted tokens"));
+
+  std::string text;
+  for (int i = 0; i < 83; ++i) text.push_back(static_cast<char>(' ' + i));
+  Write(text);
+  dataset = Open("", 4);
+  ASSERT_NE(dataset, nullptr);
+  // The share as one text: 16 tokens from 96 on, of which all but the first are predicted.
+  const std::vector<Window> all = windows(4, 2, 0);
+  ASSERT_EQ(all.size(), 7u);
+  EXPECT_EQ(all[1], (Window{{98, 99, 100, 101}, 2}));
+  EXPECT_EQ(all.back(), (Window{{108, 109, 110, 111}, 2}));
+}
+
 TEST_F(DatasetTest, RefusesBadFiles) {
   EXPECT_EQ(OpenError().code(), absl::StatusCode::kNotFound);
   Write("");

@@ -9,7 +9,20 @@
 namespace qpruner::engine {
 
 int64_t TokenBatch::predicted_tokens() const {
-  return lengths.sum().item<int64_t>() - lengths.numel();
+  return lengths.sum().item<int64_t>() -
+         (context.defined() ? context.sum().item<int64_t>() : lengths.numel());
+}
+
+std::vector<Window> RollingWindows(const TokenIds& text, int64_t length, int64_t stride) {
+  TORCH_CHECK(0 < stride && stride < length, "A stride of ", stride, " in windows of ", length);
+  const auto count = static_cast<int64_t>(text.size());
+  std::vector<Window> windows;
+  for (int64_t done = 1, end = std::min(length, count); done < count;
+       done = end, end = std::min(end + stride, count)) {
+    const int64_t begin = std::max<int64_t>(0, end - length);
+    windows.push_back({{text.begin() + begin, text.begin() + end}, done - begin});
+  }
+  return windows;
 }
 
 TokenBatch PadRows(const std::vector<TokenIds>& sequences, std::vector<int64_t> rows) {
@@ -51,6 +64,21 @@ std::vector<TokenBatch> MakeBatches(const std::vector<TokenIds>& sequences, int6
   return batches;
 }
 
+std::vector<TokenBatch> BatchWindows(const std::vector<Window>& windows, int64_t max_tokens) {
+  std::vector<TokenIds> sequences;
+  sequences.reserve(windows.size());
+  for (const Window& window : windows) sequences.push_back(window.ids);
+  std::vector<TokenBatch> batches = MakeBatches(sequences, max_tokens);
+  for (TokenBatch& batch : batches) {
+    std::vector<int64_t> context;
+    for (const int64_t row : batch.rows) {
+      context.push_back(windows[static_cast<size_t>(row)].context);
+    }
+    batch.context = at::tensor(context, at::kLong);
+  }
+  return batches;
+}
+
 std::vector<at::Tensor> BatchIds(const std::vector<TokenBatch>& batches) {
   std::vector<at::Tensor> ids;
   ids.reserve(batches.size());
@@ -61,7 +89,11 @@ std::vector<at::Tensor> BatchIds(const std::vector<TokenBatch>& batches) {
 at::Tensor NextTokenTargets(const TokenBatch& batch) {
   const int64_t length = batch.ids.size(1);
   const at::Tensor next = at::roll(batch.ids, -1, 1);
-  const at::Tensor predicts = at::arange(1, length + 1, at::kLong) < batch.lengths.unsqueeze(1);
+  const at::Tensor position = at::arange(1, length + 1, at::kLong);
+  at::Tensor predicts = position < batch.lengths.unsqueeze(1);
+  if (batch.context.defined()) {
+    predicts = predicts.logical_and(position >= batch.context.unsqueeze(1));
+  }
   return at::where(predicts, next, at::full_like(next, kNoTarget));
 }
 

@@ -40,6 +40,36 @@ TEST(TokenBatchTest, KeepsEverySequenceOnceWithinTheBound) {
   EXPECT_EQ(batches.size(), 4u);
 }
 
+TEST(TokenBatchTest, ContextIsReadAndNotPredicted) {
+  const std::vector<TokenBatch> batches =
+      BatchWindows({{{1, 2, 3, 4}, 1}, {{3, 4, 5, 6, 7}, 3}}, 100);
+  ASSERT_EQ(batches.size(), 1u);
+  EXPECT_EQ(batches[0].predicted_tokens(), 5);
+  const NextTokens next = FindNextTokens(batches[0]);  // Longest first.
+  EXPECT_TRUE(at::equal(next.targets, at::tensor({6, 7, 2, 3, 4}, at::kLong)));
+  EXPECT_TRUE(at::equal(next.rows, at::tensor({2, 3, 5, 6, 7}, at::kLong)));
+}
+
+TEST(RollingWindowsTest, PredictEveryTokenOnceBehindEnoughContext) {
+  for (int64_t count = 0; count < 30; ++count) {
+    TokenIds text;
+    for (int32_t i = 0; i < count; ++i) text.push_back(100 + i);
+    for (const auto& [length, stride] : {std::pair{8, 7}, {8, 4}, {8, 1}, {2, 1}, {40, 3}}) {
+      int64_t predicted = 1;
+      for (const Window& window : RollingWindows(text, length, stride)) {
+        const auto size = static_cast<int64_t>(window.ids.size());
+        ASSERT_LE(size, length);
+        ASSERT_EQ(window.ids[static_cast<size_t>(window.context)], 100 + predicted);
+        EXPECT_GE(window.context, std::min<int64_t>(predicted, length - stride));
+        EXPECT_EQ(window.ids.back(), window.ids.front() + size - 1);
+        predicted += size - window.context;
+      }
+      EXPECT_EQ(predicted, std::max<int64_t>(count, 1)) << count << " " << length << " " << stride;
+    }
+  }
+  EXPECT_ANY_THROW(RollingWindows({1, 2, 3}, 4, 4));
+}
+
 TEST(TokenBatchTest, TakesNothing) { EXPECT_TRUE(MakeBatches({}).empty()); }
 
 }  // namespace
