@@ -15,7 +15,8 @@ double TokenMetrics::mean_nll() const {
 }
 double TokenMetrics::perplexity() const { return std::exp(mean_nll()); }
 double TokenMetrics::mean_kl() const {
-  return token_count == 0 ? 0 : kl_sum / static_cast<double>(token_count);
+  // Each row carries the rounding of two float32 log-sum-exps, of either sign. (NaN stays NaN.)
+  return token_count == 0 || kl_sum < 0 ? 0 : kl_sum / static_cast<double>(token_count);
 }
 double TokenMetrics::top1_agreement() const {
   return token_count == 0

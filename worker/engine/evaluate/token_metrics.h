@@ -28,7 +28,7 @@ struct TokenMetrics {
 
   double mean_nll() const;
   double perplexity() const;      // exp(mean_nll())
-  double mean_kl() const;         // nats a token
+  double mean_kl() const;         // nats a token; 0 where rounding leaves less
   double top1_agreement() const;  // 0 to 1
   double tokens_per_second() const;
 };

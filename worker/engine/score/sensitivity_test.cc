@@ -6,6 +6,7 @@
 
 #include "worker/engine/gradient/backward_walk.h"
 #include "worker/engine/gradient/random_model.h"
+#include "worker/engine/score/variant_divergence.h"
 
 namespace qpruner::engine {
 namespace {
@@ -71,6 +72,25 @@ TEST(SensitivityTest, AFormatThatChangesNothingCostsNothing) {
       model, {RandomBatch({6}, 40, 9)}, groups, {Format::NormalFloat(4)},
       [](int64_t, LinearKind, const at::Tensor& weight, const Format&) { return weight; });
   for (const auto& of_group : found) EXPECT_EQ(of_group[0], 0);
+}
+
+// Below the resolution of float32 log-probabilities a difference has either sign.
+TEST(VariantDivergenceTest, IsNeverNegative) {
+  MemoryWeightSource model = RandomModel();
+  const auto found =
+      MeasureVariants(model, {RandomBatch({12, 9}, 40, 9)},
+                      [&](int64_t block, const BlockWeights& weights, const VariantVisitor& visit) {
+                        for (LinearKind kind : kLinearKinds) {
+                          for (const double factor : {1 + 0x1p-23, 1 - 0x1p-23}) {
+                            BlockWeights changed = weights;
+                            changed.weight[kind] = weights.weight[kind] * factor;
+                            visit(model.config().blocks[block], changed);
+                          }
+                        }
+                      });
+  for (const auto& of_block : found) {
+    for (const double divergence : of_block) EXPECT_GE(divergence, 0);
+  }
 }
 
 }  // namespace

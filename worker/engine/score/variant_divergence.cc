@@ -97,7 +97,7 @@ std::vector<std::vector<double>> MeasureVariants(
       const std::vector<HeadSums> of_batch = SumHeads(&reference, finished, /*targets=*/{});
       for (size_t v = 0; v < changed.size(); ++v) sums[v] += of_batch[v].kl_sum;
     }
-    for (double& sum : sums) sum /= static_cast<double>(tokens);
+    for (double& sum : sums) sum = sum < 0 ? 0 : sum / static_cast<double>(tokens);  // NaN stays.
   }
   return divergences;
 }

@@ -17,7 +17,8 @@ using VariantVisitor = std::function<void(const BlockShape& shape, const BlockWe
 using VariantMaker =
     std::function<void(int64_t block, const BlockWeights& weights, const VariantVisitor& visit)>;
 
-// divergences[block][variant], in the order of visiting.
+// divergences[block][variant], in the order of visiting. Never negative: what rounding leaves below
+// 0 is 0.
 //
 // Each block's input is kept on the host, so a variant starts at its own block. The variants of one
 // block go through the later blocks together: each of those is loaded once for all of them.
