@@ -92,7 +92,8 @@ class WidthSearch {
   int64_t CountOf(const std::vector<KeptCounts>& counts) const {
     return ParameterCountOf(WithCounts(config_, counts));
   }
-  // The widest MLP, a multiple of the alignment, that `heads` heads leave room for; 0: none.
+  // The widest MLP, a multiple of the alignment or as wide as it is, that `heads` heads leave room
+  // for; 0: none. Of one shape for all blocks: no wider than the narrowest.
   int64_t WidestMlp(int64_t heads) const;
 
   // The smallest one ratio that is enough. INVALID_ARGUMENT: there is none.
@@ -132,9 +133,11 @@ std::vector<KeptCounts> WidthSearch::Same(int64_t heads, int64_t channels) const
 }
 
 int64_t WidthSearch::WidestMlp(int64_t heads) const {
-  int64_t widest = 0;
+  int64_t widest = config_.blocks[range_.first].intermediate_size;
   for (int64_t block = range_.first; block < range_.last; ++block) {
-    widest = std::max(widest, config_.blocks[block].intermediate_size);
+    const int64_t width = config_.blocks[block].intermediate_size;
+    widest = options_.layout == PruningLayout::kUniform ? std::min(widest, width)
+                                                        : std::max(widest, width);
   }
   if (CountOf(Same(heads, widest)) <= allowed_) return widest;
   // Parameters grow with the width: the largest multiple that is not too many.

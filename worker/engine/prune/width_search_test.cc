@@ -108,6 +108,22 @@ TEST_F(WidthSearchTest, OneShapeForAllBlocks) {
   EXPECT_TRUE(PrunedConfig(model_.config(), outcome->plan).uniform());
 }
 
+TEST_F(WidthSearchTest, BlocksThatDifferComeToOneShape) {
+  PruningPlan mixed = FullPlan(model_.config());
+  mixed.blocks[1].mlp_channels.resize(40);
+  mixed.blocks[2].kv_heads.resize(2);
+  PrunedSource pruned(model_, mixed);
+  const auto importance = ScoreGroups(pruned, batches_, {});
+  const auto outcome = SearchWidths(pruned, batches_, importance, 0.2, {.alignment = 8});
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  for (const WidthCandidate& candidate : outcome->candidates) {
+    for (const KeptCounts& counts : candidate.counts) {
+      EXPECT_EQ(counts, candidate.counts.front()) << candidate.origin;
+    }
+  }
+  EXPECT_TRUE(PrunedConfig(pruned.config(), outcome->plan).uniform());
+}
+
 TEST_F(WidthSearchTest, ShapesOfTheirOwn) {
   const PruningOptions options{.layout = PruningLayout::kPerLayer, .alignment = 8};
   const auto outcome = SearchWidths(model_, batches_, importance_, 0.15, options);
