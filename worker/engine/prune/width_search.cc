@@ -248,8 +248,11 @@ absl::Status WidthSearch::AddPerBlock() {
     size_t at = 0;
     for (const size_t unit : of_block) {
       for (size_t choice = 1; choice < kept[unit].size(); ++choice) {
-        // Fewer groups never cost less; where they seem to, that is noise.
-        costs[unit].push_back(std::max(costs[unit].back(), divergences[block][at++]));
+        // Fewer groups never cost less; where they seem to, that is noise. A block that overflows
+        // is no choice.
+        const double divergence = divergences[block][at++];
+        costs[unit].push_back(std::isfinite(divergence) ? std::max(costs[unit].back(), divergence)
+                                                        : std::numeric_limits<double>::infinity());
       }
     }
   }
