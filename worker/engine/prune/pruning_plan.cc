@@ -37,6 +37,11 @@ int64_t Aligned(double kept, int64_t width, int64_t alignment) {
   return std::min(width, alignment * std::max<int64_t>(1, multiples));
 }
 
+KeptCounts CountsOf(const BlockPlan& block) {
+  return {static_cast<int64_t>(block.kv_heads.size()),
+          static_cast<int64_t>(block.mlp_channels.size())};
+}
+
 absl::Status CheckScores(const at::Tensor& scores, int64_t count, absl::string_view what,
                          int64_t block) {
   if (!scores.defined() || scores.dim() != 1 || scores.numel() != count ||
@@ -60,6 +65,14 @@ BlockRange PrunedBlocks(const ModelConfig& config, const PruningOptions& options
   return {options.first_block, options.last_block.value_or(config.num_blocks() - 1)};
 }
 
+BlockShape PrunedShape(const BlockShape& shape, const KeptCounts& counts) {
+  BlockShape pruned = shape;
+  pruned.num_heads = shape.num_heads / shape.num_kv_heads * counts.kv_heads;
+  pruned.num_kv_heads = counts.kv_heads;
+  pruned.intermediate_size = counts.mlp_channels;
+  return pruned;
+}
+
 PruningPlan FullPlan(const ModelConfig& config) {
   PruningPlan plan;
   for (const BlockShape& shape : config.blocks) {
@@ -71,11 +84,7 @@ PruningPlan FullPlan(const ModelConfig& config) {
 ModelConfig PrunedConfig(const ModelConfig& config, const PruningPlan& plan) {
   ModelConfig pruned = config;
   for (size_t block = 0; block < plan.blocks.size(); ++block) {
-    BlockShape& shape = pruned.blocks[block];
-    const int64_t readers = shape.num_heads / shape.num_kv_heads;
-    shape.num_kv_heads = static_cast<int64_t>(plan.blocks[block].kv_heads.size());
-    shape.num_heads = shape.num_kv_heads * readers;
-    shape.intermediate_size = static_cast<int64_t>(plan.blocks[block].mlp_channels.size());
+    pruned.blocks[block] = PrunedShape(pruned.blocks[block], CountsOf(plan.blocks[block]));
   }
   return pruned;
 }
@@ -133,10 +142,7 @@ namespace {
 
 std::vector<KeptCounts> CountsOf(const PruningPlan& plan) {
   std::vector<KeptCounts> counts;
-  for (const BlockPlan& block : plan.blocks) {
-    counts.push_back({static_cast<int64_t>(block.kv_heads.size()),
-                      static_cast<int64_t>(block.mlp_channels.size())});
-  }
+  for (const BlockPlan& block : plan.blocks) counts.push_back(CountsOf(block));
   return counts;
 }
 
@@ -263,6 +269,25 @@ std::vector<KeptCounts> CountKept(const ModelConfig& config, const PruningPlan& 
   return counts;
 }
 
+absl::StatusOr<BlockPlan> KeepHighest(int64_t block, const BlockPlan& current,
+                                      const BlockImportance& importance, const KeptCounts& counts) {
+  BlockPlan kept = current;
+  const auto keep = [&](const at::Tensor& scores, int64_t count, absl::string_view what,
+                        std::vector<int64_t>& units) -> absl::Status {
+    const auto size = static_cast<int64_t>(units.size());
+    if (count == size) return absl::OkStatus();
+    RETURN_IF_ERROR(CheckScores(scores, size, what, block));
+    std::vector<int64_t> chosen = Highest(scores, count);
+    for (int64_t& unit : chosen) unit = units[unit];
+    units = std::move(chosen);
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(keep(importance.kv_heads, counts.kv_heads, "key/value heads", kept.kv_heads));
+  RETURN_IF_ERROR(
+      keep(importance.mlp_channels, counts.mlp_channels, "MLP channels", kept.mlp_channels));
+  return kept;
+}
+
 absl::StatusOr<PruningPlan> KeepHighest(const PruningPlan& current,
                                         const std::vector<BlockImportance>& importance,
                                         const std::vector<KeptCounts>& counts) {
@@ -273,22 +298,9 @@ absl::StatusOr<PruningPlan> KeepHighest(const PruningPlan& current,
   }
   PruningPlan plan;
   for (size_t block = 0; block < block_count; ++block) {
-    const BlockPlan& from = current.blocks[block];
-    BlockPlan& kept = plan.blocks.emplace_back(from);
-    const auto keep = [&](const at::Tensor& scores, int64_t count, absl::string_view what,
-                          std::vector<int64_t>& units) -> absl::Status {
-      const auto size = static_cast<int64_t>(units.size());
-      if (count == size) return absl::OkStatus();
-      RETURN_IF_ERROR(CheckScores(scores, size, what, static_cast<int64_t>(block)));
-      std::vector<int64_t> chosen = Highest(scores, count);
-      for (int64_t& unit : chosen) unit = units[unit];
-      units = std::move(chosen);
-      return absl::OkStatus();
-    };
-    RETURN_IF_ERROR(
-        keep(importance[block].kv_heads, counts[block].kv_heads, "key/value heads", kept.kv_heads));
-    RETURN_IF_ERROR(keep(importance[block].mlp_channels, counts[block].mlp_channels, "MLP channels",
-                         kept.mlp_channels));
+    ASSIGN_OR_RETURN(BlockPlan kept, KeepHighest(static_cast<int64_t>(block), current.blocks[block],
+                                                 importance[block], counts[block]));
+    plan.blocks.push_back(std::move(kept));
   }
   return plan;
 }

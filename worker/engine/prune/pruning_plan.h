@@ -74,6 +74,9 @@ struct KeptCounts {
   bool operator==(const KeptCounts&) const = default;
 };
 
+// `shape` with as many groups as `counts` says.
+BlockShape PrunedShape(const BlockShape& shape, const KeptCounts& counts);
+
 // The plan that keeps everything.
 PruningPlan FullPlan(const ModelConfig& config);
 
@@ -94,9 +97,12 @@ absl::Status CheckImportance(const ModelConfig& config,
                              const std::vector<BlockImportance>& importance,
                              const BlockRange& range);
 
-// Of what `current` keeps, the highest-scoring groups of each block (of equal scores, the earlier).
-// `importance` as above. Counts must not exceed what `current` keeps.
+// Of what `current` keeps of `block`, the highest-scoring groups (of equal scores, the earlier).
+// `importance` is that of what it keeps. Counts must not exceed what it keeps.
 // INVALID_ARGUMENT: scores that do not fit the plan or are not finite.
+absl::StatusOr<BlockPlan> KeepHighest(int64_t block, const BlockPlan& current,
+                                      const BlockImportance& importance, const KeptCounts& counts);
+// The same of every block.
 absl::StatusOr<PruningPlan> KeepHighest(const PruningPlan& current,
                                         const std::vector<BlockImportance>& importance,
                                         const std::vector<KeptCounts>& counts);

@@ -41,10 +41,7 @@ int64_t ParameterCountOf(const ModelConfig& config) {
 ModelConfig WithCounts(const ModelConfig& config, const std::vector<KeptCounts>& counts) {
   ModelConfig pruned = config;
   for (size_t block = 0; block < counts.size(); ++block) {
-    BlockShape& shape = pruned.blocks[block];
-    shape.num_heads = shape.num_heads / shape.num_kv_heads * counts[block].kv_heads;
-    shape.num_kv_heads = counts[block].kv_heads;
-    shape.intermediate_size = counts[block].mlp_channels;
+    pruned.blocks[block] = PrunedShape(config.blocks[block], counts[block]);
   }
   return pruned;
 }
@@ -221,23 +218,26 @@ absl::Status WidthSearch::AddPerBlock() {
     return counts;
   };
   const int64_t whole = ParameterCountOf(config_);
-  std::vector<std::vector<PruningPlan>> plans(units.size());
+  // [unit][choice]: of the unit's block alone.
+  std::vector<std::vector<std::pair<BlockShape, BlockPlan>>> variants(units.size());
   for (size_t unit = 0; unit < units.size(); ++unit) {
     savings.emplace_back();
     for (const int64_t count : kept[unit]) {
       const std::vector<KeptCounts> counts = counts_with(unit, count);
       savings[unit].push_back(whole - CountOf(counts));
-      ASSIGN_OR_RETURN(PruningPlan plan, KeepHighest(full_, importance_, counts));
-      plans[unit].push_back(std::move(plan));
+      const int64_t block = units[unit].first;
+      ASSIGN_OR_RETURN(BlockPlan plan,
+                       KeepHighest(block, full_.blocks[block], importance_[block], counts[block]));
+      variants[unit].emplace_back(PrunedShape(config_.blocks[block], counts[block]),
+                                  std::move(plan));
     }
   }
   const VariantMaker narrower = [&](int64_t block, const BlockWeights& weights,
                                     const VariantVisitor& visit) {
     for (const size_t unit : units_of[block]) {
       for (size_t choice = 1; choice < kept[unit].size(); ++choice) {
-        const PruningPlan& plan = plans[unit][choice];
-        visit(PrunedConfig(config_, plan).blocks[block],
-              PruneBlock(config_, config_.blocks[block], weights, plan.blocks[block]));
+        const auto& [shape, plan] = variants[unit][choice];
+        visit(shape, PruneBlock(config_, config_.blocks[block], weights, plan));
       }
     }
   };
