@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "worker/engine/finetune/block_kernels.h"
+#include "worker/engine/model/host_store.h"
 
 namespace qpruner::engine {
 
@@ -131,18 +132,17 @@ LossSum LoraGradientComputer::RunStreamed(Pass& pass) {
   const at::Device device = base_.device();
   BlockTape& tape = pass.sums == nullptr ? loss_tape_ : tapes_.front();
   AdapterDropout place;
-  // hidden[batch] of the block in work; inputs[block][batch] for the way back. On the host.
+  // hidden[batch] of the block in work; inputs[block][batch] for the way back.
+  HostStore waiting = HostStore::Beside(device);
   std::vector<at::Tensor> hidden;
   std::vector<std::vector<at::Tensor>> inputs(static_cast<size_t>(block_count));
-  for (const TrainingBatch& batch : pass.batches) hidden.push_back(Embedded(batch).to(at::kCPU));
+  for (const TrainingBatch& batch : pass.batches) hidden.push_back(waiting.Keep(Embedded(batch)));
   for (int64_t block = 0; block < block_count; ++block) {
     if (pass.sums != nullptr) inputs[static_cast<size_t>(block)] = hidden;
     const AdaptedBlock& entered = Enter(pass.adapter, block);
     for (size_t i = 0; i < pass.batches.size(); ++i) {
-      hidden[i] = entered
-                      .Forward(hidden[i].to(device), rotary_,
-                               pass.Dropout(block, pass.batches[i], place), tape)
-                      .to(at::kCPU);
+      hidden[i] = waiting.Keep(entered.Forward(hidden[i].to(device), rotary_,
+                                               pass.Dropout(block, pass.batches[i], place), tape));
     }
   }
   LossSum loss;
@@ -152,7 +152,7 @@ LossSum LoraGradientComputer::RunStreamed(Pass& pass) {
     loss += AtOutput(hidden[i].to(device), pass.batches[i], pass.objective,
                      pass.sums == nullptr ? nullptr : &gradient);
     hidden[i] = at::Tensor();
-    if (pass.sums != nullptr) gradients[i] = gradient.to(at::kCPU);
+    if (pass.sums != nullptr) gradients[i] = waiting.Keep(gradient);
   }
   if (pass.sums == nullptr) return loss;
   for (int64_t block = block_count - 1; block >= 0; --block) {
@@ -161,12 +161,10 @@ LossSum LoraGradientComputer::RunStreamed(Pass& pass) {
     for (size_t i = 0; i < pass.batches.size(); ++i) {
       const AdapterDropout* dropout = pass.Dropout(block, pass.batches[i], place);
       entered.Forward(inputs[index][i].to(device), rotary_, dropout, tape);
-      gradients[i] = entered
-                         .Backward(gradients[i].to(device), rotary_, dropout, tape, buffers_,
-                                   (*pass.sums)[index])
-                         .to(at::kCPU);
+      gradients[i] = waiting.Keep(entered.Backward(gradients[i].to(device), rotary_, dropout, tape,
+                                                   buffers_, (*pass.sums)[index]));
+      inputs[index][i] = at::Tensor();
     }
-    inputs[index].clear();
   }
   return loss;
 }

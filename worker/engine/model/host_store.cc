@@ -6,12 +6,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <string>
 
 #include "absl/cleanup/cleanup.h"
+#include "base/machine_memory.h"
 
 namespace qpruner::engine {
 namespace {
@@ -37,6 +39,11 @@ void* MapCopy(const char* bytes, size_t size) {
 }
 
 }  // namespace
+
+HostStore HostStore::Beside(const at::Device& device) {
+  if (device.is_cpu()) return HostStore();
+  return HostStore(std::max(kDefaultResidentBytes, MachineMemory() / 16));
+}
 
 at::Tensor HostStore::Keep(const at::Tensor& tensor) {
   const at::Tensor host = tensor.detach().to(at::kCPU).contiguous();

@@ -21,6 +21,9 @@ class HostStore {
 
   explicit HostStore(int64_t resident_bytes = kDefaultResidentBytes)
       : resident_bytes_(resident_bytes), held_(std::make_shared<std::atomic<int64_t>>(0)) {}
+  // For a walk on `device`. On the CPU little stays in memory, for it is the memory that
+  // limits.device_memory_bytes bounds; beside another device a sixteenth of what the machine has.
+  static HostStore Beside(const at::Device& device);
 
   // A tensor on the CPU with the content of `tensor`, not to be written to. Its memory or file goes
   // with its last reference, which may outlive this. Throws c10::Error naming the folder if no file
