@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "worker/engine/model/decoder.h"
+#include "worker/engine/model/host_store.h"
 
 namespace qpruner::engine {
 namespace {
@@ -33,12 +34,13 @@ void WalkInputMoments(WeightSource& source, const std::vector<TokenBatch>& batch
   const ModelConfig& config = source.config();
   const at::Device device = source.device();
   int64_t longest = 1, tokens = 0;
+  HostStore waiting = HostStore::Beside(device);
   std::vector<at::Tensor> hidden, rows;  // rows: the flat positions that are not padding.
   {
     for (const TokenBatch& batch : batches) {
       longest = std::max(longest, batch.ids.size(1));
       tokens += batch.lengths.sum().item<int64_t>();
-      hidden.push_back(Embed(source, batch.ids).to(at::kCPU));
+      hidden.push_back(waiting.Keep(Embed(source, batch.ids)));
       rows.push_back((at::arange(batch.ids.size(1)).unsqueeze(0) < batch.lengths.unsqueeze(1))
                          .reshape({-1})
                          .nonzero()
@@ -66,9 +68,8 @@ void WalkInputMoments(WeightSource& source, const std::vector<TokenBatch>& batch
         }
         return PlainLinear(kind, x, weight, bias);
       };
-      hidden[i] = BlockForward(config, config.blocks[static_cast<size_t>(block)], weights, rotary,
-                               hidden[i].to(device), recording)
-                      .to(at::kCPU);
+      hidden[i] = waiting.Keep(BlockForward(config, config.blocks[static_cast<size_t>(block)],
+                                            weights, rotary, hidden[i].to(device), recording));
     }
     for (LinearKind kind : kLinearKinds) {
       if (FirstOfInput(kind) == kind) {

@@ -19,8 +19,8 @@ using InputMoments = PerLinear<at::Tensor>;
 
 // Runs `source` over `batches`, a block at a time, and calls visit(block, its weights, its moments)
 // for each block in order. All inputs are those of `source` as it is: no block sees what a change
-// of an earlier one would do. Memory: one block, the hidden states of all samples on the host, and
-// one block's moments.
+// of an earlier one would do. Memory: one block and its moments; the hidden states of all samples
+// wait in a HostStore.
 void WalkInputMoments(WeightSource& source, const std::vector<TokenBatch>& batches,
                       const std::function<void(int64_t block, const BlockWeights& weights,
                                                const InputMoments& moments)>& visit,

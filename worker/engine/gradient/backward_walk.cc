@@ -82,7 +82,7 @@ LossSum WalkBackward(WeightSource& source, const std::vector<TokenBatch>& batche
     if (on_block_done) on_block_done(++done, 2 * block_count);
   };
 
-  HostStore waiting;
+  HostStore waiting = HostStore::Beside(source.device());
   // inputs[block][batch]; inputs[block_count] holds the last block's outputs.
   std::vector<std::vector<at::Tensor>> inputs(block_count + 1,
                                               std::vector<at::Tensor>(batch_count));

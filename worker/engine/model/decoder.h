@@ -58,7 +58,8 @@ at::Tensor HeadLogitsBackward(const at::Tensor& gradient, const at::Tensor& head
 
 // Runs all blocks of `source` over each of `batches` (ids [batch, length]), block-major: a block is
 // loaded once and applied to every batch, so device memory is one block plus activations. Returns
-// the final hidden states after the final norm, one [batch, length, hidden] each, on the CPU.
+// the final hidden states after the final norm, one [batch, length, hidden] each, on the CPU and
+// not to be written to: what waits between blocks, and the result, is a HostStore's.
 // `on_block_done(block)` is called after each block (progress); may be empty.
 std::vector<at::Tensor> ForwardHidden(WeightSource& source, const std::vector<at::Tensor>& batches,
                                       const std::function<void(int64_t block)>& on_block_done = {});

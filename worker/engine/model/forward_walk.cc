@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "worker/engine/model/decoder.h"
+#include "worker/engine/model/host_store.h"
 #include "worker/engine/model/packed_block.h"
 
 namespace qpruner::engine {
@@ -20,11 +21,12 @@ std::vector<at::Tensor> ForwardHiddenFrom(WeightSource& source,
   const at::Device device = source.device();
 
   // Between blocks the activations wait on the host, so the device holds one batch of them.
+  HostStore waiting = HostStore::Beside(device);
   BlockInputs inputs = std::move(start);
   if (inputs.block == 0) {
     inputs.hidden.clear();
     for (const at::Tensor& ids : batches) {
-      inputs.hidden.push_back(Embed(source, ids).to(at::kCPU));
+      inputs.hidden.push_back(waiting.Keep(Embed(source, ids)));
     }
   }
   TORCH_CHECK(inputs.hidden.size() == batches.size(), "Hidden states of ", inputs.hidden.size(),
@@ -43,17 +45,17 @@ std::vector<at::Tensor> ForwardHiddenFrom(WeightSource& source,
     const BlockShape& shape = config.blocks[static_cast<size_t>(inputs.block)];
     if (packed) {
       const PackedBlock block(config, shape, weights, most_tokens);
-      for (at::Tensor& x : inputs.hidden) x = block.Forward(rotary, x);
+      for (at::Tensor& x : inputs.hidden) x = waiting.Keep(block.Forward(rotary, x));
     } else {
       for (at::Tensor& x : inputs.hidden) {
-        x = BlockForward(config, shape, weights, rotary, x.to(device)).to(at::kCPU);
+        x = waiting.Keep(BlockForward(config, shape, weights, rotary, x.to(device)));
       }
     }
     if (on_block_done) on_block_done(inputs.block);
   }
   const at::Tensor norm = source.FinalNorm();
   for (at::Tensor& x : inputs.hidden) {
-    x = RmsNorm(x.to(device), norm, config.rms_norm_eps).to(at::kCPU);
+    x = waiting.Keep(RmsNorm(x.to(device), norm, config.rms_norm_eps));
   }
   return std::move(inputs.hidden);
 }

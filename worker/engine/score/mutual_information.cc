@@ -9,6 +9,7 @@
 #include <random>
 
 #include "worker/engine/model/decoder.h"
+#include "worker/engine/model/host_store.h"
 
 namespace qpruner::engine {
 namespace {
@@ -90,12 +91,13 @@ MutualInformationScores MeasureMutualInformation(
   const ModelConfig& config = source.config();
   MutualInformationScores scores;
   int64_t longest = 1;
+  HostStore waiting = HostStore::Beside(source.device());
   std::vector<at::Tensor> hidden;
   std::vector<at::Tensor> weights_of_positions;  // [batch, length]: 1 / length, 0 on padding.
   for (const TokenBatch& batch : batches) {
     scores.sample_count += batch.ids.size(0);
     longest = std::max(longest, batch.ids.size(1));
-    hidden.push_back(Embed(source, batch.ids).to(at::kCPU));
+    hidden.push_back(waiting.Keep(Embed(source, batch.ids)));
     at::Tensor weight = at::zeros(batch.ids.sizes(), at::kDouble);
     for (int64_t row = 0; row < batch.ids.size(0); ++row) {
       const int64_t length = batch.lengths[row].item<int64_t>();
@@ -118,9 +120,8 @@ MutualInformationScores MeasureMutualInformation(
         means[block][kind].insert(means[block][kind].end(), values, values + mean.numel());
         return y;
       };
-      hidden[i] = BlockForward(config, config.blocks[block], weights, rotary,
-                               hidden[i].to(source.device()), observed)
-                      .to(at::kCPU);
+      hidden[i] = waiting.Keep(BlockForward(config, config.blocks[block], weights, rotary,
+                                            hidden[i].to(source.device()), observed));
     }
     if (on_progress) {
       on_progress(static_cast<double>(block + 1) / static_cast<double>(config.num_blocks()));

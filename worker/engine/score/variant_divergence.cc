@@ -32,7 +32,7 @@ std::vector<std::vector<double>> MeasureVariants(
   }
   TORCH_CHECK(tokens > 0, "Divergences need calibration samples");
   const RotaryTables rotary = MakeRotaryTables(config, longest, source.device(), source.dtype());
-  HostStore waiting;
+  HostStore waiting = HostStore::Beside(source.device());
   const auto forward = [&](const BlockShape& shape, const BlockWeights& weights,
                            const at::Tensor& hidden) {
     return waiting.Keep(BlockForward(config, shape, weights, rotary, hidden.to(source.device())));
