@@ -188,6 +188,17 @@ TEST_F(SafetensorsTest, WritesWhatItReads) {
   EXPECT_EQ(*ReadFile(path_, 1 << 20), *ReadFile(other, 1 << 20));
 }
 
+TEST_F(SafetensorsTest, PiecesMakeTheSameFile) {
+  const std::string other = folder_ / "other.safetensors";
+  ASSERT_TRUE(
+      WriteSafetensors(path_, {{"a", DType::kU8, {3}, [] { return std::string("abc"); }}}, {})
+          .ok());
+  const std::vector<TensorToWrite> pieces = {
+      {"a", DType::kU8, {3}, [next = 'a']() mutable { return std::string(1, next++); }, 3}};
+  ASSERT_TRUE(WriteSafetensors(other, pieces, {}).ok());
+  EXPECT_EQ(*ReadFile(path_, 1 << 20), *ReadFile(other, 1 << 20));
+}
+
 TEST_F(SafetensorsTest, AFailedWriteLeavesWhatWasThere) {
   Write("before");
   const std::vector<TensorToWrite> wrong = {

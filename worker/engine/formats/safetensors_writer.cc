@@ -59,12 +59,16 @@ absl::Status WriteSafetensors(const std::string& path, std::vector<TensorToWrite
   ASSIGN_OR_RETURN(const auto file, AsideFile::Create(path));
   RETURN_IF_ERROR(file->Append(Header(tensors, sizes, metadata)));
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const std::string bytes = tensors[i].bytes();
-    if (static_cast<int64_t>(bytes.size()) != sizes[i]) {
-      return absl::InternalError(absl::StrCat("Tensor ", tensors[i].name, " has ", bytes.size(),
+    int64_t written = 0;
+    for (int64_t piece = 0; piece < tensors[i].pieces; ++piece) {
+      const std::string bytes = tensors[i].bytes();
+      written += static_cast<int64_t>(bytes.size());
+      RETURN_IF_ERROR(file->Append(bytes));
+    }
+    if (written != sizes[i]) {
+      return absl::InternalError(absl::StrCat("Tensor ", tensors[i].name, " has ", written,
                                               " bytes, its dtype and shape call for ", sizes[i]));
     }
-    RETURN_IF_ERROR(file->Append(bytes));
   }
   return file->Commit();
 }

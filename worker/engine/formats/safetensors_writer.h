@@ -14,12 +14,13 @@
 namespace qpruner::engine {
 
 // A tensor to be written. `bytes` gives its row-major content when it is its turn, so that a model
-// larger than memory can be written.
+// larger than memory can be written; where a tensor is large itself, in pieces, one a call.
 struct TensorToWrite {
   std::string name;
   DType dtype;
   std::vector<int64_t> shape;
   std::function<std::string()> bytes;
+  int64_t pieces = 1;
 };
 
 // Writes aside, syncs and renames: `path` holds the whole file or what it held before. Tensors are

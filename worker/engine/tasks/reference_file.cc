@@ -5,15 +5,19 @@
 #include <cstring>
 #include <numeric>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "worker/engine/formats/safetensors_reader.h"
 #include "worker/engine/formats/safetensors_writer.h"
+#include "worker/engine/model/checkpoint_source.h"
+#include "worker/engine/model/host_store.h"
 
 namespace qpruner::engine {
 namespace {
 
-constexpr char kFormatName[] = "qpruner-reference-3";
+constexpr char kFormatName[] = "qpruner-reference-4";
+constexpr char kLongestSequence[] = "longest_sequence";
 
 std::string Bytes(const std::vector<int32_t>& values) {
   return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int32_t));
@@ -47,26 +51,26 @@ std::vector<int64_t> Starts(const std::vector<Window>& windows) {
   return starts;
 }
 
-// From the batches' padded layout to tokens end to end.
-at::Tensor Unpad(const ReferenceShare& share) {
-  const std::vector<int64_t> starts = Starts(share.windows);
-  at::Tensor all = at::empty({starts.back(), share.hidden.front().size(2)}, at::kFloat);
+// From the batches' padded layout to tokens end to end: a view of each sequence, in their order.
+std::vector<at::Tensor> Unpad(const ReferenceShare& share) {
+  std::vector<at::Tensor> sequences(share.windows.size());
   for (size_t i = 0; i < share.batches.size(); ++i) {
     const TokenBatch& batch = share.batches[i];
     for (size_t row = 0; row < batch.rows.size(); ++row) {
-      const size_t sequence = static_cast<size_t>(batch.rows[row]);
-      const int64_t length = starts[sequence + 1] - starts[sequence];
-      all.narrow(0, starts[sequence], length)
-          .copy_(share.hidden[i].select(0, static_cast<int64_t>(row)).narrow(0, 0, length));
+      const auto sequence = static_cast<size_t>(batch.rows[row]);
+      const auto length = static_cast<int64_t>(share.windows[sequence].ids.size());
+      sequences[sequence] =
+          share.hidden[i].select(0, static_cast<int64_t>(row)).narrow(0, 0, length).contiguous();
     }
   }
-  return all;
+  return sequences;
 }
 
 // The inverse.
 std::vector<at::Tensor> Pad(const std::vector<Window>& windows,
                             const std::vector<TokenBatch>& batches, const at::Tensor& all) {
   const std::vector<int64_t> starts = Starts(windows);
+  HostStore waiting;
   std::vector<at::Tensor> hidden;
   for (const TokenBatch& batch : batches) {
     at::Tensor padded =
@@ -78,7 +82,7 @@ std::vector<at::Tensor> Pad(const std::vector<Window>& windows,
           .narrow(0, 0, length)
           .copy_(all.narrow(0, starts[sequence], length));
     }
-    hidden.push_back(std::move(padded));
+    hidden.push_back(waiting.Keep(padded));
   }
   return hidden;
 }
@@ -93,10 +97,15 @@ void AddShare(const std::string& prefix, const ReferenceShare& share,
   }
   AddSequences(prefix, sequences, tensors);
   AddIntegers(prefix + ".context", context, tensors);
-  const at::Tensor all = Unpad(share);
-  tensors.push_back({prefix + ".hidden", DType::kF32, {all.size(0), all.size(1)}, [all] {
-                       return std::string(static_cast<const char*>(all.data_ptr()), all.nbytes());
-                     }});
+  tensors.push_back({prefix + ".hidden",
+                     DType::kF32,
+                     {Starts(share.windows).back(), share.hidden.front().size(2)},
+                     [sequences = Unpad(share), next = size_t{0}]() mutable {
+                       const at::Tensor& sequence = sequences[next++];
+                       return std::string(static_cast<const char*>(sequence.const_data_ptr()),
+                                          sequence.nbytes());
+                     },
+                     static_cast<int64_t>(share.windows.size())});
 }
 
 absl::StatusOr<const TensorView*> Find(const SafetensorsReader& reader, const std::string& name,
@@ -171,10 +180,30 @@ absl::StatusOr<ReferenceShare> ReadShare(const SafetensorsReader& reader, const 
     return absl::InvalidArgumentError(
         absl::StrCat("Not a reference file: ", prefix, ".hidden does not fit its ids"));
   }
-  at::Tensor all = at::empty({hidden->shape[0], hidden->shape[1]}, at::kFloat);
-  std::memcpy(all.data_ptr(), hidden->bytes.data(), hidden->bytes.size());
-  share.hidden = Pad(share.windows, share.batches, all);
+  // In place in the mapped file, which `reader` keeps until the padded copies are made.
+  share.hidden = Pad(share.windows, share.batches, TensorFromView(*hidden, nullptr));
   return share;
+}
+
+absl::StatusOr<std::shared_ptr<const SafetensorsReader>> OpenReference(const std::string& path) {
+  ASSIGN_OR_RETURN(std::shared_ptr<const SafetensorsReader> reader, SafetensorsReader::Open(path));
+  const auto format = reader->metadata().find("format");
+  if (format == reader->metadata().end() || format->second != kFormatName) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Not a reference file: metadata \"format\" is not ", kFormatName));
+  }
+  return reader;
+}
+
+absl::StatusOr<int64_t> LongestSequenceOf(const SafetensorsReader& reader) {
+  const auto found = reader.metadata().find(kLongestSequence);
+  int64_t longest = 0;
+  if (found == reader.metadata().end() || !absl::SimpleAtoi(found->second, &longest) ||
+      longest < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("Not a reference file: metadata \"",
+                                                   kLongestSequence, "\" is no number of tokens"));
+  }
+  return longest;
 }
 
 }  // namespace
@@ -191,17 +220,20 @@ absl::Status WriteReference(const std::string& path, const Reference& reference)
   }
   AddSequences("fine_tune", ids, tensors);
   AddIntegers("fine_tune.masked", masked, tensors);
-  return WriteSafetensors(path, std::move(tensors), {{"format", kFormatName}});
+  return WriteSafetensors(
+      path, std::move(tensors),
+      {{"format", kFormatName}, {kLongestSequence, absl::StrCat(reference.longest_sequence)}});
+}
+
+absl::StatusOr<int64_t> ReadLongestSequence(const std::string& path) {
+  ASSIGN_OR_RETURN(const auto reader, OpenReference(path));
+  return LongestSequenceOf(*reader);
 }
 
 absl::StatusOr<Reference> ReadReference(const std::string& path, int64_t batch_tokens) {
-  ASSIGN_OR_RETURN(const auto reader, SafetensorsReader::Open(path));
-  const auto format = reader->metadata().find("format");
-  if (format == reader->metadata().end() || format->second != kFormatName) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("Not a reference file: metadata \"format\" is not ", kFormatName));
-  }
+  ASSIGN_OR_RETURN(const auto reader, OpenReference(path));
   Reference reference;
+  ASSIGN_OR_RETURN(reference.longest_sequence, LongestSequenceOf(*reader));
   ASSIGN_OR_RETURN(reference.selection, ReadShare(*reader, "selection", batch_tokens));
   ASSIGN_OR_RETURN(reference.test, ReadShare(*reader, "test", batch_tokens));
   ASSIGN_OR_RETURN(std::vector<TokenIds> ids, ReadSequences(*reader, "fine_tune"));

@@ -52,12 +52,15 @@ TEST_F(ReferenceFileTest, ComesBackWithEveryStateAtItsToken) {
   reference.selection = Share({{{1, 2, 3}}, {{4, 5, 6, 7, 8}, 3}, {{9, 10}}});
   reference.test = Share({{{11, 12}}});
   reference.fine_tune = {{{13}, 0}, {{14, 15, 16}, 2}};
+  reference.longest_sequence = 17;
   ASSERT_TRUE(WriteReference(path_, reference).ok());
   const auto read = ReadReference(path_);
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_EQ(read->selection.windows, reference.selection.windows);
   EXPECT_EQ(read->test.windows, reference.test.windows);
   EXPECT_EQ(read->fine_tune, reference.fine_tune);
+  EXPECT_EQ(read->longest_sequence, 17);
+  EXPECT_EQ(*ReadLongestSequence(path_), 17);
   int64_t seen = 0;
   for (size_t i = 0; i < read->selection.batches.size(); ++i) {
     const TokenBatch& batch = read->selection.batches[i];
