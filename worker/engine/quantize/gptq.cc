@@ -39,9 +39,12 @@ Factor FactorInverse(const at::Tensor& hessian, const GptqOptions& options) {
   for (;;) {
     auto [lower, failed] = at::linalg_cholesky_ex(h);
     if (failed.item<int>() == 0) {
-      auto [upper, failed_inverse] =
-          at::linalg_cholesky_ex(at::cholesky_inverse(lower), /*upper=*/true);
+      // Three matrices at a time: of wide linears each is about a gigabyte.
+      at::Tensor inverse = at::cholesky_inverse(lower);
+      lower.reset();
+      const auto [upper, failed_inverse] = at::linalg_cholesky_ex(inverse, /*upper=*/true);
       if (failed_inverse.item<int>() == 0) {
+        inverse.reset();
         factor.upper = upper.to(at::kFloat).contiguous();
         return factor;
       }
