@@ -89,9 +89,18 @@ ChoiceScores ScoreChoices(const std::vector<ChoiceItem>& items,
   return scores;
 }
 
-ChoiceScores MeasureChoiceTask(WeightSource& source, const ChoiceTask& task,
+int64_t LongestInput(const ChoiceTask& task) {
+  size_t longest = 0;
+  for (const ContinuationRequest& request : task.requests) {
+    longest = std::max(longest, request.input.size());
+  }
+  return static_cast<int64_t>(longest);
+}
+
+ChoiceScores MeasureChoiceTask(WeightSource& source, const ChoiceTask& task, int64_t batch_tokens,
                                const std::function<void(double)>& on_progress) {
-  return ScoreChoices(task.items, MeasureLoglikelihoods(source, task.requests, on_progress));
+  return ScoreChoices(task.items,
+                      MeasureLoglikelihoods(source, task.requests, batch_tokens, on_progress));
 }
 
 }  // namespace qpruner::engine

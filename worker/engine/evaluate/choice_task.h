@@ -52,7 +52,12 @@ struct ChoiceScores {
   Accuracy acc_bytes;  // By bytes.
 };
 
+// The longest input of `task`; 0 without items.
+int64_t LongestInput(const ChoiceTask& task);
+
+// By MeasureLoglikelihoods.
 ChoiceScores MeasureChoiceTask(WeightSource& source, const ChoiceTask& task,
+                               int64_t batch_tokens = 4096,
                                const std::function<void(double)>& on_progress = {});
 
 // The part of MeasureChoiceTask behind the model: likelihoods of `task.requests` to scores.

@@ -115,6 +115,7 @@ absl::StatusOr<ContinuationRequest> EncodeContinuation(const Tokenizer& tokenize
 
 std::vector<Loglikelihood> MeasureLoglikelihoods(WeightSource& source,
                                                  const std::vector<ContinuationRequest>& requests,
+                                                 int64_t batch_tokens,
                                                  const std::function<void(double)>& on_progress) {
   const ModelConfig& config = source.config();
   const int64_t token_bytes =
@@ -124,7 +125,7 @@ std::vector<Loglikelihood> MeasureLoglikelihoods(WeightSource& source,
   const at::Tensor head = source.Head();
   for (size_t i = 0; i < portions.size(); ++i) {
     const Portion& portion = portions[i];
-    const std::vector<TokenBatch> batches = MakeBatches(portion.inputs);
+    const std::vector<TokenBatch> batches = MakeBatches(portion.inputs, batch_tokens);
     const std::vector<at::Tensor> hidden =
         ForwardHidden(source, BatchIds(batches), [&](int64_t block) {
           if (!on_progress) return;

@@ -34,11 +34,12 @@ struct Loglikelihood {
   bool greedy = false;  // Every token is the most likely one.
 };
 
-// In the order of `requests`. Inputs are batched by length and those that are equal computed once;
-// they go through the model in portions whose hidden states take at most 512 MiB. `on_progress`
-// takes the fraction that is done; may be empty. Throws c10::Error.
+// In the order of `requests`. Inputs are batched by length, at most `batch_tokens` tokens together
+// (MakeBatches), and those that are equal computed once; they go through the model in portions
+// whose hidden states take at most 512 MiB. `on_progress` takes the fraction that is done; may be
+// empty. Throws c10::Error.
 std::vector<Loglikelihood> MeasureLoglikelihoods(
-    WeightSource& source, const std::vector<ContinuationRequest>& requests,
+    WeightSource& source, const std::vector<ContinuationRequest>& requests, int64_t batch_tokens,
     const std::function<void(double)>& on_progress = {});
 
 }  // namespace qpruner::engine

@@ -16,8 +16,11 @@ namespace {
 constexpr int64_t kFloatBytes = 4;
 // LibTorch and its libraries, before any work.
 constexpr int64_t kProcessBytes = int64_t{64} << 20;
-// Logits of a chunk, the model's and a reference's, with the temporaries between them.
-constexpr int64_t kLogitsBytes = int64_t{128} << 20;
+// A chunk of logits in float32 (evaluate/head_scores.h).
+constexpr int64_t kLogitsBytes = int64_t{64} << 20;
+// Chunks alive together: the model's and a reference's; where they are not read in place, their
+// log-probabilities too, and three temporaries between them.
+constexpr int64_t kLogitsInPlace = 2, kLogitsElsewhere = 7;
 // Smaller batches would leave the matrix products to memory bandwidth.
 constexpr int64_t kLeastBatchTokens = 128;
 
@@ -30,17 +33,39 @@ int64_t BlockParameters(const ModelConfig& config, const BlockShape& shape) {
   return count;
 }
 
+// What quantizing a block from the second moments of its linears' inputs takes, at most. On the
+// host: the moments in float32; three float64 matrices of the widest input while the inverse is
+// factored (quantize/gptq.h), which is more than the copies of a weight in the grid of activation
+// scaling; and the packed linears of the block, of at most 8 bits. Another device has the moments
+// and one product that is added to them.
+int64_t MomentBytes(const ModelConfig& config, const BlockShape& shape,
+                    const MemoryPlanOptions& options) {
+  int64_t moments = 0, widest = 0, weights = 0;
+  for (const LinearKind kind : kLinearKinds) {
+    const std::vector<int64_t> linear = LinearShape(config, shape, kind);
+    weights += linear[0] * linear[1];
+    // Shared by query, key and value, and by gate and up.
+    if (kind == LinearKind::kKey || kind == LinearKind::kValue || kind == LinearKind::kUp) continue;
+    moments += kFloatBytes * linear[1] * linear[1];
+    widest = std::max(widest, linear[1]);
+  }
+  if (!options.on_host) return moments + kFloatBytes * widest * widest;
+  constexpr int64_t kDoubleBytes = 8;
+  return moments + 3 * kDoubleBytes * widest * widest + options.formats * weights;
+}
+
 double Mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 }  // namespace
 
-MemoryCosts EstimateMemory(const ModelConfig& config, int64_t element_bytes) {
+MemoryCosts EstimateMemory(const ModelConfig& config, const MemoryPlanOptions& options) {
   MemoryCosts costs;
   for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
-    costs.model_bytes += element_bytes * std::accumulate(tensor.shape.begin(), tensor.shape.end(),
-                                                         int64_t{1}, std::multiplies<>());
+    costs.model_bytes +=
+        options.element_bytes *
+        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
   }
-  int64_t largest_block = 0;
+  int64_t largest_block = 0, moments = 0;
   for (const BlockShape& shape : config.blocks) {
     largest_block = std::max(largest_block, BlockParameters(config, shape));
     // What autograd saves, and the gradients that are asked for: residual, norms and their float32
@@ -50,9 +75,13 @@ MemoryCosts EstimateMemory(const ModelConfig& config, int64_t element_bytes) {
                            (10 * shape.num_heads + 6 * shape.num_kv_heads) * config.head_dim +
                            8 * shape.intermediate_size;
     costs.position_bytes = std::max(costs.position_bytes, kFloatBytes * values);
+    if (options.input_moments) moments = std::max(moments, MomentBytes(config, shape, options));
   }
-  costs.block_bytes = element_bytes * largest_block;
-  costs.fixed_bytes = kProcessBytes + kLogitsBytes + 2 * kFloatBytes * largest_block;
+  costs.block_bytes = options.element_bytes * largest_block;
+  const int64_t scoring = std::max<int64_t>(2, options.formats) * kFloatBytes * largest_block;
+  costs.fixed_bytes = kProcessBytes +
+                      (options.on_host ? kLogitsInPlace : kLogitsElsewhere) * kLogitsBytes +
+                      std::max(scoring, moments);
   return costs;
 }
 
@@ -65,7 +94,7 @@ std::string MemoryPlan::ToString() const {
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const MemoryPlanOptions& options) {
-  const MemoryCosts costs = EstimateMemory(config, options.element_bytes);
+  const MemoryCosts costs = EstimateMemory(config, options);
   MemoryPlan plan;
   plan.limit_bytes = options.limit_bytes;
   const auto fits = [&](int64_t weight_bytes) {
@@ -75,14 +104,17 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const MemoryPla
   };
   const int64_t least = std::max(options.longest_sequence, kLeastBatchTokens);
   plan.batch_tokens = std::max(least, options.most_batch_tokens);
+  // A model that is measured has its own head beside the original's.
+  const int64_t heads = 2 * options.head_bytes;
   plan.weights = MemoryPlan::Weights::kResident;
-  if (fits(costs.model_bytes)) return plan;
+  plan.prefetch = true;
+  if (fits(costs.model_bytes + options.head_bytes)) return plan;
   plan.weights = MemoryPlan::Weights::kStreamed;
   while (true) {
     plan.prefetch = true;
-    if (fits(2 * costs.block_bytes)) return plan;
+    if (fits(2 * costs.block_bytes + heads)) return plan;
     plan.prefetch = false;
-    if (fits(costs.block_bytes)) return plan;
+    if (fits(costs.block_bytes + heads)) return plan;
     if (plan.batch_tokens == least) break;
     plan.batch_tokens = std::max(least, plan.batch_tokens / 2);
   }

@@ -11,19 +11,37 @@
 
 namespace qpruner::engine {
 
-// What a walk over the blocks keeps on its device. The costs are estimates, in bytes, of the
-// backward walk of importance scoring, which takes the most.
+struct MemoryPlanOptions {
+  int64_t limit_bytes = 0;    // DefaultHostMemoryLimit, or what the job says.
+  int64_t element_bytes = 4;  // Of the type that is computed in.
+  int64_t longest_sequence = 1;
+  int64_t most_batch_tokens = 4096;  // More is no faster.
+  // Whether the device's memory is the host's: there a mapped file needs none, and logits are read
+  // in place.
+  bool on_host = true;
+  // The head's, where it cannot be used as it lies in the file.
+  int64_t head_bytes = 0;
+  // Formats that the weights of a block are compared in by gradients (score/gradient_score.h).
+  int64_t formats = 2;
+  // Second moments of the linears' inputs are taken and used: GPTQ, activation scaling.
+  bool input_moments = false;
+};
+
+// What a walk over the blocks keeps on its device, as estimates in bytes: of activations those of
+// the backward walk of importance scoring, which has the most; beside them what the most demanding
+// of the task's walks adds.
 struct MemoryCosts {
   int64_t model_bytes = 0;     // All weights, in the type that is computed in.
   int64_t block_bytes = 0;     // The largest block's.
   int64_t position_bytes = 0;  // Activations and their gradients in one block, for one token.
-  // Beside weights and activations: the process itself, a chunk of logits, and what second-order
-  // scoring adds up for one block (both in float32).
+  // Beside weights and activations: the process itself, a chunk of logits, and the larger of what
+  // scoring holds for a block (float32: two sums of second-order importance, or what each format
+  // changes) and what quantization from input moments does.
   int64_t fixed_bytes = 0;
 };
 
-// `element_bytes`: of the type that is computed in.
-MemoryCosts EstimateMemory(const ModelConfig& config, int64_t element_bytes);
+// Of `options`, limit and lengths are not looked at.
+MemoryCosts EstimateMemory(const ModelConfig& config, const MemoryPlanOptions& options);
 
 struct MemoryPlan {
   enum class Weights {
@@ -31,7 +49,8 @@ struct MemoryPlan {
     kStreamed,  // One block at a time, two with prefetch.
   };
   Weights weights = Weights::kStreamed;
-  // Streamed only: the next block is loaded on a thread of its own while one is in work.
+  // The next block is loaded on a thread of its own while one is in work. With kResident, of walks
+  // over what is not loaded, or not yet: there is room for more than two blocks.
   bool prefetch = false;
   // Positions in work at a time, padding included; a longer sequence is a batch of its own.
   int64_t batch_tokens = 0;
@@ -41,13 +60,6 @@ struct MemoryPlan {
   bool resident() const { return weights == Weights::kResident; }
   // One line for people.
   std::string ToString() const;
-};
-
-struct MemoryPlanOptions {
-  int64_t limit_bytes = 0;  // DefaultHostMemoryLimit, or what the job says.
-  int64_t element_bytes = 4;
-  int64_t longest_sequence = 1;
-  int64_t most_batch_tokens = 4096;  // More is no faster.
 };
 
 // Weights stay if they fit beside full batches, for then nothing is loaded twice. Else they are

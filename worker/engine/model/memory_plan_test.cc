@@ -21,9 +21,34 @@ ModelConfig SevenBillion() {
 constexpr int64_t kGib = int64_t{1} << 30;
 
 TEST(MemoryPlanTest, CountsTheModel) {
-  const MemoryCosts costs = EstimateMemory(SevenBillion(), 2);
+  const MemoryCosts costs = EstimateMemory(SevenBillion(), {.element_bytes = 2});
   EXPECT_EQ(costs.model_bytes, 2 * int64_t{6738415616});
   EXPECT_EQ(costs.block_bytes, 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008 + 2 * 4096));
+}
+
+TEST(MemoryPlanTest, CountsTheMostDemandingWalk) {
+  const auto fixed = [](const MemoryPlanOptions& options) {
+    return EstimateMemory(SevenBillion(), options).fixed_bytes;
+  };
+  const int64_t block = 4 * 4096 * 4096 + 3 * 4096 * 11008 + 2 * 4096;
+  const int64_t usual = fixed({});
+  // A copy in float32 for each format; never less than second-order scoring's two.
+  EXPECT_EQ(fixed({.formats = 1}), usual);
+  EXPECT_EQ(fixed({.formats = 7}) - usual, 5 * 4 * block);
+  // GPTQ: float64 matrices of 11008 x 11008 are more than the two copies.
+  const int64_t moments = 4 * (3 * int64_t{4096} * 4096 + int64_t{11008} * 11008);
+  EXPECT_EQ(fixed({.input_moments = true}) - usual,
+            moments + 24 * int64_t{11008} * 11008 + 2 * (block - 2 * 4096) - 2 * 4 * block);
+  // On a GPU the factorization is not the device's, logits take more, and two heads are copied.
+  EXPECT_EQ(fixed({.on_host = false, .input_moments = true}), fixed({.on_host = false}));
+  EXPECT_EQ(fixed({.on_host = false}) - usual, 5 * (int64_t{64} << 20));
+  const auto expected = [](int64_t limit, int64_t head_bytes) {
+    return PlanMemory(SevenBillion(),
+                      {.limit_bytes = limit, .element_bytes = 2, .head_bytes = head_bytes})
+        ->expected_bytes;
+  };
+  EXPECT_EQ(expected(24 * kGib, 1000) - expected(24 * kGib, 0), 1000);
+  EXPECT_EQ(expected(10 * kGib, 1000) - expected(10 * kGib, 0), 2000);
 }
 
 TEST(MemoryPlanTest, StaysWhereItFitsAndStreamsWhereItDoesNot) {
@@ -32,6 +57,7 @@ TEST(MemoryPlanTest, StaysWhereItFitsAndStreamsWhereItDoesNot) {
     return *PlanMemory(config, {.limit_bytes = limit, .element_bytes = 2, .longest_sequence = 128});
   };
   EXPECT_TRUE(plan(24 * kGib).resident());
+  EXPECT_TRUE(plan(24 * kGib).prefetch);
   EXPECT_THAT(plan(24 * kGib).ToString(), HasSubstr("stay in memory"));
   const MemoryPlan ahead = plan(10 * kGib);
   EXPECT_FALSE(ahead.resident());

@@ -77,7 +77,7 @@ absl::StatusOr<FinalizeResult> RunFinalize(const v1::CompressionSpec& spec,
     }
     if (tasks.empty()) return absl::OkStatus();
     return ScoreJobTasks(
-        source, tasks, label, output_dir,
+        source, tasks, model.plan.batch_tokens, label, output_dir,
         Phase(progress, middle, to, absl::StrCat("scoring the ", label, " model on the tasks")),
         metrics);
   };

@@ -100,14 +100,16 @@ absl::StatusOr<std::vector<ChoiceTask>> ReadKeptTasks(const v1::Evaluation& eval
 }
 
 absl::Status ScoreJobTasks(WeightSource& source, const std::vector<ChoiceTask>& tasks,
-                           const std::string& label, const std::string& output_dir,
-                           const Phase& phase, v1::ModelMetrics& metrics) {
+                           int64_t batch_tokens, const std::string& label,
+                           const std::string& output_dir, const Phase& phase,
+                           v1::ModelMetrics& metrics) {
   if (tasks.empty()) return absl::OkStatus();
   std::string lines;
   for (size_t i = 0; i < tasks.size(); ++i) {
-    const ChoiceScores scores = MeasureChoiceTask(source, tasks[i], [&](double fraction) {
-      phase.Done((static_cast<double>(i) + fraction) / static_cast<double>(tasks.size()));
-    });
+    const ChoiceScores scores =
+        MeasureChoiceTask(source, tasks[i], batch_tokens, [&](double fraction) {
+          phase.Done((static_cast<double>(i) + fraction) / static_cast<double>(tasks.size()));
+        });
     v1::TaskScore& score = *metrics.add_tasks();
     score.set_name(tasks[i].name);
     score.set_item_count(static_cast<int32_t>(scores.items.size()));

@@ -29,12 +29,14 @@ absl::StatusOr<std::vector<ChoiceTask>> ReadKeptTasks(const v1::Evaluation& eval
                                                       const std::string& folder,
                                                       const ModelConfig& config);
 
-// Scores `source` on all tasks, adds the scores to `metrics`, and writes what it makes of every
-// item to `output_dir`/report/tasks.LABEL.jsonl (no file without tasks), one line an item:
+// Scores `source` on all tasks, `batch_tokens` tokens at a time, adds the scores to `metrics`, and
+// writes what it makes of every item to `output_dir`/report/tasks.LABEL.jsonl (no file without
+// tasks), one line an item:
 //   {"task", "item" (from 0), "log_likelihoods", "greedy", "acc", "acc_norm", "acc_bytes"}
 absl::Status ScoreJobTasks(WeightSource& source, const std::vector<ChoiceTask>& tasks,
-                           const std::string& label, const std::string& output_dir,
-                           const Phase& phase, v1::ModelMetrics& metrics);
+                           int64_t batch_tokens, const std::string& label,
+                           const std::string& output_dir, const Phase& phase,
+                           v1::ModelMetrics& metrics);
 
 }  // namespace qpruner::engine
 

@@ -21,6 +21,7 @@
 #include "worker/engine/formats/tokenizer_files.h"
 #include "worker/engine/model/cast_source.h"
 #include "worker/engine/model/checkpoint_source.h"
+#include "worker/engine/model/host_store.h"
 #include "worker/engine/prune/importance.h"
 #include "worker/engine/prune/iterative_pruning.h"
 #include "worker/engine/prune/pruned_source.h"
@@ -68,7 +69,9 @@ ReferenceShare MeasureReference(WeightSource& original, std::vector<Window> wind
   share.batches = BatchWindows(share.windows, batch_tokens);
   share.hidden = ForwardHidden(original, BatchIds(share.batches),
                                phase.Blocks(original.config().num_blocks()));
-  for (at::Tensor& hidden : share.hidden) hidden = hidden.to(at::kFloat);
+  if (original.dtype() == at::kFloat) return share;
+  HostStore waiting = HostStore::Beside(original.device());
+  for (at::Tensor& hidden : share.hidden) hidden = waiting.Keep(hidden.to(at::kFloat));
   return share;
 }
 
@@ -138,8 +141,8 @@ class Preparation {
   std::vector<ChoiceTask> tasks_;
   std::vector<TokenBatch> calibration_;
   GroupScores scores_;
+  Reference reference_;  // Its shares set by MeasureOriginal.
   // Set by MeasureOriginal.
-  Reference reference_;
   at::Tensor original_head_;
   // Set by Prune, where there is something to prune.
   std::optional<PruningPlan> plan_;
@@ -183,9 +186,21 @@ absl::Status Preparation::CheckInputs() {
   ASSIGN_OR_RETURN(tasks_,
                    ReadJobTasks(spec_.evaluation(), *tokenizer, config.max_position_embeddings));
   const at::ScalarType compute = ComputeDType(device_, stored_);
-  ASSIGN_OR_RETURN(memory_,
-                   PlanTask(spec_.limits(), config, device_, compute,
-                            std::max(limits_.calibration_length, limits_.evaluation_length)));
+  reference_.longest_sequence = limits_.evaluation_length;
+  for (const ChoiceTask& task : tasks_) {
+    reference_.longest_sequence = std::max(reference_.longest_sequence, LongestInput(task));
+  }
+  const auto is_quantized = [](const Format& format) {
+    return format.kind != FormatKind::kBfloat16;
+  };
+  ASSIGN_OR_RETURN(
+      memory_,
+      PlanTask(
+          spec_.limits(), *checkpoint_, device_, compute,
+          {.longest_sequence = std::max(limits_.calibration_length, reference_.longest_sequence),
+           .formats = std::count_if(scores_.formats.begin(), scores_.formats.end(), is_quantized),
+           .input_moments = spec_.quantization().method() == v1::Quantization::GPTQ ||
+                            spec_.quantization().activation_scaling()}));
   progress_.Log(memory_.ToString());
   calibration_ = MakeBatches(texts_.calibration, memory_.batch_tokens);
   original_ = OpenStreamed(checkpoint_, device_, compute, memory_);
@@ -211,7 +226,7 @@ absl::Status Preparation::MeasureOriginal() {
   *result_.mutable_original_test() =
       CheckpointMetrics(checkpoint_->config(), checkpoint_->weight_bytes(), measured);
   if (tasks_.empty()) return absl::OkStatus();
-  return ScoreJobTasks(original, tasks_, "original", output_dir_,
+  return ScoreJobTasks(original, tasks_, memory_.batch_tokens, "original", output_dir_,
                        Phase(progress_, 0.2, 0.27, "scoring the original on the tasks"),
                        *result_.mutable_original_test());
 }
@@ -306,7 +321,7 @@ absl::Status Preparation::MeasurePrepared() {
       Phase(progress_, 0.53, 0.59, "measuring the pruned model on the test share"));
   if (tasks_.empty()) return absl::OkStatus();
   CastSource model(*model_, evaluation_dtype_);
-  return ScoreJobTasks(model, tasks_, "pruned", output_dir_,
+  return ScoreJobTasks(model, tasks_, memory_.batch_tokens, "pruned", output_dir_,
                        Phase(progress_, 0.59, 0.65, "scoring the pruned model on the tasks"),
                        *result_.mutable_pruned_test());
 }

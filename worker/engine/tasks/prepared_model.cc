@@ -12,6 +12,7 @@
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/model/cast_source.h"
 #include "worker/engine/model/checkpoint_source.h"
+#include "worker/engine/model/host_store.h"
 #include "worker/engine/model/memory_source.h"
 #include "worker/engine/model/prefetching_source.h"
 #include "worker/engine/tasks/metrics.h"
@@ -19,27 +20,42 @@
 
 namespace qpruner::engine {
 
+namespace {
+
+// Bytes of a head that is used in another place than in the mapped file: on another device, where
+// the file has it quantized, or rounded (QuantizedSource).
+int64_t HeadBytes(const Checkpoint& checkpoint, at::Device device) {
+  const CheckpointTensor& head = checkpoint.tensor(
+      checkpoint.config().tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+  if (device.is_cpu() && head.in_place && head.dtype == DType::kBF16) return 0;
+  return head.shape[0] * head.shape[1] * DTypeSize(head.dtype);
+}
+
+}  // namespace
+
 at::ScalarType ComputeDType(at::Device device, at::ScalarType stored) {
   return device.is_cpu() ? at::kFloat : stored;
 }
 
-absl::StatusOr<MemoryPlan> PlanTask(const v1::Limits& limits, const ModelConfig& config,
+absl::StatusOr<MemoryPlan> PlanTask(const v1::Limits& limits, const Checkpoint& checkpoint,
                                     at::Device device, at::ScalarType compute,
-                                    int64_t longest_sequence) {
-  MemoryPlanOptions options;
+                                    MemoryPlanOptions options) {
   options.element_bytes = static_cast<int64_t>(c10::elementSize(compute));
-  options.longest_sequence = longest_sequence;
+  options.on_host = device.is_cpu();
+  options.head_bytes = HeadBytes(checkpoint, device);
   if (limits.has_device_memory_bytes()) {
     options.limit_bytes = limits.device_memory_bytes();
   } else if (device.is_cpu()) {
     options.limit_bytes = DefaultHostMemoryLimit();
   } else {
+    // What earlier tasks have freed is the allocator's still, and would not count as free.
+    c10::DeviceAllocator* const allocator = c10::getDeviceAllocator(device.type());
+    allocator->emptyCache();
     // The rest is for the libraries' workspaces.
-    const auto [free, total] =
-        c10::getDeviceAllocator(device.type())->getMemoryInfo(device.index());
+    const auto [free, total] = allocator->getMemoryInfo(device.index());
     options.limit_bytes = static_cast<int64_t>(0.9 * static_cast<double>(free));
   }
-  ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(config, options));
+  ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(checkpoint.config(), options));
   AdaptHostAllocator(plan);
   return plan;
 }
@@ -48,8 +64,10 @@ int64_t PrefixCacheBytes() { return std::min(int64_t{1} << 30, DefaultHostMemory
 
 ReferenceStates StatesIn(const ReferenceShare& share, const at::Tensor& head,
                          at::ScalarType dtype) {
-  ReferenceStates states{.hidden = {}, .head = head};
-  for (const at::Tensor& hidden : share.hidden) states.hidden.push_back(hidden.to(dtype));
+  ReferenceStates states{.hidden = share.hidden, .head = head};
+  if (dtype == at::kFloat) return states;
+  HostStore waiting = HostStore::Beside(head.device());
+  for (at::Tensor& hidden : states.hidden) hidden = waiting.Keep(hidden.to(dtype));
   return states;
 }
 
@@ -72,7 +90,8 @@ std::unique_ptr<WeightSource> MakeResident(WeightSource& source, const MemoryPla
 
 std::unique_ptr<WeightSource> MakeResidentBeside(WeightSource& other, const MemoryPlan& plan) {
   const auto element_bytes = static_cast<int64_t>(c10::elementSize(other.dtype()));
-  const int64_t bytes = EstimateMemory(other.config(), element_bytes).model_bytes;
+  const int64_t bytes =
+      EstimateMemory(other.config(), {.element_bytes = element_bytes}).model_bytes;
   if (plan.expected_bytes + bytes > plan.limit_bytes) return nullptr;
   return MakeResident(other, plan);
 }
@@ -107,15 +126,14 @@ absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(
                      WeightDatabase::Open(absl::StrCat(input_dir, "/", kWeightDatabaseFolder),
                                           checkpoint->config(), formats));
   }
-  ASSIGN_OR_RETURN(
-      model->plan,
-      PlanTask(spec.limits(), checkpoint->config(), device_, ComputeDType(device_, stored),
-               std::min<int64_t>(spec.evaluation().sequence_length(),
-                                 checkpoint->config().max_position_embeddings)));
+  const std::string reference = absl::StrCat(input_dir, "/", kReferencePath);
+  ASSIGN_OR_RETURN(const int64_t longest, ReadLongestSequence(reference));
+  ASSIGN_OR_RETURN(model->plan,
+                   PlanTask(spec.limits(), *checkpoint, device_, ComputeDType(device_, stored),
+                            {.longest_sequence = longest}));
   model->source =
       OpenStreamed(std::move(checkpoint), device_, ComputeDType(device_, stored), model->plan);
-  ASSIGN_OR_RETURN(model->reference, ReadReference(absl::StrCat(input_dir, "/", kReferencePath),
-                                                   model->plan.batch_tokens));
+  ASSIGN_OR_RETURN(model->reference, ReadReference(reference, model->plan.batch_tokens));
   model->prefixes = std::make_unique<PrefixCache>(PrefixCacheBytes());
   model_ = std::move(model);
   key_ = std::move(key);

@@ -29,11 +29,11 @@ inline constexpr char kScoresPath[] = "report/scores.json";
 // checkpoint's own 16-bit type, if it has one.
 at::ScalarType ComputeDType(at::Device device, at::ScalarType stored);
 
-// How a task with batches of sequences up to `longest_sequence` uses the device: within
-// limits.device_memory_bytes, or what there is. INVALID_ARGUMENT: as PlanMemory.
-absl::StatusOr<MemoryPlan> PlanTask(const v1::Limits& limits, const ModelConfig& config,
+// How a task over `checkpoint` uses the device, within limits.device_memory_bytes or what there is.
+// `options` has the rest: longest_sequence and what is done. INVALID_ARGUMENT: as PlanMemory.
+absl::StatusOr<MemoryPlan> PlanTask(const v1::Limits& limits, const Checkpoint& checkpoint,
                                     at::Device device, at::ScalarType compute,
-                                    int64_t longest_sequence);
+                                    MemoryPlanOptions options);
 
 // Memory that hidden states may take to save trials from computing shared blocks again: 1 GiB, and
 // at most a sixteenth of what the machine has.
@@ -43,7 +43,8 @@ int64_t PrefixCacheBytes();
 // them.
 ReferenceStates StatesIn(const ReferenceShare& share, const at::Tensor& head, at::ScalarType dtype);
 
-// The checkpoint's weights, block by block as the plan has it.
+// The checkpoint's weights, block by block as the plan has it: also where it has them stay, for
+// walks that visit a block once or twice. One that visits it often begins with MakeResident.
 std::unique_ptr<WeightSource> OpenStreamed(std::shared_ptr<const Checkpoint> checkpoint,
                                            at::Device device, at::ScalarType compute,
                                            const MemoryPlan& plan);
