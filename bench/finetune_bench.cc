@@ -49,8 +49,11 @@ int Main(int argc, char** argv) {
       source->config(), {.rank = rank, .alpha = 2.0 * static_cast<double>(rank)}, at::kCPU);
   std::vector<at::Tensor> parameters = TrainedParameters(adapter);
   const at::ScalarType dtype = bfloat16 ? at::kBFloat16 : at::kFloat;
-  const TrainingPlan plan =
-      PlanTraining(source->config(), rank, batch_size * length, dtype, limit_mb << 20);
+  const TrainingPlan plan = PlanTraining(source->config(), {.rank = rank,
+                                                            .batch_tokens = batch_size * length,
+                                                            .objective_bytes = kCrossEntropyBytes,
+                                                            .dtype = dtype,
+                                                            .memory_limit_bytes = limit_mb << 20});
   std::cerr << plan.Describe() << "\n";
   LoraGradientComputer computer(*source, plan, dtype);
   at::Generator generator = at::detail::createCPUGenerator(1);

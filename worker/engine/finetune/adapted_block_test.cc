@@ -223,13 +223,22 @@ TEST(AdaptedBlockTest, Bfloat16GradientsPointTheSameWay) {
 
 TEST(TrainingPlanTest, IsResidentWhereItFitsAndCountsWhatTapesHold) {
   MemoryWeightSource model = RandomModel();
-  const TrainingPlan tight = PlanTraining(model.config(), kRank, 3 * 20, at::kFloat, 1000);
+  TrainingPlanOptions options{.rank = kRank, .batch_tokens = 3 * 20, .memory_limit_bytes = 1000};
+  const TrainingPlan tight = PlanTraining(model.config(), options);
   EXPECT_EQ(tight.kind, TrainingPlan::Kind::kStreamed);
-  const int64_t needed = tight.weight_bytes + tight.activation_bytes;
-  EXPECT_EQ(PlanTraining(model.config(), kRank, 3 * 20, at::kFloat, needed).kind,
-            TrainingPlan::Kind::kResident);
-  EXPECT_EQ(PlanTraining(model.config(), kRank, 3 * 20, at::kFloat, needed - 1).kind,
-            TrainingPlan::Kind::kStreamed);
+  const int64_t needed = tight.weight_bytes + tight.activation_bytes + tight.other_bytes;
+  EXPECT_LT(tight.expected_bytes, needed);
+  options.memory_limit_bytes = needed;
+  const TrainingPlan ample = PlanTraining(model.config(), options);
+  EXPECT_EQ(ample.kind, TrainingPlan::Kind::kResident);
+  EXPECT_EQ(ample.expected_bytes, needed);
+  options.memory_limit_bytes = needed - 1;
+  EXPECT_EQ(PlanTraining(model.config(), options).kind, TrainingPlan::Kind::kStreamed);
+  // A held-out batch has the activations of one block, the objective what it says.
+  options.held_out_tokens = 3 * 20;
+  options.objective_bytes = 1000;
+  EXPECT_EQ(PlanTraining(model.config(), options).other_bytes,
+            tight.other_bytes + tight.activation_bytes / model.config().num_blocks() + 1000);
 
   const RotaryTables rotary = MakeRotaryTables(model.config(), 20, at::kCPU, at::kFloat);
   const LoraAdapter adapter = SomeAdapter(model.config());

@@ -33,11 +33,18 @@ absl::Status Diverged(const std::string& what) {
 
 }  // namespace
 
-TrainingPlan PlanOf(const ModelConfig& config, int64_t rank, const TrainerOptions& options) {
-  return PlanTraining(
-      config, rank,
-      std::min(options.micro_batch_size, options.batch_size) * options.sequence_length,
-      options.dtype, options.memory_limit_bytes);
+TrainingPlan PlanOf(const ModelConfig& config, int64_t rank, const TrainerOptions& options,
+                    const std::vector<TokenBatch>& held_out) {
+  TrainingPlanOptions plan{.rank = rank,
+                           .batch_tokens = std::min(options.micro_batch_size, options.batch_size) *
+                                           options.sequence_length,
+                           .objective_bytes = options.objective_bytes,
+                           .dtype = options.dtype,
+                           .memory_limit_bytes = options.memory_limit_bytes};
+  for (const TokenBatch& batch : held_out) {
+    plan.held_out_tokens = std::max(plan.held_out_tokens, batch.ids.numel());
+  }
+  return PlanTraining(config, plan);
 }
 
 TrainingState TrainingState::Clone() const {
@@ -106,7 +113,7 @@ absl::Status Train(WeightSource& base, const std::vector<TrainingSequence>& sequ
   MoveTo(base.device(), state.adapter);
   MoveTo(base.device(), state.best);
   std::vector<at::Tensor> parameters = TrainedParameters(state.adapter);
-  LoraGradientComputer computer(base, PlanOf(base.config(), state.adapter.rank, options),
+  LoraGradientComputer computer(base, PlanOf(base.config(), state.adapter.rank, options, held_out),
                                 options.dtype);
   std::vector<TrainingBatch> held_out_batches;
   for (const TokenBatch& batch : held_out) held_out_batches.push_back(PlainBatch(batch));

@@ -31,12 +31,14 @@ struct TrainerOptions {
   uint64_t seed = 42;                 // Of the order of the text and of dropout.
   at::ScalarType dtype = at::kFloat;  // What base and activations are computed in.
   int64_t memory_limit_bytes = int64_t{4} << 30;  // For TrainingPlan.
+  int64_t objective_bytes = kCrossEntropyBytes;   // Likewise: what the objective takes.
 
   int64_t steps() const { return learning_rate.steps; }
 };
 
 // What Train will keep in memory for an adapter of `rank`.
-TrainingPlan PlanOf(const ModelConfig& config, int64_t rank, const TrainerOptions& options);
+TrainingPlan PlanOf(const ModelConfig& config, int64_t rank, const TrainerOptions& options,
+                    const std::vector<TokenBatch>& held_out);
 
 struct CurvePoint {
   int64_t step = 0;  // Updates made.

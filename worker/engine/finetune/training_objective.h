@@ -22,6 +22,11 @@ struct TrainingBatch {
 // Predicts every token after the first.
 TrainingBatch PlainBatch(const TokenBatch& batch);
 
+// What the objectives take beside their arguments, at most: chunks of logits in float32, and
+// temporaries as large.
+inline constexpr int64_t kCrossEntropyBytes = int64_t{3} * 32 << 20;
+inline constexpr int64_t kDistillationBytes = int64_t{10} * 64 << 20;  // Of two models.
+
 class TrainingObjective {
  public:
   virtual ~TrainingObjective() = default;

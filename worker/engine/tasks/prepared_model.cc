@@ -88,12 +88,11 @@ std::unique_ptr<WeightSource> MakeResident(WeightSource& source, const MemoryPla
   return std::make_unique<MemoryWeightSource>(LoadIntoMemory(source));
 }
 
-std::unique_ptr<WeightSource> MakeResidentBeside(WeightSource& other, const MemoryPlan& plan) {
-  const auto element_bytes = static_cast<int64_t>(c10::elementSize(other.dtype()));
-  const int64_t bytes =
-      EstimateMemory(other.config(), {.element_bytes = element_bytes}).model_bytes;
-  if (plan.expected_bytes + bytes > plan.limit_bytes) return nullptr;
-  return MakeResident(other, plan);
+std::unique_ptr<WeightSource> MakeResidentIn(int64_t free_bytes, WeightSource& source) {
+  const auto element_bytes = static_cast<int64_t>(c10::elementSize(source.dtype()));
+  const MemoryCosts costs = EstimateMemory(source.config(), {.element_bytes = element_bytes});
+  if (costs.model_bytes > free_bytes) return nullptr;
+  return std::make_unique<MemoryWeightSource>(LoadIntoMemory(source));
 }
 
 void PreparedModelCache::Clear() {

@@ -53,8 +53,8 @@ std::unique_ptr<WeightSource> OpenStreamed(std::shared_ptr<const Checkpoint> che
 // null.
 std::unique_ptr<WeightSource> MakeResident(WeightSource& source, const MemoryPlan& plan);
 
-// The same for another model that is used beside the plan's: loaded if the limit has room for both.
-std::unique_ptr<WeightSource> MakeResidentBeside(WeightSource& other, const MemoryPlan& plan);
+// The same for a model beside which `free_bytes` are left.
+std::unique_ptr<WeightSource> MakeResidentIn(int64_t free_bytes, WeightSource& source);
 
 struct PreparedModel {
   std::unique_ptr<WeightSource> source;

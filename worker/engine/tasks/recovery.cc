@@ -39,12 +39,13 @@ struct Teacher {
 };
 
 absl::StatusOr<Teacher> MakeTeacher(const RecoveryInputs& inputs, const QuantizedSource& student,
-                                    const DistillationOptions& options) {
+                                    const TrainingPlan& plan, const DistillationOptions& options) {
   ASSIGN_OR_RETURN(OriginalModel original,
                    OpenOriginalModel(inputs.spec.model().uri(), inputs.builtin_dir,
                                      inputs.input_dir, student.device()));
   Teacher teacher{.source = std::move(original.source)};
-  if (auto resident = MakeResidentBeside(*teacher.source, inputs.model.plan)) {
+  if (auto resident =
+          MakeResidentIn(plan.memory_limit_bytes - plan.expected_bytes, *teacher.source)) {
     teacher.source = std::move(resident);
   }
   teacher.objective = std::make_unique<DistillationObjective>(*teacher.source,
@@ -114,6 +115,8 @@ absl::StatusOr<TrainingState> RecoverModel(const RecoveryInputs& inputs, Quantiz
   const v1::FineTune& fine_tune = inputs.spec.fine_tune();
   trainer.dtype = TrainingDTypeOf(fine_tune, base.dtype());
   trainer.memory_limit_bytes = inputs.model.plan.limit_bytes;
+  const auto distillation = DistillationOptionsOf(fine_tune);
+  if (distillation) trainer.objective_bytes = kDistillationBytes;
   AdapterStart start;
   {
     const Phase phase(progress, 0.1, 0.15, "starting the adapter");
@@ -124,11 +127,12 @@ absl::StatusOr<TrainingState> RecoverModel(const RecoveryInputs& inputs, Quantiz
   progress.Log(absl::StrFormat(
       "Adapter starts with %.1f %% of the quantization error (Frobenius norm over all linears)",
       start.error_quantized > 0 ? 100 * start.error / start.error_quantized : 100.0));
-  progress.Log(absl::StrCat("Fine-tuning is ",
-                            PlanOf(base.config(), start.adapter.rank, trainer).Describe()));
+  const TrainingPlan plan =
+      PlanOf(base.config(), start.adapter.rank, trainer, inputs.model.reference.selection.batches);
+  progress.Log(absl::StrCat("Fine-tuning is ", plan.Describe()));
   Teacher teacher;
-  if (const auto distillation = DistillationOptionsOf(fine_tune)) {
-    ASSIGN_OR_RETURN(teacher, MakeTeacher(inputs, base, *distillation));
+  if (distillation) {
+    ASSIGN_OR_RETURN(teacher, MakeTeacher(inputs, base, plan, *distillation));
   }
 
   TrainingState state = Resume(inputs.input_dir, StartTraining(std::move(start.adapter)), progress);
