@@ -14,6 +14,7 @@
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/gradient/random_model.h"
 #include "worker/engine/model/checkpoint_source.h"
+#include "worker/engine/testing/tensor_memory.h"
 
 namespace qpruner::engine {
 namespace {
@@ -254,6 +255,29 @@ TEST(TrainingPlanTest, IsResidentWhereItFitsAndCountsWhatTapesHold) {
   }
   EXPECT_LE(held, tight.activation_bytes);
   EXPECT_GE(held, tight.activation_bytes * 9 / 10);
+}
+
+TEST(TrainingPlanTest, TrainingHoldsNoMoreThanItCounts) {
+  MemoryWeightSource model = RandomModel(
+      {.blocks = 4, .hidden = 128, .head_dim = 16, .heads = 8, .kv_heads = 8, .intermediate = 256});
+  const LoraAdapter adapter = SomeAdapter(model.config());
+  const std::vector<TrainingBatch> batches = {PlainBatch(RandomBatch({128, 128}, 40, 1)),
+                                              PlainBatch(RandomBatch({128, 128}, 40, 2))};
+  const TrainingBatch held_out = PlainBatch(RandomBatch({300}, 40, 3));
+  TrainingPlanOptions options{.rank = kRank, .batch_tokens = 256, .held_out_tokens = 300};
+  for (const int64_t limit : {int64_t{0}, int64_t{1} << 30}) {
+    options.memory_limit_bytes = limit;
+    const TrainingPlan plan = PlanTraining(model.config(), options);
+    // The process is no part of what is measured; the objective's logits of 40 tokens are nothing.
+    const int64_t expected = plan.expected_bytes - (int64_t{64} << 20);
+    const int64_t peak = PeakTensorBytes([&] {
+      LoraGradientComputer computer(model, plan, at::kFloat);
+      computer.Gradients(adapter, batches, CrossEntropyObjective());
+      computer.Loss(adapter, {held_out}, CrossEntropyObjective());
+    });
+    EXPECT_LE(peak, expected) << plan.Describe();
+    EXPECT_GT(peak, expected / 2) << plan.Describe();
+  }
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "worker/engine/formats/safetensors_reader.h"
 #include "worker/engine/model/checkpoint_source.h"
+#include "worker/engine/testing/tensor_memory.h"
 
 namespace qpruner::engine {
 namespace {
@@ -142,6 +143,18 @@ TEST(Gptq, WhatItCannotDoIsRefused) {
   EXPECT_THAT(message(broken, Format::NormalFloat(4)), HasSubstr("not finite"));
   EXPECT_THAT(message(at::eye(65), Format::NormalFloat(4)), HasSubstr("65 inputs"));
   EXPECT_THAT(message(at::eye(64), Format::Integer8Row()), HasSubstr("int8-row"));
+}
+
+// What the memory plan counts for it (model/memory_plan.cc).
+TEST(Gptq, FactorsWithinThreeMatricesInDoublePrecision) {
+  constexpr int64_t kCols = 768;
+  const at::Tensor weight = Normal(2, kCols);
+  const at::Tensor hessian = Hessian(CorrelatedInputs(2 * kCols, kCols, 1)).to(at::kFloat);
+  const int64_t peak =
+      PeakTensorBytes([&] { QuantizeGptq(weight, hessian, {Format::IntegerGroup(4, 64)}); });
+  const int64_t matrix = 8 * kCols * kCols;
+  EXPECT_LE(peak, 3 * matrix + matrix / 100);
+  EXPECT_GT(peak, 2 * matrix);  // Or the meter sees nothing.
 }
 
 }  // namespace

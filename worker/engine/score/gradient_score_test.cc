@@ -7,6 +7,8 @@
 
 #include "worker/engine/gradient/backward_walk.h"
 #include "worker/engine/gradient/random_model.h"
+#include "worker/engine/model/memory_plan.h"
+#include "worker/engine/testing/tensor_memory.h"
 
 namespace qpruner::engine {
 namespace {
@@ -74,6 +76,25 @@ TEST(GradientScoreTest, EqualsPlainAutograd) {
       EXPECT_NEAR(scores[group][format], expected, 1e-4 * expected) << groups[group].name;
     }
   }
+}
+
+TEST(GradientScoreTest, HoldsNoMoreThanTheMemoryPlanCounts) {
+  // Wide blocks and few tokens: what formats change is most of it.
+  MemoryWeightSource model = RandomModel(
+      {.blocks = 2, .hidden = 128, .head_dim = 16, .heads = 8, .kv_heads = 8, .intermediate = 512});
+  const std::vector<TokenBatch> batches = {RandomBatch({32}, 40, 9)};
+  const std::vector<LinearGroup> groups = MakeSearchGroups(2, SearchGranularity::kBlock);
+  std::vector<Format> formats;
+  for (const int bits : {2, 3, 4, 5, 6, 7, 8}) formats.push_back(Format::IntegerGroup(bits, 64));
+  const int64_t peak = PeakTensorBytes([&] { ScoreByGradient(model, batches, groups, formats); });
+  const auto expected = [&](int64_t compared) {
+    const MemoryCosts costs = EstimateMemory(model.config(), {.formats = compared});
+    // The process and the logits are no part of what is measured.
+    const MemoryCosts none = EstimateMemory({.vocab_size = 1, .hidden_size = 1}, {});
+    return costs.fixed_bytes - none.fixed_bytes + 32 * costs.position_bytes;
+  };
+  EXPECT_LE(peak, expected(7));
+  EXPECT_GT(peak, expected(2));
 }
 
 }  // namespace
