@@ -21,7 +21,14 @@ absl::StatusOr<std::unique_ptr<AsideFile>> AsideFile::Create(const std::string& 
   const int fd = ::mkostemp(aside.data(), O_CLOEXEC);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot create ", aside));
   ::fchmod(fd, mode);
-  return std::unique_ptr<AsideFile>(new AsideFile(path, std::move(aside), fd));
+  std::unique_ptr<AsideFile> file(new AsideFile(path, std::move(aside), fd));
+  // Root must not take a service's file away from it.
+  struct stat old {};
+  if (::stat(path.c_str(), &old) == 0 && old.st_uid != ::geteuid() &&
+      ::fchown(fd, old.st_uid, old.st_gid) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot keep the owner of ", path));
+  }
+  return file;
 }
 
 AsideFile::~AsideFile() {

@@ -16,7 +16,7 @@ namespace qpruner {
 // Codes of errors: of the failed system call. Not thread-safe.
 class AsideFile {
  public:
-  // `mode`: 0600 for secrets.
+  // `mode`: 0600 for secrets. The owner of a file that is replaced is kept.
   static absl::StatusOr<std::unique_ptr<AsideFile>> Create(const std::string& path,
                                                            mode_t mode = 0644);
   // Removes what was written, unless Commit succeeded.

@@ -394,7 +394,12 @@ absl::Status JobClient::DownloadArtifact(const v1::Artifact& artifact, const std
       RETURN_IF_ERROR(partial->Restart());
       continue;
     }
-    if (!retry.Again(failure)) return failure;
+    if (!retry.Again(failure)) {
+      if (cancellation != nullptr && cancellation->cancelled()) {
+        return absl::CancelledError("The download was cancelled");
+      }
+      return failure;
+    }
   }
 }
 

@@ -91,7 +91,8 @@ class JobClient {
   // `path`.<hash>.partial, which a later call takes up again if this one fails; `path` appears at
   // once, complete and synced, after its SHA-256 agreed. A file there that already agrees is kept.
   // `on_progress` is told how many bytes there are, from the calling thread.
-  // DATA_LOSS: the bytes do not have the artifact's hash. ABORTED: another process downloads it.
+  // CANCELLED: `cancellation` was. DATA_LOSS: the bytes do not have the artifact's hash. ABORTED:
+  // another process downloads it.
   absl::Status DownloadArtifact(const v1::Artifact& artifact, const std::string& path,
                                 const std::function<void(int64_t bytes)>& on_progress = nullptr,
                                 Cancellation* cancellation = nullptr);

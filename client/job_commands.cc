@@ -125,8 +125,10 @@ Waited Wait(Session& session, const v1::CompressionJob& job, SignalQueue& signal
   const FollowResult followed =
       FollowJob(session.client(), job, signals, session.notice(), options);
   if (absl::IsCancelled(followed.status)) {
-    PrintError(
-        absl::StrCat("interrupted; the job goes on. See: qpruner watch ", LastPart(job.name())));
+    PrintError(options.interrupt == InterruptPolicy::kCancelJob
+                   ? std::string("interrupted, before the job had ended")
+                   : absl::StrCat("interrupted; the job goes on. See: qpruner watch ",
+                                  LastPart(job.name())));
     return {ExitCode::kInterrupted, std::nullopt};
   }
   if (!followed.status.ok()) return {session.Fail(followed.status), std::nullopt};
@@ -179,7 +181,7 @@ ExitCode RunCommand(const CommandOptions& common, const RunOptions& options) {
   if (!waited.job || waited.code != ExitCode::kOk) return waited.code;
   const std::string folder =
       options.output.empty() ? absl::StrCat("qpruner-", LastPart(job->name())) : options.output;
-  return DownloadResult(session, job->name(), folder, options.all);
+  return DownloadResult(session, job->name(), folder, options.all, **signals);
 }
 
 ExitCode SubmitCommand(const CommandOptions& common, const SubmitOptions& options) {
@@ -208,7 +210,7 @@ ExitCode SubmitCommand(const CommandOptions& common, const SubmitOptions& option
   if (!common.json) Print(absl::StrCat(job->name(), "\n"));
   const Waited waited = Wait(session, *job, *signals, {});
   if (waited.code != ExitCode::kOk || options.output.empty()) return waited.code;
-  return DownloadResult(session, job->name(), options.output, options.all);
+  return DownloadResult(session, job->name(), options.output, options.all, *signals);
 }
 
 ExitCode ValidateCommand(const CommandOptions& common, const JobSource& source, bool offline) {

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/resource_name.h"
 #include "base/status_macros.h"
+#include "client/cancel_on_signal.h"
 #include "client/job_tables.h"
 
 namespace qpruner {
@@ -23,7 +24,7 @@ bool IsIntermediate(const v1::Artifact& artifact) {
 }  // namespace
 
 absl::Status Download(Session& session, const std::vector<v1::Artifact>& artifacts,
-                      const std::string& folder) {
+                      const std::string& folder, Cancellation* cancellation) {
   int64_t total = 0, done = 0;
   for (const v1::Artifact& artifact : artifacts) total += artifact.size_bytes();
   LiveRegion region(Print);
@@ -34,13 +35,14 @@ absl::Status Download(Session& session, const std::vector<v1::Artifact>& artifac
     absl::StatusOr<ArtifactName> name = ArtifactName::Parse(artifact.name());
     if (!name.ok()) return absl::DataLossError(name.status().message());
     const std::string path = (std::filesystem::path(folder) / name->path).string();
-    RETURN_IF_ERROR(session.client().DownloadArtifact(artifact, path, [&](int64_t bytes) {
+    const auto draw = [&](int64_t bytes) {
       if (!live || RealClock().Monotonic() - drawn < absl::Milliseconds(100)) return;
       drawn = RealClock().Monotonic();
       region.Draw(
           {absl::StrFormat("  downloading %s of %s: %s", FormatBytes(done + bytes),
                            FormatBytes(total), Shortened(session.style(), name->path, 40))});
-    }));
+    };
+    RETURN_IF_ERROR(session.client().DownloadArtifact(artifact, path, draw, cancellation));
     done += artifact.size_bytes();
   }
   region.Clear();
@@ -48,11 +50,16 @@ absl::Status Download(Session& session, const std::vector<v1::Artifact>& artifac
 }
 
 ExitCode DownloadResult(Session& session, const std::string& job, const std::string& folder,
-                        bool all) {
+                        bool all, SignalQueue& signals) {
   absl::StatusOr<std::vector<v1::Artifact>> artifacts = session.client().ListArtifacts(job);
   if (!artifacts.ok()) return session.Fail(artifacts.status());
   if (!all) std::erase_if(*artifacts, IsIntermediate);
-  if (absl::Status status = Download(session, *artifacts, folder); !status.ok()) {
+  CancelOnSignal interrupt(signals);
+  if (absl::Status status = Download(session, *artifacts, folder, &interrupt.cancellation());
+      absl::IsCancelled(status)) {
+    PrintError("interrupted; the same download into the same folder goes on where this one ended");
+    return ExitCode::kInterrupted;
+  } else if (!status.ok()) {
     PrintError(std::string(status.message()));
     return absl::IsUnavailable(status) ? ExitCode::kUnreachable : ExitCode::kFileTrouble;
   }

@@ -22,7 +22,7 @@ Exit codes:
     7  a local file cannot be read or written, or downloaded bytes are damaged
     8  the server does not know the token, or does not allow this with it
     9  any other error
-  130  interrupted; the job goes on
+  130  interrupted; a job of submit or watch goes on, one of run ends with its server
 
 A job file is YAML or JSON of a CompressionJob's display_name, labels, priority and spec. The shortest:
     spec: {model: {uri: "builtin://stories260k"}, search: {max_average_bits: 6}}

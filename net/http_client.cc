@@ -33,12 +33,15 @@ struct Exchange {
   bool headers_shown = false;
   // Why a callback ended it.
   absl::Status ended;
+  // What has come of an error's body is enough, and the rest is not waited for.
+  bool enough = false;
 
   absl::Status Receive(absl::string_view data) {
     if (!response.ok()) {
       const size_t room = kMaxErrorBodyBytes - std::min(kMaxErrorBodyBytes, response.body.size());
       response.body.append(data.data(), std::min(room, data.size()));
-      return absl::OkStatus();
+      enough = data.size() > room;
+      return enough ? absl::CancelledError("enough") : absl::OkStatus();
     }
     if (absl::Status shown = ShowHeaders(); !shown.ok()) return shown;
     if (request.sink) return request.sink(data);
@@ -189,6 +192,7 @@ absl::StatusOr<HttpResponse> HttpClient::Send(const HttpRequest& request) {
   handles_->Give(handle);
 
   const std::string host = UrlOrigin(request.url);
+  if (exchange.enough) return std::move(exchange.response);
   if (!exchange.ended.ok()) return exchange.ended;
   if (request.stop.stop_requested() && code != CURLE_OK) {
     return absl::CancelledError(absl::StrCat("Stopped while talking to ", host));
@@ -204,7 +208,7 @@ absl::StatusOr<HttpResponse> HttpClient::Send(const HttpRequest& request) {
       return absl::ResourceExhaustedError("Out of memory in an HTTP request");
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CACERT_BADFILE:
-      return absl::FailedPreconditionError(absl::StrCat(
+      return absl::UnauthenticatedError(absl::StrCat(
           host, " has no certificate that is trusted here: ", curl_easy_strerror(code)));
     default:
       return absl::UnavailableError(absl::StrCat(host, ": ", curl_easy_strerror(code)));

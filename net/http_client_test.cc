@@ -90,6 +90,18 @@ TEST(HttpClient, BoundsWhatItKeeps) {
   EXPECT_EQ(error->body.size(), 64u << 10);
 }
 
+TEST(HttpClient, AnErrorWithoutAnEndIsAnErrorAllTheSame) {
+  ScriptedHttpServer server([](const Request&) {
+    return Reply{.status = 404,
+                 .body = std::string(200'000, 'x'),
+                 .cut_after = 100'000,
+                 .then = Reply::Then::kStall};
+  });
+  const auto error = HttpClient().Send({.url = server.url(), .idle_timeout = absl::Hours(1)});
+  ASSERT_TRUE(error.ok()) << error.status();
+  EXPECT_EQ(error->status, 404);
+}
+
 TEST(HttpClient, ErrorsOfTheCallerEndIt) {
   ScriptedHttpServer server([](const Request&) { return Reply{.body = "0123456789"}; });
   HttpRequest request{.url = server.url()};

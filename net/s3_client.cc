@@ -40,7 +40,10 @@ absl::Status Refusal(const HttpResponse& response, const std::string& what) {
     return absl::FailedPreconditionError(absl::StrCat(message, "; make the bucket first"));
   }
   if (code == "RequestTimeTooSkewed") {
-    return absl::FailedPreconditionError(absl::StrCat(message, "; set this machine's clock"));
+    return absl::PermissionDeniedError(absl::StrCat(message, "; set this machine's clock"));
+  }
+  if (code == "ExpiredToken" || code == "InvalidToken" || code == "TokenRefreshRequired") {
+    return absl::PermissionDeniedError(message);
   }
   // Damaged on the way: to be sent again.
   if (code == "XAmzContentSHA256Mismatch" || code == "BadDigest" || code == "IncompleteBody" ||
@@ -106,6 +109,14 @@ absl::StatusOr<S3Location> S3Location::Parse(absl::string_view url) {
   }
   location.prefix = std::string(rest);
   return location;
+}
+
+absl::Status CheckS3Endpoint(const std::string& endpoint) {
+  if (endpoint.empty() || UrlOrigin(endpoint) == absl::StripSuffix(endpoint, "/")) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("must be https://HOST[:PORT] or http://HOST[:PORT], is \"", endpoint, "\""));
 }
 
 std::string S3Location::Key(absl::string_view name) const {
@@ -223,9 +234,9 @@ absl::Status S3Client::Get(const std::string& key, int64_t offset, int64_t max_b
   return absl::OkStatus();
 }
 
-absl::StatusOr<S3Object> S3Client::Head(const std::string& key) {
+absl::StatusOr<S3Object> S3Client::Head(const std::string& key, std::stop_token stop) {
   ASSIGN_OR_RETURN(const HttpResponse response,
-                   Send({.method = "HEAD", .key = key, .brief = true}));
+                   Send({.method = "HEAD", .key = key, .stop = std::move(stop), .brief = true}));
   S3Object object{.key = key,
                   .size_bytes = ParseSize(response.Header("content-length")),
                   .etag = response.Header("etag")};
@@ -246,8 +257,9 @@ absl::Status S3Client::Delete(const std::string& key) {
 }
 
 absl::Status S3Client::List(const std::string& prefix,
-                            absl::FunctionRef<absl::Status(const S3Object& object)> visit) {
-  Call call{.method = "GET", .query = {{"list-type", "2"}, {"prefix", prefix}}};
+                            absl::FunctionRef<absl::Status(const S3Object& object)> visit,
+                            std::stop_token stop) {
+  Call call{.method = "GET", .query = {{"list-type", "2"}, {"prefix", prefix}}, .stop = stop};
   while (true) {
     ASSIGN_OR_RETURN(const HttpResponse response, Send(call));
     for (const absl::string_view entry : XmlElements(response.body, "Contents")) {

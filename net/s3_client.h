@@ -33,6 +33,9 @@ struct S3Location {
   std::string Key(absl::string_view name) const;
 };
 
+// Of S3Options::endpoint. INVALID_ARGUMENT: "must be ...".
+absl::Status CheckS3Endpoint(const std::string& endpoint);
+
 struct S3Options {
   // Where the storage is, as scheme://host[:port]; empty: Amazon's, of the region.
   std::string endpoint;
@@ -64,10 +67,11 @@ struct S3Upload {
 };
 
 // Of one bucket. Thread-safe; every call blocks. Errors, of any call: NOT_FOUND: no such object.
-// FAILED_PRECONDITION: no such bucket. PERMISSION_DENIED: the credentials are not good for this.
-// RESOURCE_EXHAUSTED: the storage is full. UNAVAILABLE: it cannot be reached or is overloaded,
-// after the retries. INVALID_ARGUMENT, INTERNAL: it refuses the request or answers nonsense. No
-// message holds a secret.
+// FAILED_PRECONDITION: no such bucket. PERMISSION_DENIED: the credentials are not good for this, or
+// no longer, or this machine's clock is wrong. UNAUTHENTICATED: the host's certificate is not
+// trusted. RESOURCE_EXHAUSTED: the storage is full. UNAVAILABLE: it cannot be reached or is
+// overloaded, after the retries. INVALID_ARGUMENT, INTERNAL: it refuses the request or answers
+// nonsense. No message holds a secret.
 class S3Client {
  public:
   S3Client(S3Options options, std::string bucket);
@@ -80,12 +84,13 @@ class S3Client {
   absl::Status Get(const std::string& key, int64_t offset, int64_t max_bytes,
                    absl::FunctionRef<absl::Status(absl::string_view data)> sink,
                    std::stop_token stop = {}, const std::string& if_match = "");
-  absl::StatusOr<S3Object> Head(const std::string& key);
+  absl::StatusOr<S3Object> Head(const std::string& key, std::stop_token stop = {});
   // One that is not there is fine.
   absl::Status Delete(const std::string& key);
   // Every object whose key begins with `prefix`, by key. An error of `visit` ends it.
   absl::Status List(const std::string& prefix,
-                    absl::FunctionRef<absl::Status(const S3Object& object)> visit);
+                    absl::FunctionRef<absl::Status(const S3Object& object)> visit,
+                    std::stop_token stop = {});
 
   // An upload in parts of at least 5 MiB, but for the last, numbered from 1. The object appears
   // with CompleteUpload.

@@ -1,7 +1,5 @@
 #include "net/s3_credentials.h"
 
-#include <stdlib.h>
-
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -9,20 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/durable_file.h"
+#include "base/environment_secret.h"
 #include "base/status_macros.h"
 
 namespace qpruner {
-namespace {
-
-std::string TakeFromEnvironment(const char* name) {
-  const char* value = getenv(name);
-  std::string taken = value != nullptr ? value : "";
-  unsetenv(name);
-  return taken;
-}
-
-}  // namespace
-
 absl::StatusOr<AwsCredentials> ParseAwsCredentials(absl::string_view text) {
   AwsCredentials credentials;
   // What stands before any section counts, too.

@@ -169,6 +169,8 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenSecureChannel(const std::stri
                                                                  const ChannelSecurity& security,
                                                                  grpc::ChannelArguments arguments) {
   ASSIGN_OR_RETURN(const Secrets secrets, ReadSecrets(address, security));
+  // A proxy of the environment is for the web, not for a server that was named.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   std::vector<std::unique_ptr<ClientInterceptorFactoryInterface>> interceptors;
   if (secrets.token) {
     interceptors.push_back(std::make_unique<TokenInterceptorFactory>(

@@ -2,7 +2,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -17,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/durable_file.h"
+#include "base/environment_secret.h"
 #include "base/id_generator.h"
 #include "base/status_macros.h"
 #include "net/s3_credentials.h"
@@ -30,6 +30,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Exit code: starting again does not help.
+constexpr int kBadSetting = 2;
 constexpr char kPasswordVariable[] = "QPRUNER_POSTGRES_PASSWORD";
 
 // Where a program keeps a user's state: $XDG_STATE_HOME/qpruner, else ~/.local/state/qpruner.
@@ -53,13 +55,10 @@ int PrintNewToken(const NewTokenOptions& options) {
 
 // From the file, or else from the environment, which is then cleared: children inherit it.
 absl::StatusOr<std::string> ReadPostgresPassword(const std::string& file) {
-  std::string password;
+  std::string password = TakeFromEnvironment(kPasswordVariable);
   if (!file.empty()) {
     ASSIGN_OR_RETURN(password, ReadFile(file, 4096));
-  } else if (const char* value = getenv(kPasswordVariable)) {
-    password = value;
   }
-  unsetenv(kPasswordVariable);
   return std::string(absl::StripTrailingAsciiWhitespace(password));
 }
 
@@ -81,10 +80,8 @@ struct S3Flags {
           absl::StrCat("--artifacts-url ", location.status().message()));
     }
     S3ArtifactStoreOptions s3{.location = *location};
-    if (!endpoint.empty() && UrlOrigin(endpoint) != absl::StripSuffix(endpoint, "/")) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--s3-endpoint must be https://HOST[:PORT] or http://HOST[:PORT], is \"",
-                       endpoint, "\""));
+    if (absl::Status checked = CheckS3Endpoint(endpoint); !checked.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--s3-endpoint ", checked.message()));
     }
     s3.s3.endpoint = endpoint;
     s3.s3.region = region;
@@ -224,7 +221,11 @@ int Main(int argc, char** argv) {
   new_token->add_option("--worker", token.workers,
                         "A worker's name, or a beginning of names and *; may be repeated");
   new_token->add_option("--expires", token.expires, "2027-01-31 or RFC 3339; default: never");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kBadSetting;
+  }
   if (new_token->parsed()) return PrintNewToken(token);
 
   // Logs go to standard error: standard output carries the address alone.
@@ -244,23 +245,23 @@ int Main(int argc, char** argv) {
   absl::StatusOr<std::string> password = ReadPostgresPassword(postgres_password_file);
   if (!password.ok()) {
     spdlog::error("--postgres-password-file: {}", std::string(password.status().message()));
-    return 1;
+    return kBadSetting;
   }
   if (store == "postgres") {
     postgres.password = *std::move(password);
     options.postgres = std::move(postgres);
   } else if (!postgres.url.empty()) {
     spdlog::error("--postgres-url is given, but --store is not postgres");
-    return 1;
+    return kBadSetting;
   }
   if (absl::Status configured = s3.Configure(options); !configured.ok()) {
     spdlog::error("{}", std::string(configured.message()));
-    return 1;
+    return kBadSetting;
   }
   auto server = Server::Start(std::move(options), RealClock(), SystemIdGenerator());
   if (!server.ok()) {
     spdlog::error("{}", std::string(server.status().message()));
-    return 1;
+    return absl::IsInvalidArgument(server.status()) ? kBadSetting : 1;
   }
   if (!port_file.empty()) {
     if (absl::Status status = WriteFileDurably(port_file, (*server)->address() + "\n");

@@ -61,6 +61,8 @@ constexpr int kDownloadThreads = 8;
 // is none.
 constexpr int kMaxCallThreads = 2048;
 constexpr int64_t kMaxQuotaFileBytes = 4 << 20;
+// For a call that begins while the last thread looks whether there are any.
+constexpr absl::Duration kIdleShutdownGrace = absl::Milliseconds(300);
 // All headers of a call; ours are a token and what gRPC adds.
 constexpr int kMaxHeaderBytes = 8 << 10;
 // Thousands of watchers may share a proxy's connection; an honest client has a handful of calls.
@@ -317,7 +319,11 @@ void Server::Shutdown() {
   p.watches.Close();
   // So that each stream ends with its own status rather than with the connection.
   p.watches.AwaitNoWatchers(p.options.shutdown_grace / 2);
-  p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + p.options.shutdown_grace));
+  // gRPC waits not only for calls but for each connection's client to take note of the end, which a
+  // client without a call does only at its next look, seconds later.
+  const absl::Duration grace =
+      p.metrics.open_calls() > 0 ? p.options.shutdown_grace : kIdleShutdownGrace;
+  p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + grace));
   p.grpc_server->Wait();
   p.stop_ticking = true;
   p.queue->Wake();

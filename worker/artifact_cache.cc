@@ -131,7 +131,10 @@ void ArtifactCache::Adopt(const ArtifactRef& ref, const std::string& path) {
   if (!IsSha256Hex(ref.sha256())) return;
   // Not yet verified by this process: a file that changed after its hash was taken is found out on
   // first use.
-  if (stat(path.c_str(), &info) != 0 || info.st_size != ref.size_bytes()) return;
+  if (lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode) ||
+      info.st_size != ref.size_bytes()) {
+    return;
+  }
   chmod(path.c_str(), 0444);
   rename(path.c_str(), PathOf(ref.sha256()).c_str());
 }

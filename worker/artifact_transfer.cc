@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -62,9 +63,16 @@ absl::Status FetchArtifact(WorkerService::StubInterface& server, const Lease& le
 
 absl::Status UploadArtifact(WorkerService::StubInterface& server, const Lease& lease,
                             const ArtifactRef& ref, const std::string& path, std::stop_token stop) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // The engine, which may have been taken over, has made it: no link is followed and no pipe waited
+  // for.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open output ", ref.path()));
   const auto closer = absl::MakeCleanup([fd] { close(fd); });
+  struct stat info {};
+  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size != ref.size_bytes()) {
+    return absl::InternalError(
+        absl::StrCat("Output ", ref.path(), " is not a file of ", ref.size_bytes(), " bytes"));
+  }
 
   grpc::ClientContext context;
   context.set_wait_for_ready(true);

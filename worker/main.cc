@@ -1,7 +1,6 @@
 // qpruner-worker: the agent of one device. It takes tasks from a server and has its engine work on
 // them.
 #include <signal.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -16,14 +15,17 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "base/clock.h"
 #include "base/durable_file.h"
+#include "base/environment_secret.h"
 #include "base/id_generator.h"
 #include "base/status_macros.h"
 #include "grpcpp/grpcpp.h"
 #include "net/s3_credentials.h"
 #include "proto/channel_security.h"
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 #include "worker/task_folders.h"
 #include "worker/worker_loop.h"
@@ -33,6 +35,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Exit code: starting again does not help.
+constexpr int kBadSetting = 2;
+
 // The shipped data: data/ of the source tree around a build, share/qpruner beside an installation.
 std::string DefaultBuiltinDir(const fs::path& bin) {
   const fs::path in_tree = bin / "../../../data";
@@ -41,7 +46,7 @@ std::string DefaultBuiltinDir(const fs::path& bin) {
 }
 
 // The host's name as a worker's name: [a-z0-9][a-z0-9.-]{0,62}.
-std::string DefaultName() {
+std::string HostName() {
   char host[64] = {};
   gethostname(host, sizeof host - 1);
   std::string name;
@@ -54,10 +59,18 @@ std::string DefaultName() {
              : name;
 }
 
+// Workers of one machine differ by their devices: "host-cuda-1".
+std::string DefaultName(const std::string& device) {
+  const std::string host = HostName();
+  if (device == "auto" || device == "cpu") return host;
+  const std::string suffix = absl::StrReplaceAll(device.substr(0, 20), {{":", "-"}});
+  return absl::StrCat(host.substr(0, 62 - suffix.size()), "-", suffix);
+}
+
 // What the flags about models say. Secrets leave the environment, as in LoadAwsCredentials.
 absl::Status ConfigureSources(const std::vector<std::string>& model_roots, const std::string& hub,
                               const std::string& hub_token_file,
-                              const std::string& s3_credentials_file,
+                              const std::string& s3_credentials_file, bool insecure,
                               WorkerLoop::Options& options) {
   ModelSourceOptions& sources = options.model_sources;
   std::vector<std::string> folders;
@@ -77,10 +90,9 @@ absl::Status ConfigureSources(const std::vector<std::string>& model_roots, const
     }
   }
   if (!folders.empty()) options.model_roots = std::move(folders);
-  const char* variable = getenv("HF_TOKEN");
-  std::string token = variable != nullptr ? variable : "";
-  unsetenv("HF_TOKEN");
+  std::string token = TakeFromEnvironment("HF_TOKEN");
   if (hub != "off") {
+    absl::string_view host = hub;
     if (!absl::StartsWith(hub, "https://") && !absl::StartsWith(hub, "http://")) {
       return absl::InvalidArgumentError(
           absl::StrCat("--hub must be https://HOST, http://HOST or off, is \"", hub, "\""));
@@ -88,8 +100,17 @@ absl::Status ConfigureSources(const std::vector<std::string>& model_roots, const
     if (!hub_token_file.empty()) {
       ASSIGN_OR_RETURN(token, ReadFile(hub_token_file, 4096));
     }
-    sources.hub =
-        HubOptions{.endpoint = hub, .token = std::string(absl::StripAsciiWhitespace(token))};
+    token = std::string(absl::StripAsciiWhitespace(token));
+    if (!token.empty() && !insecure && absl::ConsumePrefix(&host, "http://") &&
+        !IsLocalAddress(std::string(host))) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the hub's token would travel to ", hub,
+                       " unencrypted: use https://, or pass --insecure if the network is private"));
+    }
+    sources.hub = HubOptions{.endpoint = hub, .token = token};
+  }
+  if (absl::Status endpoint = CheckS3Endpoint(sources.s3.endpoint); !endpoint.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--s3-endpoint ", endpoint.message()));
   }
   absl::StatusOr<AwsCredentials> credentials = LoadAwsCredentials(s3_credentials_file);
   if (!sources.s3_models.empty()) {
@@ -129,10 +150,10 @@ int Main(int argc, char** argv) {
   std::string server = "127.0.0.1:7421";
   ChannelSecurity security;
   std::string device = "auto";
+  std::string log_level = "info";
   int threads = 0;
   EngineConfinement confinement;
   WorkerLoop::Options options;
-  options.worker = DefaultName();
   options.builtin_dir = DefaultBuiltinDir(bin);
   std::string engine = (bin / "qpruner-engine").string();
 
@@ -150,10 +171,10 @@ int Main(int argc, char** argv) {
   app.add_option("--token-file", security.token_file,
                  "File with this worker's token; read again when it changes");
   app.add_flag("--insecure", security.insecure,
-               "Allow a token to travel unencrypted: for private networks");
+               "Allow tokens to travel unencrypted: for private networks");
   app.add_option("--name", options.worker,
-                 "Name of this worker: stable over restarts, unique among workers")
-      ->capture_default_str();
+                 "Name of this worker: stable over restarts, unique among workers (default: the "
+                 "host's name, and the device if --device names one)");
   app.add_option("--data-dir", options.data_dir, "Scratch folder, of this worker alone")
       ->required();
   app.add_option("--engine", engine, "The engine's program")->capture_default_str();
@@ -199,13 +220,27 @@ int Main(int argc, char** argv) {
                  "AWS credentials file with a section [default] (or set AWS_ACCESS_KEY_ID and "
                  "AWS_SECRET_ACCESS_KEY)");
   app.set_version_flag("--version", QPRUNER_VERSION);
-  CLI11_PARSE(app, argc, argv);
+  app.add_option("--log-level", log_level, "debug, info, warning, error")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kBadSetting;
+  }
+  if (options.worker.empty()) options.worker = DefaultName(device);
 
-  if (absl::Status configured =
-          ConfigureSources(model_roots, hub, hub_token_file, s3_credentials_file, options);
+  spdlog::set_default_logger(spdlog::stderr_color_mt(options.worker));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ [%n] %v");
+  spdlog::set_level(spdlog::level::from_str(log_level));
+  // A reader of the log that goes away must not end the worker.
+  signal(SIGPIPE, SIG_IGN);
+
+  if (absl::Status configured = ConfigureSources(model_roots, hub, hub_token_file,
+                                                 s3_credentials_file, security.insecure, options);
       !configured.ok()) {
     spdlog::error("{}", std::string(configured.message()));
-    return 2;
+    return kBadSetting;
   }
   options.incarnation = SystemIdGenerator().Hex(16);
   options.version = QPRUNER_VERSION;
@@ -238,7 +273,7 @@ int Main(int argc, char** argv) {
   const auto channel = OpenSecureChannel(server, security, arguments);
   if (!channel.ok()) {
     spdlog::error("{}", std::string(channel.status().message()));
-    return 2;
+    return kBadSetting;
   }
   const auto stub = internal::v1::WorkerService::NewStub(*channel);
 

@@ -117,6 +117,11 @@ absl::Status WorkerLoop::Run(std::stop_token drain) {
       if (response.has_lease()) WorkOn(response.lease(), response.task(), drain);
     } else if (absl::IsFailedPrecondition(status)) {
       RETURN_IF_ERROR(Register(drain));
+    } else if (ErrorReason(status) == "WORKER_REPLACED") {
+      // Registering again would take the other's task from it, and it would do the same in turn.
+      return absl::AbortedError(absl::StrCat("Another process works under the name ",
+                                             options_.worker,
+                                             ": give each worker a name of its own (--name)"));
     } else if (!drain.stop_requested()) {
       spdlog::warn("asking for a task failed: {}", std::string(status.message()));
       SleepUnlessStopped(drain, backoff.Next());
@@ -255,7 +260,9 @@ absl::StatusOr<std::string> WorkerLoop::FetchModel(const TaskSpec& task,
         keeper.Report(progress);
       },
       stop);
-  // What these say of the model is for the job to end with.
+  // What these say of the model is for the job to end with. The others, among them credentials that
+  // have expired, a clock that is wrong and a certificate that is not trusted here, are this
+  // worker's: another one may do better.
   switch (fetched.status().code()) {
     case absl::StatusCode::kOk:
     case absl::StatusCode::kInvalidArgument:
@@ -264,8 +271,6 @@ absl::StatusOr<std::string> WorkerLoop::FetchModel(const TaskSpec& task,
     case absl::StatusCode::kDataLoss:
     case absl::StatusCode::kCancelled:
       return fetched;
-    case absl::StatusCode::kPermissionDenied:
-      return absl::FailedPreconditionError(fetched.status().message());
     default:
       return WorkerFailure(fetched.status(), absl::StrCat("Cannot fetch ", uri));
   }

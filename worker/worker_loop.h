@@ -55,7 +55,8 @@ class WorkerLoop {
 
   // Works until `drain` is requested: then it ends the engine, hands the task in work back and
   // returns OK. A server that is away is waited for. The engine belongs to the calling thread (see
-  // EngineProcess). Errors: the engine cannot be started at all.
+  // EngineProcess). Errors: the engine cannot be started at all; ABORTED: another process has taken
+  // this worker's name.
   absl::Status Run(std::stop_token drain);
 
  private:

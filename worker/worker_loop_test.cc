@@ -88,6 +88,11 @@ class WorkerLoopTest : public ::testing::Test {
     if (thread_.joinable()) thread_.join();
     return result_;
   }
+  // Until it ends by itself.
+  absl::Status Wait() {
+    thread_.join();
+    return result_;
+  }
   // The engine's and its child's process, once the script "hang" runs.
   std::pair<pid_t, pid_t> WaitForHang() {
     const HeartbeatRequest heartbeat =
@@ -454,6 +459,17 @@ TEST_F(WorkerLoopTest, RegistersAgainWhenTheServerHasForgottenIt) {
   Start();
   EXPECT_TRUE(server_.WaitForCompletion().has_result());
   EXPECT_EQ(server_.registrations().size(), 2u);
+}
+
+TEST_F(WorkerLoopTest, EndsWhenAnotherProcessHasItsName) {
+  server_.Queue("copy");
+  Start();
+  server_.WaitForCompletion();
+  server_.ReplaceWorker();
+  const absl::Status ended = Wait();
+  EXPECT_TRUE(absl::IsAborted(ended)) << ended;
+  EXPECT_THAT(std::string(ended.message()), HasSubstr("--name"));
+  EXPECT_EQ(server_.registrations().size(), 1u) << "it must not take the name back";
 }
 
 TEST_F(WorkerLoopTest, ACompletionThatTheServerRefusesIsGivenUp) {

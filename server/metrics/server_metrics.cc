@@ -1,12 +1,17 @@
 #include "server/metrics/server_metrics.h"
 
+#include <algorithm>
+#include <array>
 #include <exception>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
 #include "prometheus/collectable.h"
@@ -113,6 +118,36 @@ const char* CodeName(grpc::StatusCode code) {
                                            "UNAUTHENTICATED"};
   return code >= 0 && code < static_cast<int>(std::size(kNames)) ? kNames[code] : "OTHER";
 }
+
+// The series of one method, found once: looking one up by its labels costs more than counting.
+class MethodSeries {
+ public:
+  MethodSeries(prometheus::Family<prometheus::Counter>& ended,
+               prometheus::Family<prometheus::Histogram>& durations, std::string method)
+      : ended_(ended),
+        duration_(durations.Add({{"method", method}}, kCallBuckets)),
+        method_(std::move(method)) {}
+
+  // A series begins with the first call that ends so.
+  prometheus::Counter& Ended(grpc::StatusCode code) {
+    std::atomic<prometheus::Counter*>& known =
+        by_code_[std::clamp<int>(code, 0, grpc::StatusCode::UNAUTHENTICATED)];
+    prometheus::Counter* counter = known.load(std::memory_order_acquire);
+    if (counter == nullptr) {
+      counter = &ended_.Add({{"method", method_}, {"code", CodeName(code)}});
+      known.store(counter, std::memory_order_release);
+    }
+    return *counter;
+  }
+  prometheus::Histogram& duration() { return duration_; }
+
+ private:
+  prometheus::Family<prometheus::Counter>& ended_;
+  prometheus::Histogram& duration_;
+  const std::string method_;
+  std::array<std::atomic<prometheus::Counter*>, grpc::StatusCode::UNAUTHENTICATED + 1> by_code_ =
+      {};
+};
 
 }  // namespace
 
@@ -221,38 +256,47 @@ ServerMetrics::CallCounter() {
 
   class Call final : public Interceptor {
    public:
-    Call(Families& families, const char* method)
-        : families_(families), method_(method), start_(absl::Now()) {}
+    Call(MethodSeries& series, std::atomic<int64_t>& open)
+        : series_(series), open_(open), start_(absl::Now()) {
+      ++open_;
+    }
+    ~Call() override { --open_; }
     void Intercept(InterceptorBatchMethods* methods) override {
       if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
-        const grpc::Status status = methods->GetSendStatus();
-        families_.rpcs.Add({{"method", method_}, {"code", CodeName(status.error_code())}})
-            .Increment();
-        families_.rpc_duration.Add({{"method", method_}}, kCallBuckets)
-            .Observe(absl::ToDoubleSeconds(absl::Now() - start_));
+        series_.Ended(methods->GetSendStatus().error_code()).Increment();
+        series_.duration().Observe(absl::ToDoubleSeconds(absl::Now() - start_));
       }
       methods->Proceed();
     }
 
    private:
-    Families& families_;
-    const std::string method_;
+    MethodSeries& series_;
+    std::atomic<int64_t>& open_;
     const absl::Time start_;
   };
   class Factory final : public grpc::experimental::ServerInterceptorFactoryInterface {
    public:
-    explicit Factory(Families& families) : families_(families) {}
+    Factory(Families& families, std::atomic<int64_t>& open) : families_(families), open_(open) {}
     Interceptor* CreateServerInterceptor(grpc::experimental::ServerRpcInfo* info) override {
       // Only known methods: a client must not be able to make up label values.
       const absl::string_view method = info->method();
       if (!absl::StartsWith(method, "/qpruner.")) return nullptr;
-      return new Call(families_, info->method() + 1);
+      absl::MutexLock lock(&mutex_);
+      std::unique_ptr<MethodSeries>& series = series_[method];
+      if (series == nullptr) {
+        series = std::make_unique<MethodSeries>(families_.rpcs, families_.rpc_duration,
+                                                std::string(method.substr(1)));
+      }
+      return new Call(*series, open_);
     }
 
    private:
     Families& families_;
+    std::atomic<int64_t>& open_;
+    absl::Mutex mutex_;
+    absl::flat_hash_map<std::string, std::unique_ptr<MethodSeries>> series_ ABSL_GUARDED_BY(mutex_);
   };
-  return std::make_unique<Factory>(*families_);
+  return std::make_unique<Factory>(*families_, open_calls_);
 }
 
 std::shared_ptr<prometheus::Collectable> MakeStoreGauges(JobStore& store, JobQueue& queue,

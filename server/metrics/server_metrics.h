@@ -24,6 +24,8 @@
 #ifndef QPRUNER_SERVER_METRICS_SERVER_METRICS_H_
 #define QPRUNER_SERVER_METRICS_SERVER_METRICS_H_
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -56,8 +58,11 @@ class ServerMetrics final : public QueueObserver {
   void OnArtifactRemoved(int64_t size_bytes) override;
   void OnJobExpired() override;
 
-  // Counts the calls of a gRPC server.
+  // Counts the calls of a gRPC server. Ask once; must outlive the server.
   std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> CallCounter();
+
+  // Calls of that server that have begun and not ended, streams among them.
+  int64_t open_calls() const { return open_calls_; }
 
   std::shared_ptr<prometheus::Registry> registry() const { return registry_; }
 
@@ -65,6 +70,7 @@ class ServerMetrics final : public QueueObserver {
   struct Families;
   std::shared_ptr<prometheus::Registry> registry_;
   std::unique_ptr<Families> families_;
+  std::atomic<int64_t> open_calls_ = 0;
 };
 
 // The gauges that are read at each scrape. The arguments must outlive it.

@@ -1009,7 +1009,8 @@ TEST_F(JobQueueTest, ANewProcessOfAWorkerGivesItsTasksBackAtOnce) {
   Register("w1", "a");
   const AcquireTaskResponse old = Acquire("w1", "a");
   Register("w1", "b");
-  EXPECT_EQ(ErrorReason(Poll("w1", "a").status()), "WORKER_NOT_REGISTERED");
+  EXPECT_EQ(ErrorReason(Poll("w1", "a").status()), "WORKER_REPLACED");
+  EXPECT_EQ(ErrorReason(Poll("w2", "a").status()), "WORKER_NOT_REGISTERED");
   const AcquireTaskResponse now = Acquire("w1", "b");
   EXPECT_EQ(now.lease().attempt(), 2);
   EXPECT_TRUE(absl::IsAborted(Heartbeat(old).status()));

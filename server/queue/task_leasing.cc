@@ -36,9 +36,18 @@ absl::Status Stopping() {
 
 absl::Status NotRegistered(const std::string& worker) {
   return WithErrorInfo(
-      absl::FailedPreconditionError(absl::StrCat(
-          "Worker is not registered (or another process has registered under its name): ", worker)),
+      absl::FailedPreconditionError(absl::StrCat("Worker is not registered: ", worker)),
       "WORKER_NOT_REGISTERED");
+}
+
+absl::Status Replaced(const std::string& worker) {
+  return WithErrorInfo(absl::AbortedError(absl::StrCat(
+                           "Another process has registered under this worker's name: ", worker)),
+                       "WORKER_REPLACED");
+}
+
+absl::Status Unwelcome(WorkerRegistry::Standing standing, const std::string& worker) {
+  return standing == WorkerRegistry::Standing::kReplaced ? Replaced(worker) : NotRegistered(worker);
 }
 
 bool IsWorkerName(absl::string_view name) {
@@ -111,8 +120,7 @@ absl::Status TaskLeasing::RegisterWorker(const internal::v1::RegisterWorkerReque
                      .version = request.version(),
                      .last_heard = clock_.Monotonic()});
   for (AcquirePoll& poll : polls_.TakeOfOtherProcesses(request.worker(), request.incarnation())) {
-    poll.done(WithErrorInfo(absl::AbortedError("Another process of this name has registered"),
-                            "WORKER_REPLACED"));
+    poll.done(Replaced(request.worker()));
   }
   spdlog::info("worker {}: registered, device {}", request.worker(), request.device());
   if (store_.shared()) RETURN_IF_ERROR(LearnLeasesOf(request.worker()));
@@ -137,8 +145,10 @@ int64_t TaskLeasing::AcquireTask(const internal::v1::AcquireTaskRequest& request
       .deadline = now + std::clamp(asked, absl::ZeroDuration(), options_.max_acquire_wait),
       .done = std::move(done)};
   const int64_t id = poll.id;
-  if (!workers_.IsRegistered(request.worker(), request.incarnation())) {
-    poll.done(polls_.closed() ? Stopping() : NotRegistered(request.worker()));
+  using Standing = WorkerRegistry::Standing;
+  const Standing before = workers_.StandingOf(request.worker(), request.incarnation());
+  if (before != Standing::kRegistered) {
+    poll.done(polls_.closed() ? Stopping() : Unwelcome(before, request.worker()));
     return id;
   }
   workers_.Hear(request.worker(), now);
@@ -149,9 +159,8 @@ int64_t TaskLeasing::AcquireTask(const internal::v1::AcquireTaskRequest& request
   }
   if (older) older->done(AcquireTaskResponse());
   // Another process may have registered, and ended this one's polls, just before this was added.
-  if (!workers_.IsRegistered(request.worker(), request.incarnation())) {
-    Answer(id, NotRegistered(request.worker()));
-  }
+  const Standing after = workers_.StandingOf(request.worker(), request.incarnation());
+  if (after != Standing::kRegistered) Answer(id, Unwelcome(after, request.worker()));
   work_.Wake();
   return id;
 }

@@ -34,10 +34,16 @@ class WorkerRegistry {
     std::string name = worker.name;
     workers_[std::move(name)] = std::move(worker);
   }
-  bool IsRegistered(const std::string& name, const std::string& incarnation) const {
+  enum class Standing { kRegistered, kUnknown, kReplaced };
+  // kReplaced: another process has the name.
+  Standing StandingOf(const std::string& name, const std::string& incarnation) const {
     absl::MutexLock lock(&mutex_);
     const auto found = workers_.find(name);
-    return found != workers_.end() && found->second.incarnation == incarnation;
+    if (found == workers_.end()) return Standing::kUnknown;
+    return found->second.incarnation == incarnation ? Standing::kRegistered : Standing::kReplaced;
+  }
+  bool IsRegistered(const std::string& name, const std::string& incarnation) const {
+    return StandingOf(name, incarnation) == Standing::kRegistered;
   }
   // Bytes; 0 if unknown.
   int64_t DeviceMemoryOf(const std::string& name) const {

@@ -5,6 +5,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <filesystem>
 #include <iostream>
 #include <mutex>
 #include <string>
@@ -146,6 +147,8 @@ int Main(int argc, char** argv) {
   }
   Confinement confinement;
   if (confinement_name != "off") {
+    // Before any driver is asked: that starts threads.
+    options.local_sockets = device_name != "cpu" && std::filesystem::exists("/dev/nvidiactl");
     absl::Status status = Confine(options, confinement);
     if (status.ok() && confinement_name == "required" &&
         !(confinement.files && confinement.system_calls)) {

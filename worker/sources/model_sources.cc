@@ -182,7 +182,7 @@ absl::Status ModelSources::FetchFromS3(const std::string& uri, const std::string
   int64_t total = 0;
   progress(absl::StrCat("looking up ", uri));
   if (absl::EndsWithIgnoreCase(place.prefix, ".gguf")) {
-    ASSIGN_OR_RETURN(const S3Object object, client.Head(place.prefix));
+    ASSIGN_OR_RETURN(const S3Object object, client.Head(place.prefix, stop));
     if (object.size_bytes > options_.max_model_bytes) {
       return absl::FailedPreconditionError(
           absl::StrCat("model.uri: ", uri, " is larger than this worker takes (--max-model-bytes ",
@@ -192,11 +192,14 @@ absl::Status ModelSources::FetchFromS3(const std::string& uri, const std::string
     total = object.size_bytes;
   } else {
     const std::string prefix = place.prefix.empty() ? "" : place.prefix + "/";
-    RETURN_IF_ERROR(client.List(prefix, [&](const S3Object& object) {
-      std::string name(absl::StripPrefix(object.key, prefix));
-      if (IsModelFile(name)) files.push_back({std::move(name), object.size_bytes, object});
-      return absl::OkStatus();
-    }));
+    RETURN_IF_ERROR(client.List(
+        prefix,
+        [&](const S3Object& object) {
+          std::string name(absl::StripPrefix(object.key, prefix));
+          if (IsModelFile(name)) files.push_back({std::move(name), object.size_bytes, object});
+          return absl::OkStatus();
+        },
+        stop));
     RETURN_IF_ERROR(CheckListing(uri, files, options_.max_model_bytes, total));
   }
   Meter meter(progress, total);

@@ -14,6 +14,8 @@
 #include "absl/time/clock.h"
 #include "base/sha256.h"
 #include "grpcpp/grpcpp.h"
+#include "proto/grpc_status.h"
+#include "proto/status_codec.h"
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 
 namespace qpruner::worker {
@@ -47,6 +49,11 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
   void FailAlways(const std::string& method, grpc::StatusCode code) {
     absl::MutexLock lock(&mutex_);
     always_[method] = code;
+  }
+  // From now on another process has the worker's name.
+  void ReplaceWorker() {
+    absl::MutexLock lock(&mutex_);
+    replaced_ = true;
   }
   void Want(internal::v1::HeartbeatResponse::DesiredState state) {
     absl::MutexLock lock(&mutex_);
@@ -167,6 +174,9 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
                            internal::v1::AcquireTaskResponse* response) override {
     absl::MutexLock lock(&mutex_);
     if (grpc::Status failed = Enter("AcquireTask"); !failed.ok()) return failed;
+    if (replaced_) {
+      return ToGrpcStatus(WithErrorInfo(absl::AbortedError("Another process"), "WORKER_REPLACED"));
+    }
     const auto there = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       return closing_ || !queue_.empty();
     };
@@ -260,6 +270,7 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
 
   absl::Mutex mutex_;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool replaced_ ABSL_GUARDED_BY(mutex_) = false;
   int tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t break_after_ ABSL_GUARDED_BY(mutex_) = -1;
   internal::v1::HeartbeatResponse::DesiredState desired_state_ ABSL_GUARDED_BY(mutex_) =

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <link.h>
 #include <linux/landlock.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -45,8 +46,11 @@ constexpr uint64_t kOfFiles =
     LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE | kTruncate;
 
 // What LibTorch, a device's driver and the C library read while they work.
-constexpr const char* kSystemFolders[] = {
-    "/usr", "/lib", "/lib64", "/opt", "/etc", "/proc", "/sys", "/dev", "/run/nvidia-persistenced"};
+constexpr const char* kSystemPaths[] = {
+    "/usr", "/lib", "/lib64", "/proc", "/sys", "/dev", "/run/nvidia-persistenced",
+    // Not all of /etc: keys and tokens are kept there.
+    "/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group",
+    "/etc/ssl/openssl.cnf", "/etc/OpenCL", "/etc/vulkan"};
 
 // glibc has no wrappers for these.
 int LandlockVersion() {
@@ -113,7 +117,7 @@ absl::Status ConfineFiles(const ConfinementOptions& options, Confinement& confin
       RETURN_IF_ERROR(Allow(ruleset, folder, kRead));
     }
     std::set<std::string> folders = LoadedFolders();
-    folders.insert(std::begin(kSystemFolders), std::end(kSystemFolders));
+    folders.insert(std::begin(kSystemPaths), std::end(kSystemPaths));
     for (const std::string& folder : folders) {
       if (const absl::Status status = Allow(ruleset, folder, kRead); !absl::IsNotFound(status)) {
         RETURN_IF_ERROR(status);
@@ -128,19 +132,34 @@ absl::Status ConfineFiles(const ConfinementOptions& options, Confinement& confin
 }
 
 // Refused with EPERM, so that a library that tries gets an ordinary error.
-void ConfineSystemCalls(Confinement& confinement) {
+void ConfineSystemCalls(const ConfinementOptions& options, Confinement& confinement) {
   const scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
   const absl::Cleanup release = [filter] { seccomp_release(filter); };
   int error = filter == nullptr ? -ENOMEM : 0;
   const auto refuse = [&](int call) {
     if (error == 0) error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), call, 0);
   };
-  // No network: only sockets between processes of this machine. io_uring would make others.
-  if (error == 0) {
-    error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(socket), 1,
-                             SCMP_A0(SCMP_CMP_NE, AF_UNIX));
+  const auto refuse_if = [&](int call, scmp_arg_cmp first) {
+    if (error == 0) error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), call, 1, first);
+  };
+  // No network, and none of this machine's services, which would start programs for it. io_uring
+  // makes sockets, too.
+  if (options.local_sockets) {
+    refuse_if(SCMP_SYS(socket), SCMP_A0(SCMP_CMP_NE, AF_UNIX));
+  } else {
+    refuse(SCMP_SYS(socket));
   }
   refuse(SCMP_SYS(io_uring_setup));
+  // No signals to others.
+  const auto own = static_cast<scmp_datum_t>(getpid());
+  refuse_if(SCMP_SYS(kill), SCMP_A0(SCMP_CMP_NE, own));
+  refuse_if(SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_NE, own));
+  refuse(SCMP_SYS(tkill));
+  refuse(SCMP_SYS(pidfd_send_signal));
+  // No namespace in which it would be root. A filter cannot look into clone3's arguments; the C
+  // library goes on with clone where there is no clone3.
+  refuse_if(SCMP_SYS(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_NEWUSER, CLONE_NEWUSER));
+  if (error == 0) error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
   // No other program.
   refuse(SCMP_SYS(execve));
   refuse(SCMP_SYS(execveat));
@@ -234,7 +253,7 @@ absl::Status Confine(const ConfinementOptions& options, Confinement& confinement
     return absl::ErrnoToStatus(errno, "Cannot give up new privileges");
   }
   RETURN_IF_ERROR(ConfineFiles(options, confinement));
-  ConfineSystemCalls(confinement);
+  ConfineSystemCalls(options, confinement);
   return absl::OkStatus();
 }
 

@@ -28,12 +28,14 @@ struct ConfinementOptions {
   // Of a file that is written. 0: no limit.
   int64_t file_bytes = 0;
   int64_t open_files = 4096;
+  // Whether sockets of this machine may be made, as a GPU's driver does.
+  bool local_sockets = false;
 };
 
 // What holds now.
 struct Confinement {
   bool files = false;         // Landlock: `writable` and `readable`.
-  bool system_calls = false;  // seccomp: Unix sockets only, no new program, no look at others.
+  bool system_calls = false;  // seccomp: no sockets, no new program, no look at others.
   int64_t memory_bytes = 0;   // 0: no limit.
   // Why something does not hold, one reason each: an old kernel, or one that does not allow it.
   std::vector<std::string> missing;

@@ -4,10 +4,13 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -122,11 +125,19 @@ TEST_F(ConfinementTest, ThereIsNoNetworkAndNoOtherProgram) {
   EXPECT_EQ(Confined([] { return Errno(socket(AF_INET, SOCK_STREAM, 0) >= 0); }), EPERM);
   EXPECT_EQ(Confined([] { return Errno(socket(AF_INET6, SOCK_DGRAM, 0) >= 0); }), EPERM);
   EXPECT_EQ(Confined([] { return Errno(socket(AF_NETLINK, SOCK_RAW, 0) >= 0); }), EPERM);
-  EXPECT_EQ(Confined([] { return Errno(socket(AF_UNIX, SOCK_STREAM, 0) >= 0); }), 0);
+  EXPECT_EQ(Confined([] { return Errno(socket(AF_UNIX, SOCK_STREAM, 0) >= 0); }), EPERM);
   EXPECT_EQ(Confined([] {
               char* const argv[] = {const_cast<char*>("/bin/true"), nullptr};
               execv(argv[0], argv);
               return errno;
+            }),
+            EPERM);
+  EXPECT_EQ(Confined([] { return Errno(kill(getppid(), 0) == 0); }), EPERM);
+  EXPECT_EQ(Confined([] { return Errno(kill(getpid(), 0) == 0); }), 0);
+  EXPECT_EQ(Confined([] {
+              const long made = syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+              if (made == 0) _exit(0);
+              return Errno(made > 0);
             }),
             EPERM);
   // It can still make threads and processes of its own program.
@@ -136,6 +147,10 @@ TEST_F(ConfinementTest, ThereIsNoNetworkAndNoOtherProgram) {
               return Errno(child > 0 && waitpid(child, nullptr, 0) == child);
             }),
             0);
+  // A GPU's driver needs those of this machine.
+  options_.local_sockets = true;
+  EXPECT_EQ(Confined([] { return Errno(socket(AF_INET, SOCK_STREAM, 0) >= 0); }), EPERM);
+  EXPECT_EQ(Confined([] { return Errno(socket(AF_UNIX, SOCK_STREAM, 0) >= 0); }), 0);
 }
 
 TEST_F(ConfinementTest, MemoryAndFilesHaveAnEnd) {

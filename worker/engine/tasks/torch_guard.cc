@@ -13,7 +13,9 @@ namespace qpruner::engine {
 
 absl::Status GuardTorch(absl::string_view what, const std::function<absl::Status()>& work) {
   try {
-    return work();
+    const absl::Status status = work();
+    // Only memory may say so, since it is tried again with less of it: a full disk stays full.
+    return absl::IsResourceExhausted(status) ? absl::InternalError(status.message()) : status;
   } catch (const c10::OutOfMemoryError& error) {
     return absl::ResourceExhaustedError(
         absl::StrCat(what, ": device memory ran out: ", error.what_without_backtrace()));
