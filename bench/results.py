@@ -178,8 +178,8 @@ def section(name):
               f"`{settings['other']}`. Options: `{' '.join(settings['options'])}`.", ""]
     header = ["pruned", "precision", "recovery", "weights", "bits", "perplexity", "KL", "other domain's perplexity", "KL"]
     header += ["mean of the tasks, %"] if original["tasks"] else []
-    header += ["CPU s to make", "peak memory"]
-    rows = [["–", "original", "–"] + scores(original) + ["–", "–"]]
+    header += ["CPU s to make", "wall s", "peak memory"]
+    rows = [["–", "original", "–"] + scores(original) + ["–", f"{original['wall_seconds']:.0f}", "–"]]
     missing = []
     for ratio in ratios:
         for precision in PRECISIONS:
@@ -193,7 +193,8 @@ def section(name):
                 control = ratio == 0 and precision == "bf16" and recovery != "none"
                 rows.append([f"{round(100 * ratio)} %", precision,
                              RECOVERY_NAMES[recovery] + (" (control)" if control else "")]
-                            + scores(row) + [f"{row['make_cpu_seconds']:.0f}", size(row["peak_bytes"])])
+                            + scores(row) + [f"{row['make_cpu_seconds']:.0f}", f"{row['wall_seconds']:.0f}",
+                                             size(row["peak_bytes"])])
     lines += table(header, rows)
     lines += ["", "Rows marked (control) fine-tune the unpruned, unquantized model alike: what they gain is adaptation to the "
               "text, not recovery. On bf16 LoftQ is LoRA.", ""]
@@ -224,7 +225,8 @@ def draw():
              "other domain tell recovery from adaptation: fine-tuning on the same kind of text lowers its perplexity by both.",
              "`4` is NF4, `8` is int8 with a scale a row, `mixed` is 4 or 8 for each fused group by measured "
              "sensitivities within 6.5 stored bits, embeddings, norms and head are bfloat16 throughout. \"CPU s\" are of "
-             "quantization and training, over all threads; \"peak memory\" is the whole process's, with the "
+             "quantization and training, over all threads; \"wall s\" is the whole cell with its measurement, while the "
+             "machine had other work too (compare CPU seconds); \"peak memory\" is the whole process's, with the "
              "original held beside.", "",
              "Machine: 2 cores (AMD EPYC, AVX-512), 24 GiB, no GPU.", ""]
     for name in SETTINGS:

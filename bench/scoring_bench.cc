@@ -12,14 +12,13 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <map>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "bench/anonymous_peak.h"
+#include "bench/token_samples.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/formats/safetensors_writer.h"
 #include "worker/engine/model/checkpoint_source.h"
@@ -28,17 +27,6 @@
 
 namespace qpruner::engine {
 namespace {
-
-std::vector<TokenIds> ReadSamples(const std::string& path) {
-  std::vector<TokenIds> samples;
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream words(line);
-    TokenIds& ids = samples.emplace_back();
-    for (int32_t id = 0; words >> id;) ids.push_back(id);
-  }
-  return samples;
-}
 
 void WriteScores(const std::string& path, const std::vector<ChannelScores>& scores) {
   std::vector<TensorToWrite> tensors;
@@ -83,7 +71,7 @@ int Main(int argc, char** argv) {
     std::cerr << checkpoint.status() << "\n";
     return 1;
   }
-  const std::vector<TokenIds> sequences = ReadSamples(samples);
+  const std::vector<TokenIds> sequences = ReadTokenSamples(samples);
   size_t longest = 1;
   for (const TokenIds& sequence : sequences) longest = std::max(longest, sequence.size());
   const auto plan = PlanMemory(

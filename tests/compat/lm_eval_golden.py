@@ -8,9 +8,9 @@ makes them, their log-likelihoods, and the metrics; of each task the means and t
 of its own in rolling windows: the windows, and the log-likelihood of the whole (loglikelihood_rolling).
 
     lm_eval_golden.py                       writes the golden file
-    lm_eval_golden.py MODEL ITEMS.jsonl SCORES.jsonl
-        compares the engine's scores of a task (an artifact report/tasks.*.jsonl of a job, with one task)
-        item by item with what lm-eval says of MODEL, a Hugging Face folder, on the same items
+    lm_eval_golden.py MODEL ITEMS SCORES.jsonl
+        compares the engine's scores (a job's artifact report/tasks.*.jsonl) item by item with what lm-eval says
+        of MODEL, a Hugging Face folder, on the same items: ITEMS is the job's folder prepared/tasks
 """
 
 import json
@@ -183,13 +183,11 @@ def write_golden():
     (ROOT / "tests/golden/lm_eval_stories260k.json").write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
 
 
-def compare(folder, items, scores):
-    read = lambda path: [json.loads(line) for line in pathlib.Path(path).read_text().splitlines() if line]
-    rows, ours = read(items), read(scores)
-    assert len(rows) == len(ours), f"{len(rows)} items, but {len(ours)} scores"
+def compare_task(model, name, rows, ours, folder):
+    """Prints how far the two are apart; whether they agree."""
+    assert len(rows) == len(ours), f"{name}: {len(rows)} items, but {len(ours)} scores"
     kind = "partial" if "context_options" in rows[0] else "plain"
-    with tempfile.TemporaryDirectory() as work:
-        theirs = evaluate(load(folder), kind, rows, work)
+    theirs = evaluate(model, kind, rows, folder)
     worst, flips = 0.0, 0
     for mine, item in zip(ours, theirs["items"], strict=True):
         for a, b in zip(mine["log_likelihoods"], item["log_likelihoods"], strict=True):
@@ -198,9 +196,20 @@ def compare(folder, items, scores):
         if kind == "plain":
             flips += mine["acc_norm"] != bool(item["acc_norm"])
     mean = sum(mine["acc"] for mine in ours) / len(ours)
-    print(f"{len(ours)} items, {sum(len(m['log_likelihoods']) for m in ours)} log-likelihoods: largest difference {worst:.2e} (relative, "
-          f"or nats below 1); {flips} items judged otherwise; acc {mean:.4f} here, {theirs['summary']['acc'][0]:.4f} lm-eval")
-    sys.exit(1 if worst > 1e-4 or flips else 0)
+    print(f"{name}: {len(ours)} items, {sum(len(m['log_likelihoods']) for m in ours)} log-likelihoods: largest difference {worst:.2e} "
+          f"(relative, or nats below 1); {flips} judged otherwise; acc {mean:.4f} here, {theirs['summary']['acc'][0]:.4f} lm-eval",
+          flush=True)
+    return worst <= 1e-4 and flips == 0
+
+
+def compare(folder, items, scores):
+    read = lambda path: [json.loads(line) for line in pathlib.Path(path).read_text().splitlines() if line]
+    ours, model = read(scores), load(folder)
+    with tempfile.TemporaryDirectory() as work:
+        agree = [compare_task(model, path.stem, read(path), [line for line in ours if line["task"] == path.stem], work)
+                 for path in sorted(pathlib.Path(items).glob("*.jsonl"))]
+    assert agree, f"no items in {items}"
+    sys.exit(0 if all(agree) else 1)
 
 
 if __name__ == "__main__":

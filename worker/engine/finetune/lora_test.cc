@@ -140,15 +140,17 @@ TEST(MergedSourceTest, EqualsTheAdapterBesideTheBase) {
   EXPECT_LT((found - beside).abs().max().item<double>(), 1e-5 * beside.abs().max().item<double>());
 }
 
-// For every format, with the base that belongs to the adapter stored (T > 1: not the plain one).
+// For every format that loses something, with the base that belongs to the adapter stored (T > 1:
+// not the plain one).
 TEST(StartAdapterTest, LoftqBringsTheModelCloserThanQuantizationLeavesIt) {
   // Wide enough that NF4's blocks and a rank of 8 leave something to approximate.
   MemoryWeightSource model = RandomModel({.hidden = 64, .head_dim = 8, .intermediate = 96});
-  for (const char* name : {"nf4", "int4-group32", "int8-row"}) {
-    FormatAssignment assignment = UniformAssignment(model.config(), *ParseFormatName(name));
+  for (const Format& format : AllFormats()) {
+    if (format == Format::Bfloat16()) continue;
+    FormatAssignment assignment = UniformAssignment(model.config(), format);
     assignment["model.layers.1.mlp.up_proj"] = Format::Bfloat16();
     for (int iterations : {1, 2}) {
-      SCOPED_TRACE(absl::StrCat(name, ", ", iterations));
+      SCOPED_TRACE(absl::StrCat(FormatName(format), ", ", iterations));
       auto quantized = QuantizedSource::Create(model, assignment);
       ASSERT_TRUE(quantized.ok()) << quantized.status();
       const AdapterStart start = StartAdapter(model, **quantized, AdapterInit::kLoftq, iterations,

@@ -13,14 +13,13 @@
 //                         uint8 [blocks], codes of the dynamic map; `nested_absmax`
 //                         [ceil(blocks / 256)] float32; `offset` [1] float32, the mean of the
 //                         absmax values. 4.127 bits a weight.
-//   intB-groupG           B-bit integers, B = 2..8, with a scale and a zero point for each G
-//   weights
+//   intB-groupG           B-bit integers, B = 2..8, with a scale and a zero point for each G weights
 //                         along a row (G = 32, 64, 128; a row's last group may be shorter).
 //                         w = (code - zero_point) scale. `codes` [rows, ceil(cols B / 8)] and
 //                         `zero_point` [rows, ceil(groups B / 8)] uint8, each row a little-endian
 //                         bit stream; `scale` [rows, groups] bfloat16. int4-group64: 4.3125 bits.
-//   intB-sym-groupG       The same without `zero_point`: it is 2^(B-1). int4-sym-group64: 4.25
-//   bits. int8-row              LLM.int8's weights (Dettmers et al. 2022, arXiv 2208.07339), as
+//   intB-sym-groupG       The same without `zero_point`: it is 2^(B-1). int4-sym-group64: 4.25.
+//   int8-row              LLM.int8's weights (Dettmers et al. 2022, arXiv 2208.07339), as
 //                         bitsandbytes stores them: `codes` [rows, cols] int8, `SCB` [rows]
 //                         float32, the row's absmax. w = code SCB / 127.
 //   bfloat16              `weight` [rows, cols] bfloat16.
