@@ -69,7 +69,10 @@ v1::JobReport BuildReport(const JobView& view, int64_t budget_bytes) {
     return &row;
   };
   add_row("original", prepare.original_test(), "");
-  add_row("pruned", prepare.pruned_test(), "");
+  const v1::Pruning& pruning = view.record.job().spec().pruning();
+  if (pruning.ratio() > 0 || pruning.has_parameter_ratio()) {
+    add_row("pruned", prepare.pruned_test(), "");
+  }
   for (const v1::Trial& trial : view.trials) {
     if (IsUniform(trial) && trial.state() == v1::Trial::SUCCEEDED && trial.has_test_metrics()) {
       add_row(trial.origin(), trial.test_metrics(), trial.name());

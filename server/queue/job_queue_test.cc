@@ -207,11 +207,12 @@ TEST_F(JobQueueTest, AJobRunsFromCreationToItsReport) {
   EXPECT_EQ(job.progress().fraction(), 1);
   std::vector<std::string> rows;
   for (const auto& row : job.report().rows()) rows.push_back(row.label());
-  EXPECT_THAT(rows, ElementsAre("original", "pruned", "uniform-4", "uniform-8", "uniform-16",
-                                "chosen", "fine-tuned"));
+  // Nothing is pruned: no row says so.
+  EXPECT_THAT(rows, ElementsAre("original", "uniform-4", "uniform-8", "uniform-16", "chosen",
+                                "fine-tuned"));
   // 8 bits on average of 6 x 8000 weights, and 1000 bytes outside.
   EXPECT_EQ(job.report().budget_bytes(), 49000);
-  EXPECT_LE(job.report().rows(5).metrics().weight_bytes(), 49000);
+  EXPECT_LE(job.report().rows(4).metrics().weight_bytes(), 49000);
   std::vector<std::string> used;
   for (const v1::TaskUse& use : job.report().task_uses()) {
     used.push_back(use.task());
@@ -225,6 +226,18 @@ TEST_F(JobQueueTest, AJobRunsFromCreationToItsReport) {
   }
   EXPECT_EQ(events.back().state_changed().state(), v1::CompressionJob::SUCCEEDED);
   EXPECT_EQ(job.last_event_sequence(), events.back().sequence());
+}
+
+TEST_F(JobQueueTest, APrunedModelHasARowOfTheReport) {
+  v1::CreateJobRequest request = ScriptedRequest();
+  request.mutable_job()->mutable_spec()->mutable_pruning()->set_ratio(0.2);
+  const JobName name = Create(request);
+  Register();
+  while (!IsFinal(Get(name).state())) {
+    ASSERT_TRUE(Complete(Acquire()).ok());
+    queue_->Tick();
+  }
+  EXPECT_EQ(Get(name).report().rows(1).label(), "pruned");
 }
 
 TEST_F(JobQueueTest, ARestartAfterEveryStepChangesNothing) {
