@@ -28,16 +28,22 @@ CpuShares::Sample CpuShares::Take() const {
 
 double CpuShares::ServerSeconds() const { return Take().server - begin_.server; }
 
-std::string CpuShares::Describe() const {
+CpuShares::Cores CpuShares::Measure() const {
   const Sample end = Take();
   const double seconds = absl::ToDoubleSeconds(end.time - begin_.time);
-  const double server = (end.server - begin_.server) / seconds;
-  const double database = (end.database - begin_.database) / seconds;
-  const double generator = (end.generator - begin_.generator) / seconds;
+  Cores cores;
+  cores.server = (end.server - begin_.server) / seconds;
+  cores.generator = (end.generator - begin_.generator) / seconds;
+  cores.database = (end.database - begin_.database) / seconds;
   const double machine = (end.machine - begin_.machine) / seconds;
-  return absl::StrFormat("cores: server %.2f, generator %.2f, database %.2f, others %.2f", server,
-                         generator, database,
-                         std::max(0.0, machine - server - database - generator));
+  cores.others = std::max(0.0, machine - cores.server - cores.database - cores.generator);
+  return cores;
+}
+
+std::string CpuShares::Describe() const {
+  const Cores cores = Measure();
+  return absl::StrFormat("cores: server %.2f, generator %.2f, database %.2f, others %.2f",
+                         cores.server, cores.generator, cores.database, cores.others);
 }
 
 }  // namespace qpruner::load

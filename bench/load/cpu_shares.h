@@ -15,6 +15,14 @@ class CpuShares {
  public:
   // `server` and `database` are process ids; 0: there is none.
   CpuShares(pid_t server, pid_t database);
+  // What each used of the machine's cores, on average, until now.
+  struct Cores {
+    double server = 0;
+    double generator = 0;
+    double database = 0;
+    double others = 0;
+  };
+  Cores Measure() const;
   // CPU seconds of the server alone.
   double ServerSeconds() const;
   // "cores: server 0.92, generator 0.71, database 0.00, others 0.10".
