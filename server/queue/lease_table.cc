@@ -9,8 +9,21 @@
 namespace qpruner::server {
 namespace {
 
-bool SameJob(const JobName& a, const JobName& b) {
-  return a.project == b.project && a.job == b.job;
+using Tokens = std::vector<std::string>;
+
+const Tokens& TokensOf(const absl::flat_hash_map<std::string, Tokens>& index,
+                       const std::string& key) {
+  static const Tokens* const kNone = new Tokens;
+  const auto found = index.find(key);
+  return found == index.end() ? *kNone : found->second;
+}
+
+void Forget(absl::flat_hash_map<std::string, Tokens>& index, const std::string& key,
+            const std::string& token) {
+  const auto found = index.find(key);
+  if (found == index.end()) return;
+  std::erase(found->second, token);
+  if (found->second.empty()) index.erase(found);
 }
 
 }  // namespace
@@ -31,19 +44,35 @@ HeldLease ToHeldLease(const internal::v1::TaskRecord& task, absl::Duration now,
           .renewal_count = task.renewal_count()};
 }
 
+void LeaseTable::Insert(HeldLease lease) {
+  if (const auto earlier = leases_.find(lease.token); earlier != leases_.end()) Remove(earlier);
+  of_worker_[lease.worker].push_back(lease.token);
+  of_job_[lease.job.ToString()].push_back(lease.token);
+  std::string token = lease.token;
+  leases_.emplace(std::move(token), std::move(lease));
+}
+
+HeldLease LeaseTable::Remove(Leases::iterator at) {
+  HeldLease lease = std::move(at->second);
+  leases_.erase(at);
+  Forget(of_worker_, lease.worker, lease.token);
+  Forget(of_job_, lease.job.ToString(), lease.token);
+  return lease;
+}
+
 void LeaseTable::Put(HeldLease lease) {
   absl::MutexLock lock(&mutex_);
-  std::string token = lease.token;
-  leases_[std::move(token)] = std::move(lease);
+  Insert(std::move(lease));
 }
 
 void LeaseTable::Erase(const std::string& token) {
   absl::MutexLock lock(&mutex_);
-  leases_.erase(token);
+  if (const auto found = leases_.find(token); found != leases_.end()) Remove(found);
 }
 
 void LeaseTable::EraseJob(const JobName& job) {
-  Take([&](const HeldLease& lease) { return SameJob(lease.job, job); });
+  absl::MutexLock lock(&mutex_);
+  Take(Tokens(TokensOf(of_job_, job.ToString())));
 }
 
 void LeaseTable::Renew(const std::string& token, absl::Duration deadline) {
@@ -72,17 +101,22 @@ void LeaseTable::Sync(const std::vector<internal::v1::TaskRecord>& leased, absl:
   for (const internal::v1::TaskRecord& task : leased) {
     current.insert(task.lease_token());
     HeldLease stored = ToHeldLease(task, read_at, lease_duration);
-    const auto [entry, is_new] = leases_.try_emplace(task.lease_token(), stored);
-    HeldLease& known = entry->second;
-    if (is_new || known.renewal_count >= stored.renewal_count) continue;
+    const auto found = leases_.find(task.lease_token());
+    if (found == leases_.end()) {
+      Insert(std::move(stored));
+      continue;
+    }
+    HeldLease& known = found->second;
+    if (known.renewal_count >= stored.renewal_count) continue;
     known.renewal_count = stored.renewal_count;
     known.stored_at = read_at;
     known.deadline = std::max(known.deadline, stored.deadline);
     known.fraction = std::max(known.fraction, stored.fraction);
   }
-  absl::erase_if(leases_, [&](const auto& entry) {
-    return entry.second.known_since < read_at && !current.contains(entry.first);
-  });
+  for (auto it = leases_.begin(); it != leases_.end();) {
+    const auto at = it++;
+    if (at->second.known_since < read_at && !current.contains(at->first)) Remove(at);
+  }
 }
 
 void LeaseTable::RaiseFraction(const std::string& token, double fraction) {
@@ -111,17 +145,16 @@ std::optional<HeldLease> LeaseTable::Find(const std::string& token) const {
 std::optional<HeldLease> LeaseTable::FindOf(const std::string& worker,
                                             const std::string& incarnation) const {
   absl::MutexLock lock(&mutex_);
-  for (const auto& [token, lease] : leases_) {
-    if (lease.worker == worker && lease.incarnation == incarnation) return lease;
+  for (const std::string& token : TokensOf(of_worker_, worker)) {
+    const HeldLease& lease = leases_.at(token);
+    if (lease.incarnation == incarnation) return lease;
   }
   return std::nullopt;
 }
 
 int LeaseTable::CountOf(const std::string& worker) const {
   absl::MutexLock lock(&mutex_);
-  return static_cast<int>(std::count_if(leases_.begin(), leases_.end(), [&](const auto& entry) {
-    return entry.second.worker == worker;
-  }));
+  return static_cast<int>(TokensOf(of_worker_, worker).size());
 }
 
 std::map<std::string, int> LeaseTable::CountByProject() const {
@@ -134,24 +167,15 @@ std::map<std::string, int> LeaseTable::CountByProject() const {
 double LeaseTable::RunningFraction(const JobName& job, const std::string& except_token) const {
   absl::MutexLock lock(&mutex_);
   double sum = 0;
-  for (const auto& [token, lease] : leases_) {
-    if (token != except_token && SameJob(lease.job, job)) sum += lease.fraction;
+  for (const std::string& token : TokensOf(of_job_, job.ToString())) {
+    if (token != except_token) sum += leases_.at(token).fraction;
   }
   return sum;
 }
 
-template <typename Condition>
-std::vector<HeldLease> LeaseTable::Take(Condition condition) {
+std::vector<HeldLease> LeaseTable::Take(const std::vector<std::string>& tokens) {
   std::vector<HeldLease> taken;
-  {
-    absl::MutexLock lock(&mutex_);
-    for (auto it = leases_.begin(); it != leases_.end();) {
-      const auto current = it++;
-      if (!condition(current->second)) continue;
-      taken.push_back(std::move(current->second));
-      leases_.erase(current);
-    }
-  }
+  for (const std::string& token : tokens) taken.push_back(Remove(leases_.find(token)));
   // In a fixed order, whatever the hash says.
   std::sort(taken.begin(), taken.end(), [](const HeldLease& a, const HeldLease& b) {
     return std::tie(a.deadline, a.token) < std::tie(b.deadline, b.token);
@@ -160,14 +184,22 @@ std::vector<HeldLease> LeaseTable::Take(Condition condition) {
 }
 
 std::vector<HeldLease> LeaseTable::TakeExpired(absl::Duration now) {
-  return Take([&](const HeldLease& lease) { return lease.deadline <= now; });
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::string> expired;
+  for (const auto& [token, lease] : leases_) {
+    if (lease.deadline <= now) expired.push_back(token);
+  }
+  return Take(expired);
 }
 
 std::vector<HeldLease> LeaseTable::TakeOfOtherProcesses(const std::string& worker,
                                                         const std::string& incarnation) {
-  return Take([&](const HeldLease& lease) {
-    return lease.worker == worker && lease.incarnation != incarnation;
-  });
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::string> others;
+  for (const std::string& token : TokensOf(of_worker_, worker)) {
+    if (leases_.at(token).incarnation != incarnation) others.push_back(token);
+  }
+  return Take(others);
 }
 
 std::optional<absl::Duration> LeaseTable::NextDeadline() const {

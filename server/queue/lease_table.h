@@ -48,7 +48,8 @@ struct HeldLease {
 HeldLease ToHeldLease(const internal::v1::TaskRecord& task, absl::Duration now,
                       absl::Duration lease_duration);
 
-// Thread-safe. "Take" removes what it returns.
+// Thread-safe. "Take" removes what it returns. What is asked about a token, a worker or a job costs
+// what that has, however many leases there are.
 class LeaseTable {
  public:
   // Inserts, or replaces the lease of the same token.
@@ -70,7 +71,7 @@ class LeaseTable {
   void MarkTold(const std::string& token, double fraction, const std::string& message);
 
   std::optional<HeldLease> Find(const std::string& token) const;
-  // The lease that a worker's process holds.
+  // The lease that a worker's process holds; of several, the one that was put first.
   std::optional<HeldLease> FindOf(const std::string& worker, const std::string& incarnation) const;
   int CountOf(const std::string& worker) const;
   // Leases by project.
@@ -87,11 +88,20 @@ class LeaseTable {
   std::optional<absl::Duration> NextDeadline() const;
 
  private:
-  template <typename Condition>
-  std::vector<HeldLease> Take(Condition condition);
+  using Leases = absl::flat_hash_map<std::string, HeldLease>;  // By token.
+  // Tokens by what their leases share, a few for each key, in the order of insertion.
+  using Index = absl::flat_hash_map<std::string, std::vector<std::string>>;
+
+  void Insert(HeldLease lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  HeldLease Remove(Leases::iterator at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // In the order of TakeExpired.
+  std::vector<HeldLease> Take(const std::vector<std::string>& tokens)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   mutable absl::Mutex mutex_;
-  absl::flat_hash_map<std::string, HeldLease> leases_ ABSL_GUARDED_BY(mutex_);  // By token.
+  Leases leases_ ABSL_GUARDED_BY(mutex_);
+  Index of_worker_ ABSL_GUARDED_BY(mutex_);
+  Index of_job_ ABSL_GUARDED_BY(mutex_);  // By JobName::ToString().
 };
 
 }  // namespace qpruner::server

@@ -1,5 +1,9 @@
 #include "server/queue/lease_table.h"
 
+#include <iostream>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -75,6 +79,54 @@ TEST(LeaseTable, FindsAndTakesByWorkerAndJob) {
   table.EraseJob({"default", "j"});
   EXPECT_FALSE(table.Find("current"));
   EXPECT_TRUE(table.Find("x"));
+}
+
+// Whatever brings a lease in or takes it out, what is asked about its worker and job follows.
+TEST(LeaseTable, WorkersAndJobsFollowEveryChange) {
+  LeaseTable table;
+  HeldLease lease = Lease("t", "j", 10);
+  lease.worker = "before";
+  table.Put(lease);
+  lease.worker = "w";
+  lease.job = {"default", "other"};
+  lease.fraction = 0.5;
+  table.Put(lease);
+  EXPECT_FALSE(table.FindOf("before", "a"));
+  EXPECT_EQ(table.CountOf("before"), 0);
+  EXPECT_EQ(table.FindOf("w", "a")->token, "t");
+  EXPECT_EQ(table.RunningFraction({"default", "j"}, ""), 0);
+  EXPECT_EQ(table.RunningFraction({"default", "other"}, ""), 0.5);
+  // Another server's lease comes, and its own is over.
+  internal::v1::TaskRecord stored;
+  stored.set_lease_token("u");
+  stored.set_job("projects/default/jobs/j");
+  stored.set_worker("w");
+  stored.set_incarnation("a");
+  table.Sync({stored}, absl::Seconds(1), absl::Seconds(15));
+  EXPECT_EQ(table.FindOf("w", "a")->token, "u");
+  EXPECT_EQ(table.CountOf("w"), 1);
+  table.EraseJob({"default", "other"});
+  EXPECT_EQ(table.CountOf("w"), 1);
+  EXPECT_THAT(Tokens(table.TakeExpired(absl::Seconds(16))), ElementsAre("u"));
+  EXPECT_EQ(table.CountOf("w"), 0);
+  table.Put(lease);
+  table.Erase("t");
+  EXPECT_FALSE(table.FindOf("w", "a"));
+}
+
+// What a tick asks for each poll; the figure is for people, the machine may be busy.
+TEST(LeaseTable, TellsWhatALookForEachOfAThousandWorkersCosts) {
+  LeaseTable table;
+  constexpr int kWorkers = 1000;
+  for (int i = 0; i < kWorkers; ++i) {
+    table.Put(Lease(absl::StrCat(i), absl::StrCat("job-", i), 10));
+  }
+  const absl::Duration begin = RealClock().Monotonic();
+  int found = 0;
+  for (int i = 0; i < kWorkers; ++i) found += table.FindOf(absl::StrCat("w-", i), "a").has_value();
+  std::cout << kWorkers << " workers looked up among as many leases: "
+            << absl::FormatDuration(RealClock().Monotonic() - begin) << "\n";
+  EXPECT_EQ(found, kWorkers);
 }
 
 }  // namespace
