@@ -219,6 +219,10 @@ JobPlan PlanSearch(const JobView& view, const TrialProposer& proposer) {
 
 std::string TrialTaskId(int index) { return absl::StrCat("trial-", index); }
 
+bool IsSearching(const JobRecord& record) {
+  return record.has_prepare() && record.chosen_trial_index() == 0;
+}
+
 JobPlan NextTasks(const JobView& view, const TrialProposer& proposer) {
   JobPlan plan;
   const JobRecord& record = view.record;
@@ -232,7 +236,7 @@ JobPlan NextTasks(const JobView& view, const TrialProposer& proposer) {
     return plan;
   }
   if (!record.has_prepare()) return plan;
-  if (record.chosen_trial_index() == 0) return PlanSearch(view, proposer);
+  if (IsSearching(record)) return PlanSearch(view, proposer);
   if (record.has_finalize()) {
     plan.report = BuildReport(
         view, BudgetBytes(

@@ -21,9 +21,11 @@
 
 namespace qpruner::server {
 
-// All that is stored about a job, from one snapshot.
+// What is stored about a job, from one snapshot.
 struct JobView {
   internal::v1::JobRecord record;
+  // All of them; while trials are searched for (IsSearching), PREPARE alone: the others say nothing
+  // that the trials do not.
   std::vector<internal::v1::TaskRecord> tasks;
   std::vector<v1::Trial> trials;  // By index.
 };
@@ -53,6 +55,9 @@ struct JobPlan {
            !report && failure.ok();
   }
 };
+
+// PREPARE is done, and no trial is chosen yet.
+bool IsSearching(const internal::v1::JobRecord& record);
 
 JobPlan NextTasks(const JobView& view, const TrialProposer& proposer);
 

@@ -14,7 +14,11 @@ using internal::v1::TaskRecord;
 absl::StatusOr<JobView> LoadView(StoreReader& store, const JobName& name) {
   JobView view;
   ASSIGN_OR_RETURN(view.record, store.GetJob(name));
-  ASSIGN_OR_RETURN(view.tasks, store.ListTasks(name));
+  if (IsSearching(view.record)) {
+    ASSIGN_OR_RETURN(view.tasks.emplace_back(), store.GetTask(name, kPrepareTaskId));
+  } else {
+    ASSIGN_OR_RETURN(view.tasks, store.ListTasks(name));
+  }
   ASSIGN_OR_RETURN(view.trials, store.ListTrials(name, 0, 0));
   return view;
 }

@@ -20,15 +20,17 @@ using internal::v1::TaskRecord;
 using internal::v1::TaskResult;
 using internal::v1::TaskSpec;
 
+absl::Status TaskWithoutTrial(const TaskRecord& task) {
+  return absl::InternalError(absl::StrCat("Task without its trial: ", task.task_id()));
+}
+
 // The trial that a task measures; nothing for other tasks.
 absl::StatusOr<std::optional<v1::Trial>> FindTrial(StoreTransaction& store, const JobName& job,
                                                    const TaskRecord& task) {
   if (!task.spec().has_trial()) return std::nullopt;
   const int index = task.spec().trial().index();
   ASSIGN_OR_RETURN(std::vector<v1::Trial> found, store.ListTrials(job, index - 1, 1));
-  if (found.size() != 1 || found[0].index() != index) {
-    return absl::InternalError(absl::StrCat("Task without its trial: ", task.task_id()));
-  }
+  if (found.size() != 1 || found[0].index() != index) return TaskWithoutTrial(task);
   return std::optional<v1::Trial>(std::move(found[0]));
 }
 
@@ -55,24 +57,50 @@ int CompletedTrials(const std::vector<v1::Trial>& trials) {
       trials.begin(), trials.end(), [](const v1::Trial& trial) { return IsFinal(trial.state()); }));
 }
 
-// A trial is finished: what the job shows about all of them.
-absl::Status CountTrial(StoreTransaction& store, JobChange& change,
-                        const std::vector<v1::Trial>& before, double running) {
-  ASSIGN_OR_RETURN(const std::vector<v1::Trial> after, store.ListTrials(change.name(), 0, 0));
-  const v1::CompressionSpec& spec = change.job().spec();
-  const internal::v1::PrepareResult& prepare = change.record().prepare();
-  ASSIGN_OR_RETURN(const v1::ParetoFront old_front, BuildFront(prepare, spec, before, 0));
-  ASSIGN_OR_RETURN(const v1::ParetoFront front, BuildFront(prepare, spec, after, 0));
-  if (front.SerializeAsString() != old_front.SerializeAsString()) {
-    RETURN_IF_ERROR(change.ChangeFront(front));
-  }
+// What the job shows about all of its trials once one more of them is finished. `trials`: all.
+absl::Status CountTrial(JobChange& change, const std::vector<v1::Trial>& trials, double running) {
   v1::Progress& progress = *change.record().mutable_job()->mutable_progress();
-  progress.set_completed_trial_count(CompletedTrials(after));
+  progress.set_completed_trial_count(CompletedTrials(trials));
   return change.AdvanceProgress(
       JobFraction(v1::CompressionJob::SEARCH, progress.completed_trial_count(),
                   progress.trial_count(), running),
       absl::StrCat(progress.completed_trial_count(), " of ", progress.trial_count(),
                    " trials done"));
+}
+
+// Tells of the front if `measured`, which was not on it before, is on it now.
+absl::Status ShowFront(JobChange& change, const std::vector<v1::Trial>& trials,
+                       const v1::Trial& measured) {
+  ASSIGN_OR_RETURN(const v1::ParetoFront front,
+                   BuildFront(change.record().prepare(), change.job().spec(), trials, 0));
+  const bool on_it =
+      std::any_of(front.points().begin(), front.points().end(),
+                  [&](const v1::ParetoPoint& point) { return point.trial() == measured.name(); });
+  return on_it ? change.ChangeFront(front) : absl::OkStatus();
+}
+
+// The result of a trial. All trials are read once: there may be a thousand, and each comes here.
+absl::Status StoreTrial(StoreTransaction& store, JobChange& change, const TaskRecord& task,
+                        const internal::v1::TrialResult& result, double running, absl::Time now) {
+  ASSIGN_OR_RETURN(std::vector<v1::Trial> trials, store.ListTrials(change.name(), 0, 0));
+  const auto trial = std::find_if(trials.begin(), trials.end(), [&](const v1::Trial& other) {
+    return other.index() == task.spec().trial().index();
+  });
+  if (trial == trials.end()) return TaskWithoutTrial(task);
+  trial->set_state(v1::Trial::SUCCEEDED);
+  *trial->mutable_metrics() = result.selection();
+  if (result.has_test()) *trial->mutable_test_metrics() = result.test();
+  *trial->mutable_end_time() = ToTimestamp(now);
+  RETURN_IF_ERROR(change.PutTrial(*trial));
+  const v1::Trial measured = *trial;
+  const internal::v1::JobRecord& record = change.record();
+  if (record.search_time_over() && !record.search_ended()) {
+    // It may cancel others.
+    RETURN_IF_ERROR(EndSearch(store, change, now));
+    ASSIGN_OR_RETURN(trials, store.ListTrials(change.name(), 0, 0));
+  }
+  RETURN_IF_ERROR(ShowFront(change, trials, measured));
+  return CountTrial(change, trials, running);
 }
 
 absl::Status CheckResult(const JobChange& change, const TaskRecord& task,
@@ -147,19 +175,8 @@ absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord&
       *record.mutable_prepared() = result.outputs();
       return change.AdvanceProgress(JobFraction(v1::CompressionJob::PREPARE, 0, 0, 1),
                                     "model prepared");
-    case TaskResult::kTrial: {
-      ASSIGN_OR_RETURN(const std::vector<v1::Trial> before, store.ListTrials(change.name(), 0, 0));
-      ASSIGN_OR_RETURN(std::optional<v1::Trial> trial, FindTrial(store, change.name(), task));
-      trial->set_state(v1::Trial::SUCCEEDED);
-      *trial->mutable_metrics() = result.trial().selection();
-      if (result.trial().has_test()) *trial->mutable_test_metrics() = result.trial().test();
-      *trial->mutable_end_time() = ToTimestamp(now);
-      RETURN_IF_ERROR(change.PutTrial(*trial));
-      if (record.search_time_over() && !record.search_ended()) {
-        RETURN_IF_ERROR(EndSearch(store, change, now));
-      }
-      return CountTrial(store, change, before, running);
-    }
+    case TaskResult::kTrial:
+      return StoreTrial(store, change, task, result.trial(), running, now);
     case TaskResult::kFinalize:
       *record.mutable_finalize() = result.finalize();
       return absl::OkStatus();
@@ -260,10 +277,10 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
   const bool out_of_memory = !end.returned && error_class == ErrorClass::kDeviceMemory;
   if (out_of_memory && task.spec().has_trial()) {
     // The device's memory is not enough for this assignment: that is the measurement.
-    ASSIGN_OR_RETURN(const std::vector<v1::Trial> before, store.ListTrials(change.name(), 0, 0));
     RETURN_IF_ERROR(
         CloseTask(store, change, task, TaskRecord::SUCCEEDED, v1::Trial::INFEASIBLE, now));
-    RETURN_IF_ERROR(CountTrial(store, change, before, 0));
+    ASSIGN_OR_RETURN(const std::vector<v1::Trial> trials, store.ListTrials(change.name(), 0, 0));
+    RETURN_IF_ERROR(CountTrial(change, trials, 0));
     RETURN_IF_ERROR(FinishPause(store, change));
     return TaskFate::kInfeasible;
   }
