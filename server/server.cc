@@ -129,8 +129,9 @@ struct Server::Parts {
   std::unique_ptr<LocalWorkers> local_workers;
   std::unique_ptr<RetentionThread> retention;
 
-  std::atomic<bool> stop_ticking = false;
-  std::thread ticker;
+  std::atomic<bool> stop_queue = false;
+  std::thread leases;
+  std::thread planner;
   absl::Mutex shutdown_mutex;
   bool is_shut_down ABSL_GUARDED_BY(shutdown_mutex) = false;
 };
@@ -251,8 +252,6 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   interceptors.push_back(p.metrics.CallCounter());
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
 
-  // Before the first call can come: what a former server left behind is planned.
-  p.queue->Tick();
   p.grpc_server = builder.BuildAndStart();
   if (p.grpc_server == nullptr || (!p.options.listen.empty() && port == 0)) {
     return absl::UnavailableError(
@@ -264,10 +263,15 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   }
   // From here on ~Server cleans up.
   std::unique_ptr<Server> server(new Server(std::move(parts)));
-  p.ticker = std::thread([&p] {
-    while (!p.stop_ticking) {
-      p.queue->Tick();
+  p.leases = std::thread([&p] {
+    while (!p.stop_queue) {
+      p.queue->KeepLeases();
       p.queue->WaitForWork();
+    }
+  });
+  p.planner = std::thread([&p] {
+    while (!p.stop_queue) {
+      if (!p.queue->PlanNext()) p.queue->WaitToPlan();
     }
   });
   p.retention = std::make_unique<RetentionThread>(*p.sweep, p.options.retention.sweep_interval);
@@ -325,9 +329,10 @@ void Server::Shutdown() {
       p.metrics.open_calls() > 0 ? p.options.shutdown_grace : kIdleShutdownGrace;
   p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + grace));
   p.grpc_server->Wait();
-  p.stop_ticking = true;
+  p.stop_queue = true;
   p.queue->Wake();
-  if (p.ticker.joinable()) p.ticker.join();
+  if (p.leases.joinable()) p.leases.join();
+  if (p.planner.joinable()) p.planner.join();
   p.metrics_endpoint.reset();
   // Every change was synced before it was acknowledged; closing the store is only tidy.
 }

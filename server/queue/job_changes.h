@@ -51,7 +51,8 @@ class JobChanges {
                                               absl::Time now, CommitEffects& effects)>;
   absl::Status Run(const JobName& name, Body body);
 
-  // What follows from a commit: wakes watchers and the Tick thread, drops leases of finished jobs.
+  // What follows from a commit: wakes watchers and the queue's threads, drops leases of finished
+  // jobs.
   void AfterCommit(const JobName& name, const CommitEffects& effects);
 
  private:

@@ -1,6 +1,7 @@
 #include "server/queue/job_planning.h"
 
 #include <string>
+#include <utility>
 
 #include "base/status_macros.h"
 #include "server/queue/search_view.h"
@@ -76,35 +77,60 @@ absl::StatusOr<std::vector<FinishedStage>> ApplyPlan(StoreTransaction& store, Jo
   return stages;
 }
 
-bool JobPlanning::PlanDirtyJobs() {
-  bool any = false;
-  for (const std::string& name : work_.TakeDirtyJobs()) {
-    const absl::StatusOr<JobName> job = JobName::Parse(name);
-    if (!job.ok()) continue;
-    const absl::StatusOr<bool> planned = Plan(*job);
-    if (absl::IsDataLoss(planned.status())) {
-      // It does not mend itself: looked at again when the job changes, or by the next server.
-      spdlog::error("{}: planning failed: {}", name, planned.status().ToString());
-    } else if (!planned.ok()) {
-      spdlog::error("{}: planning failed, will be tried again: {}", name,
-                    planned.status().ToString());
-      work_.PutBack(name);
-    }
-    any = any || planned.value_or(false);
+void JobPlanning::TakeUpBacklog() {
+  std::vector<JobName> left;
+  const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(left, reader.UnplannedJobs());
+    return absl::OkStatus();
+  });
+  if (!status.ok()) {
+    spdlog::error("what was left is not known, will be asked again: {}", status.ToString());
+    return;
   }
-  return any;
+  backlog_known_ = true;
+  for (const JobName& name : left) backlog_.push_back(name.ToString());
 }
 
-absl::StatusOr<bool> JobPlanning::Plan(const JobName& name) {
+std::optional<std::string> JobPlanning::TakeNext() {
+  if (std::optional<std::string> job = work_.TakeDirtyJob()) return job;
+  if (!backlog_known_) TakeUpBacklog();
+  if (backlog_.empty()) return std::nullopt;
+  std::string job = std::move(backlog_.front());
+  backlog_.pop_front();
+  return job;
+}
+
+bool JobPlanning::PlanNext() {
+  const std::optional<std::string> name = TakeNext();
+  if (!name) return false;
+  const absl::StatusOr<JobName> job = JobName::Parse(*name);
+  if (!job.ok()) return true;
+  const absl::Status planned = Plan(*job);
+  if (absl::IsDataLoss(planned)) {
+    // It does not mend itself: looked at again when the job changes, or by the next server.
+    spdlog::error("{}: planning failed: {}", *name, planned.ToString());
+  } else if (!planned.ok()) {
+    spdlog::error("{}: planning failed, will be tried again: {}", *name, planned.ToString());
+    failed_.push_back(*name);
+  }
+  return true;
+}
+
+void JobPlanning::RetryFailed() {
+  for (const std::string& job : failed_) work_.PutBack(job);
+  failed_.clear();
+}
+
+absl::Status JobPlanning::Plan(const JobName& name) {
   absl::StatusOr<JobView> view = absl::UnknownError("not read");
   RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
     view = LoadView(reader, name);
     return absl::IsNotFound(view.status()) ? absl::OkStatus() : view.status();
   }));
-  if (!view.ok()) return false;  // Deleted.
+  if (!view.ok()) return absl::OkStatus();  // Deleted.
   // Outside of the transaction: the search may take its time.
   const JobPlan plan = NextTasks(*view, proposer_);
-  if (plan.empty()) return false;
+  if (plan.empty()) return absl::OkStatus();
 
   const v1::CompressionJob& seen = view->record.job();
   bool outdated = false;
@@ -124,14 +150,15 @@ absl::StatusOr<bool> JobPlanning::Plan(const JobName& name) {
                      if (outdated) return absl::OkStatus();
                      record.set_plan_count(record.plan_count() + 1);
                      ASSIGN_OR_RETURN(stages, ApplyPlan(store, change, *view, plan, now));
-                     effects.changed = true;
+                     // A step that follows from this one comes with what ends first.
+                     effects.changed = effects.planned = true;
                      return absl::OkStatus();
                    });
-  if (absl::IsNotFound(status)) return false;
+  if (absl::IsNotFound(status)) return absl::OkStatus();
   RETURN_IF_ERROR(status);
   if (outdated) work_.MarkDirty(name.ToString());
   for (const FinishedStage& stage : stages) observer_.OnStageFinished(stage.stage, stage.duration);
-  return !outdated;
+  return absl::OkStatus();
 }
 
 }  // namespace qpruner::server

@@ -2,6 +2,9 @@
 #ifndef QPRUNER_SERVER_QUEUE_JOB_PLANNING_H_
 #define QPRUNER_SERVER_QUEUE_JOB_PLANNING_H_
 
+#include <deque>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -27,25 +30,38 @@ absl::StatusOr<std::vector<FinishedStage>> ApplyPlan(StoreTransaction& store, Jo
                                                      const JobView& view, const JobPlan& plan,
                                                      absl::Time now);
 
-// Used by one thread at a time.
+// Plans one job after the other: those that change now first, then what the last server left, a
+// few of which need a plan. Used by one thread at a time, which holds no lock meanwhile: a search
+// may take its time.
 class JobPlanning {
  public:
   JobPlanning(JobStore& store, JobChanges& changes, WorkSignal& work, const TrialProposer& proposer,
               QueueObserver& observer)
       : store_(store), changes_(changes), work_(work), proposer_(proposer), observer_(observer) {}
 
-  // True if any plan was stored. A job whose planning fails stays dirty, without a wake-up.
-  bool PlanDirtyJobs();
+  // Plans the next job, if one waits. False: none does. One whose planning fails waits for
+  // RetryFailed().
+  bool PlanNext();
+  // Jobs whose planning failed are due again.
+  void RetryFailed();
+  bool any_failed() const { return !backlog_known_ || !failed_.empty(); }
 
  private:
-  // True if there was something to plan and it was stored.
-  absl::StatusOr<bool> Plan(const JobName& name);
+  std::optional<std::string> TakeNext();
+  // Reads what the last server left. Again with the next call if that fails.
+  void TakeUpBacklog();
+  // Stores what the job needs next, if anything. What has come between is planned later.
+  absl::Status Plan(const JobName& name);
 
   JobStore& store_;
   JobChanges& changes_;
   WorkSignal& work_;
   const TrialProposer& proposer_;
   QueueObserver& observer_;
+
+  bool backlog_known_ = false;
+  std::deque<std::string> backlog_;
+  std::vector<std::string> failed_;
 };
 
 }  // namespace qpruner::server

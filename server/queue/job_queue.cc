@@ -65,19 +65,9 @@ absl::StatusOr<std::unique_ptr<JobQueue>> JobQueue::Create(
     IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches, QueueObserver& observer) {
   std::unique_ptr<JobQueue> queue(
       new JobQueue(options, store, artifacts, clock, ids, proposer, watches, observer));
-  RETURN_IF_ERROR(queue->Recover());
+  RETURN_IF_ERROR(queue->leasing_.Recover());
   queue->other_servers_ = std::make_unique<OtherServers>(*queue);
   return queue;
-}
-
-absl::Status JobQueue::Recover() {
-  std::vector<JobName> unfinished;
-  RETURN_IF_ERROR(store_.Read([&](StoreReader& reader) -> absl::Status {
-    ASSIGN_OR_RETURN(unfinished, reader.UnfinishedJobs());
-    return absl::OkStatus();
-  }));
-  for (const JobName& name : unfinished) work_.MarkDirty(name.ToString());
-  return leasing_.Recover();
 }
 
 absl::StatusOr<v1::CompressionJob> JobQueue::CreateJob(const NewJob& job) {
@@ -155,26 +145,46 @@ void JobQueue::LookAfterOthers() {
   seen_sequences_ = std::move(sequences);
 }
 
-void JobQueue::Tick() {
+void JobQueue::ServeWorkers() {
   leasing_.ForgetSilentWorkers();
   LookAfterOthers();
   leasing_.SyncLeases();
   leasing_.ExpireLeases();
   limits_.Enforce();
-  // Tasks that are queued already need not wait for a search.
   leasing_.ServePolls();
-  if (planning_.PlanDirtyJobs()) leasing_.ServePolls();
+}
+
+void JobQueue::KeepLeases() {
+  ServeWorkers();
   leasing_.ExpirePolls();
 }
 
-void JobQueue::Wake() { work_.Wake(); }
+bool JobQueue::PlanNext() { return planning_.PlanNext(); }
+
+void JobQueue::Tick() {
+  ServeWorkers();
+  planning_.RetryFailed();
+  while (planning_.PlanNext()) {
+  }
+  leasing_.ServePolls();
+  leasing_.ExpirePolls();
+}
+
+void JobQueue::Wake() {
+  work_.Wake();
+  work_.WakePlanning();
+}
 
 void JobQueue::WaitForWork() {
   absl::Duration wait = leasing_.TimeToNextDeadline().value_or(kLongestWait);
   if (const auto look = limits_.TimeToNext()) wait = std::min(wait, *look);
-  if (work_.any_dirty()) wait = std::min(wait, kStoreRetryInterval);
   // Not before the deadline: a rounded-down wait would spin.
   work_.Wait(std::clamp(wait, absl::Milliseconds(1), kLongestWait));
+}
+
+void JobQueue::WaitToPlan() {
+  work_.WaitToPlan(planning_.any_failed() ? kStoreRetryInterval : kLongestWait);
+  planning_.RetryFailed();
 }
 
 }  // namespace qpruner::server

@@ -5,9 +5,11 @@
 // (waiting workers, deadlines of leases, who is registered) can be lost at any time. So a queue
 // that is built on a store goes on where the last one stopped.
 //
-// Time is injected and moves only in Tick(), which expires leases, plans what jobs need next and
-// hands tasks to waiting workers. One thread calls Tick() and WaitForWork() in a loop; tests call
-// Tick() themselves. Calls of clients and workers may come from any thread at any time.
+// Time is injected and moves only when the queue is told to do what is due. A server has two
+// threads for that, each in a loop: KeepLeases() and WaitForWork(), which expires leases and hands
+// tasks to waiting workers, and PlanNext() and WaitToPlan(), which finds out what jobs need next;
+// so no lease waits for a search. Tests call Tick(), which does both. Calls of clients and workers
+// may come from any thread at any time.
 //
 // The work is done by parts with one job each: ClientCalls (create, cancel, pause, resume, delete),
 // TaskLeasing (registration, long polls, grants, expiry), TaskReports (heartbeats and results),
@@ -58,8 +60,10 @@ namespace qpruner::server {
 
 class JobQueue {
  public:
-  // Takes up the store's unfinished jobs: leased tasks get one whole lease from now on, so that
-  // workers that outlived the last server keep their work.
+  // Leased tasks of the store get one whole lease from now on, so that workers that outlived the
+  // last server keep their work. What else it left is looked at by PlanNext(), after what happens
+  // now: jobs that run first, in the order of their priorities. Jobs that wait for their first
+  // worker need no plan.
   static absl::StatusOr<std::unique_ptr<JobQueue>> Create(
       JobQueueOptions options, JobStore& store, ArtifactStore& artifacts, Clock& clock,
       IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches, QueueObserver& observer);
@@ -94,8 +98,8 @@ class JobQueue {
   absl::Status RegisterWorker(const internal::v1::RegisterWorkerRequest& request);
 
   // Calls `done` exactly once: with a task as soon as there is one, or with an empty response
-  // after the wait. It may run before this returns, and on the thread of Tick() or StopLeasing();
-  // it must not call the queue. Returns an id for CancelAcquire.
+  // after the wait. It may run before this returns, and on the thread of KeepLeases() or
+  // StopLeasing(); it must not call the queue. Returns an id for CancelAcquire.
   //
   // A worker has one task at a time: one that asks again while it holds a lease gets the same lease
   // again (the first reply was lost), and an older poll of the same worker ends empty.
@@ -121,12 +125,18 @@ class JobQueue {
 
   // --- Time ---
 
-  // Does all that is due now.
-  void Tick();
-  // Blocks until there may be something for Tick() to do.
+  // Does what is due now for leases, limits and polls. Takes milliseconds.
+  void KeepLeases();
+  // Blocks until there may be something for KeepLeases() to do.
   void WaitForWork();
-  // Wakes WaitForWork().
+  // Plans for one job what it needs next, which may take seconds. False: no job waits for a plan.
+  bool PlanNext();
+  // Blocks until there may be something for PlanNext() to do.
+  void WaitToPlan();
+  // Wakes both.
   void Wake();
+  // All that is due now, plans included, in the caller's thread.
+  void Tick();
   // From now on no task is leased; polls that wait end with UNAVAILABLE.
   void StopLeasing();
 
@@ -136,7 +146,7 @@ class JobQueue {
   JobQueue(JobQueueOptions options, JobStore& store, ArtifactStore& artifacts, Clock& clock,
            IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches,
            QueueObserver& observer);
-  absl::Status Recover();
+  void ServeWorkers();
   // Where servers share the store: from time to time, looks for what another one left undone or
   // untold when it died.
   void LookAfterOthers();
@@ -165,7 +175,7 @@ class JobQueue {
   JobPlanning planning_;
   LimitEnforcement limits_;
 
-  // Of the Tick thread. The newest events of watched jobs at the last look, by the job's name.
+  // Of KeepLeases(). The newest events of watched jobs at the last look, by the job's name.
   absl::Duration next_look_;
   std::map<std::string, int64_t> seen_sequences_;
 

@@ -268,6 +268,125 @@ TEST_F(JobQueueTest, ARestartAfterEveryStepChangesNothing) {
   EXPECT_EQ(Get(name).retry_count(), 0);
 }
 
+// Counts what is asked of another store.
+class CountingStore final : public JobStore {
+ public:
+  explicit CountingStore(JobStore& store) : store_(store) {}
+  absl::Status Transact(absl::FunctionRef<absl::Status(StoreTransaction&)> body) override {
+    ++calls;
+    return store_.Transact(body);
+  }
+  absl::Status Read(absl::FunctionRef<absl::Status(StoreReader&)> body) override {
+    ++calls;
+    return store_.Read(body);
+  }
+  absl::StatusOr<std::string> Identity() override { return store_.Identity(); }
+
+  std::atomic<int> calls = 0;
+
+ private:
+  JobStore& store_;
+};
+
+TEST_F(JobQueueTest, ARestartLooksAtTheJobsAloneThatMayNeedAPlan) {
+  Register();
+  const JobName running = Create();
+  ASSERT_TRUE(Complete(Acquire()).ok());
+  for (int i = 0; i < 50; ++i) Create();
+  CountingStore store(*store_);
+  queue_ = JobQueue::Create({}, store, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
+               .value();
+  EXPECT_LE(store.calls, 1) << "before a server can listen";
+  queue_->KeepLeases();
+  while (queue_->PlanNext()) {
+  }
+  EXPECT_LE(store.calls, 10) << "of 50 jobs that wait";
+  EXPECT_FALSE(Trials(running).empty());
+}
+
+// Says which searches it was asked about, by their seeds, and waits before each if it is told to.
+class WatchedProposer final : public TrialProposer {
+ public:
+  explicit WatchedProposer(const TrialProposer& proposer) : proposer_(proposer) {}
+  absl::StatusOr<std::optional<TrialProposal>> Propose(
+      const v1::Search& search, const search::SearchSpace& space, int64_t budget_bytes,
+      absl::Span<const search::Trial> history) const override {
+    {
+      absl::MutexLock lock(&mutex);
+      if (seeds.empty() || seeds.back() != search.seed()) seeds.push_back(search.seed());
+      mutex.Await(absl::Condition(&may_go_on));
+    }
+    return proposer_.Propose(search, space, budget_bytes, history);
+  }
+
+  mutable absl::Mutex mutex;
+  mutable std::vector<int64_t> seeds;
+  bool may_go_on = true;
+
+ private:
+  const TrialProposer& proposer_;
+};
+
+TEST_F(JobQueueTest, PlansOfWhatChangesNowComeBeforeThoseOfTheBacklogByPriority) {
+  std::vector<AcquireTaskResponse> held;
+  for (int i = 1; i <= 4; ++i) {
+    v1::CreateJobRequest request = ScriptedRequest();
+    request.mutable_job()->set_priority(i == 2 ? 5 : 0);
+    request.mutable_job()->mutable_spec()->mutable_search()->set_seed(i);
+    Create(request);
+    Register(absl::StrCat("w", i));
+    held.push_back(Acquire(absl::StrCat("w", i)));
+  }
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(Complete(held[i]).ok());
+  WatchedProposer proposer(*proposer_);
+  queue_ = JobQueue::Create({}, *store_, *artifacts_, clock_, ids_, proposer, watches_, observer_)
+               .value();
+  ASSERT_TRUE(Complete(held[3]).ok());
+  while (queue_->PlanNext()) {
+  }
+  EXPECT_THAT(proposer.seeds, ElementsAre(4, 2, 1, 3));
+}
+
+TEST_F(JobQueueTest, NoLeaseWaitsForASearch) {
+  WatchedProposer proposer(*proposer_);
+  queue_ = JobQueue::Create({}, *store_, *artifacts_, clock_, ids_, proposer, watches_, observer_)
+               .value();
+  const JobName searching = Create();
+  Create();
+  Register("w1");
+  Register("w2");
+  const AcquireTaskResponse first = Acquire("w1");
+  const AcquireTaskResponse silent = Acquire("w2");
+  proposer.may_go_on = false;
+  ASSERT_TRUE(Complete(first).ok());
+  std::thread planner([&] { EXPECT_TRUE(queue_->PlanNext()); });
+  {
+    absl::MutexLock lock(&proposer.mutex);
+    proposer.mutex.Await(absl::Condition(
+        +[](std::vector<int64_t>* seeds) { return !seeds->empty(); }, &proposer.seeds));
+  }
+  // The search is at work: a lease ends all the same, and its task goes to who waits.
+  clock_.Advance(queue_->options().lease_duration);
+  internal::v1::AcquireTaskRequest request;
+  request.set_worker("w1");
+  request.set_incarnation("a");
+  request.mutable_wait_time()->set_seconds(10);
+  std::optional<absl::StatusOr<AcquireTaskResponse>> got;
+  queue_->AcquireTask(request, [&](auto response) { got = std::move(response); });
+  queue_->KeepLeases();
+  ASSERT_TRUE(got.has_value() && got->ok());
+  EXPECT_EQ((*got)->lease().job(), silent.lease().job());
+  EXPECT_EQ((*got)->lease().attempt(), 2);
+  EXPECT_TRUE(absl::IsAborted(Complete(silent)));
+  EXPECT_TRUE(Trials(searching).empty());
+  {
+    absl::MutexLock lock(&proposer.mutex);
+    proposer.may_go_on = true;
+  }
+  planner.join();
+  EXPECT_FALSE(Trials(searching).empty());
+}
+
 TEST_F(JobQueueTest, ProposalsDoNotDependOnWhichWorkerIsFaster) {
   Register("w1");
   const JobName one = Create();

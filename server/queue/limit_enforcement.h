@@ -13,7 +13,7 @@
 
 namespace qpruner::server {
 
-// Of the Tick thread.
+// Of the thread of JobQueue::KeepLeases().
 class LimitEnforcement {
  public:
   LimitEnforcement(JobStore& store, Clock& clock, JobChanges& changes)

@@ -29,7 +29,8 @@
 
 namespace qpruner::server {
 
-// Calls of workers may come from any thread; those below "Time" come from the Tick thread.
+// Calls of workers may come from any thread; those below "Time" come from that of
+// JobQueue::KeepLeases().
 class TaskLeasing {
  public:
   TaskLeasing(const JobQueueOptions& options, JobStore& store, Clock& clock, IdGenerator& ids,
@@ -96,7 +97,7 @@ class TaskLeasing {
   AcquirePolls polls_;
 
   std::atomic<bool> sync_soon_ = false;
-  // Of the Tick thread. On the monotonic clock.
+  // Of the thread of KeepLeases(). On the monotonic clock.
   absl::Duration next_sync_;
   absl::Duration last_sync_;
   // Tasks were to be leased that another server had its hands on.

@@ -98,8 +98,9 @@ class StoreReader {
       const std::vector<JobName>& jobs) = 0;
   // By path.
   virtual absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) = 0;
-  // Jobs in PENDING, RUNNING or CANCELLING: what a restarting server must look at.
-  virtual absl::StatusOr<std::vector<JobName>> UnfinishedJobs() = 0;
+  // Jobs for which a server that died may have left something to plan: those in RUNNING, by
+  // priority (high first), then creation, and after them those in PENDING without a task.
+  virtual absl::StatusOr<std::vector<JobName>> UnplannedJobs() = 0;
   // Jobs in RUNNING without a QUEUED or LEASED task: what they need next is being planned, or
   // whoever should have planned it is gone. By creation.
   virtual absl::StatusOr<std::vector<JobName>> StalledJobs() = 0;

@@ -840,27 +840,34 @@ TEST_P(JobStoreContract, RefusesForeignPageTokens) {
       absl::StatusCode::kInvalidArgument);
 }
 
-TEST_P(JobStoreContract, UnfinishedJobsAreThoseThatNeedWork) {
+TEST_P(JobStoreContract, UnplannedJobsAreThoseThatRunByPriorityAndThoseWithoutATask) {
   using Job = JobStoreContract::Job;
   Write([&](StoreTransaction& transaction) -> absl::Status {
-    for (int state = Job::PENDING; state <= Job::CANCELLED; ++state) {
-      RETURN_IF_ERROR(transaction.InsertJob(
-          MakeJob(Name(absl::StrCat("s", state)), static_cast<Job::State>(state))));
+    RETURN_IF_ERROR(insert(transaction, "bare", Job::PENDING, std::nullopt));
+    RETURN_IF_ERROR(insert(transaction, "waits", Job::PENDING, 9));
+    RETURN_IF_ERROR(insert(transaction, "low", Job::RUNNING, -1));
+    RETURN_IF_ERROR(insert(transaction, "usual", Job::RUNNING, 0));
+    RETURN_IF_ERROR(insert(transaction, "high", Job::RUNNING, 7));
+    RETURN_IF_ERROR(insert(transaction, "usual-too", Job::RUNNING, 0));
+    for (const Job::State state : {Job::CANCELLING, Job::SUCCEEDED, Job::FAILED, Job::CANCELLED,
+                                   Job::PAUSING, Job::PAUSED}) {
+      RETURN_IF_ERROR(
+          insert(transaction, absl::StrCat("s", static_cast<int>(state)), state, std::nullopt));
     }
     return absl::OkStatus();
   });
-  const auto unfinished = [&] {
+  const auto unplanned = [&] {
     std::vector<std::string> ids;
-    for (const JobName& name : Value([](StoreReader& reader) { return reader.UnfinishedJobs(); })) {
+    for (const JobName& name : Value([](StoreReader& reader) { return reader.UnplannedJobs(); })) {
       ids.push_back(name.job);
     }
     return ids;
   };
-  EXPECT_THAT(unfinished(), UnorderedElementsAre("s1", "s2", "s3"));
+  EXPECT_THAT(unplanned(), ElementsAre("high", "usual", "usual-too", "low", "bare"));
   Write([&](StoreTransaction& transaction) {
-    return transaction.UpdateJob(MakeJob(Name("s2"), Job::SUCCEEDED));
+    return transaction.UpdateJob(MakeJob(Name("usual"), Job::SUCCEEDED));
   });
-  EXPECT_THAT(unfinished(), UnorderedElementsAre("s1", "s3"));
+  EXPECT_THAT(unplanned(), ElementsAre("high", "usual-too", "low", "bare"));
 }
 
 TEST_P(JobStoreContract, HasANameOfItsOwn) {
@@ -881,6 +888,17 @@ TEST_P(JobStoreContract, OldestJobsAreInTheOrderOfInsertion) {
   do {
     page = Value([&](StoreReader& reader) { return reader.OldestJobs(page.position, 3); });
     for (const auto& record : page.jobs) names.push_back(record.job().name());
+    const auto insert = [](StoreTransaction& transaction, const std::string& id, Job::State state,
+                           std::optional<int> priority) -> absl::Status {
+      RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name(id), state)));
+      if (!priority) return absl::OkStatus();
+      Task task = MakeTask(Name(id), "prepare");
+      task.set_priority(*priority);
+      RETURN_IF_ERROR(transaction.PutTask(task));
+      task = MakeTask(Name(id), "trial-1", Task::SUCCEEDED);
+      task.set_priority(*priority);
+      return transaction.PutTask(task);
+    };
   } while (!page.jobs.empty());
   EXPECT_THAT(names, ElementsAre(Name("c").ToString(), Name("a").ToString(), Name("b").ToString(),
                                  "projects/p2/jobs/x"));

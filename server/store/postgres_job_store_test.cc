@@ -65,8 +65,8 @@ class PostgresJobStoreTest : public testing::Test {
   static size_t CountJobs(JobStore& store) {
     size_t count = 0;
     const absl::Status status = store.Read([&](StoreReader& reader) -> absl::Status {
-      ASSIGN_OR_RETURN(const auto names, reader.UnfinishedJobs());
-      count = names.size();
+      ASSIGN_OR_RETURN(const auto page, reader.OldestJobs(0, 0));
+      count = page.jobs.size();
       return absl::OkStatus();
     });
     EXPECT_TRUE(status.ok()) << status;

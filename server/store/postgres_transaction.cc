@@ -60,8 +60,11 @@ constexpr PostgresStatement kListJobsByLabelAndState = {
     "SELECT record, id FROM jobs WHERE project = $1 AND id < $2 AND labels @> $4::jsonb "
     "AND state = ANY ($5::int[]) ORDER BY id DESC LIMIT $3"};
 
-constexpr PostgresStatement kUnfinishedJobs = {
-    "unfinished_jobs", "SELECT project, job FROM jobs WHERE state IN (1, 2, 3) ORDER BY id"};
+constexpr PostgresStatement kUnplannedJobs = {
+    "unplanned_jobs",
+    "SELECT project, job FROM jobs WHERE state = 2 OR (state = 1 AND NOT EXISTS "
+    "(SELECT 1 FROM tasks WHERE tasks.job_id = jobs.id)) ORDER BY state DESC, "
+    "(SELECT priority FROM tasks WHERE tasks.job_id = jobs.id LIMIT 1) DESC NULLS LAST, id"};
 constexpr PostgresStatement kStalledJobs = {
     "stalled_jobs",
     "SELECT project, job FROM jobs WHERE state IN (1, 2, 3) AND state = 2 AND NOT EXISTS "
@@ -398,8 +401,8 @@ absl::StatusOr<std::vector<v1::Artifact>> PostgresTransaction::ListArtifacts(con
   return ParseRows<v1::Artifact>(connection_.Run(kListArtifacts, {job->id}));
 }
 
-absl::StatusOr<std::vector<JobName>> PostgresTransaction::UnfinishedJobs() {
-  return ReadNames(connection_.Run(kUnfinishedJobs, {}));
+absl::StatusOr<std::vector<JobName>> PostgresTransaction::UnplannedJobs() {
+  return ReadNames(connection_.Run(kUnplannedJobs, {}));
 }
 
 absl::StatusOr<std::vector<JobName>> PostgresTransaction::StalledJobs() {

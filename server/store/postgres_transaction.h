@@ -45,7 +45,7 @@ class PostgresTransaction final : public StoreTransaction {
   absl::StatusOr<std::map<std::string, int64_t>> LastEventSequences(
       const std::vector<JobName>& jobs) override;
   absl::StatusOr<std::vector<v1::Artifact>> ListArtifacts(const JobName& job) override;
-  absl::StatusOr<std::vector<JobName>> UnfinishedJobs() override;
+  absl::StatusOr<std::vector<JobName>> UnplannedJobs() override;
   absl::StatusOr<std::vector<JobName>> StalledJobs() override;
   absl::StatusOr<JobsByAge> OldestJobs(int64_t position, int limit) override;
   absl::StatusOr<std::vector<JobName>> JobsPastLimit(absl::Time now, int limit) override;
