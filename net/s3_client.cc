@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/either_stop.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "base/stoppable_sleep.h"
@@ -135,7 +136,10 @@ S3Client::S3Client(S3Options options, std::string bucket)
   if (absl::StartsWith(endpoint_, "http://")) host_ = std::string(absl::StripSuffix(host_, ":80"));
 }
 
-absl::StatusOr<HttpResponse> S3Client::SendOnce(const Call& call) {
+absl::StatusOr<HttpResponse> S3Client::SendOnce(const Call& call, const std::stop_token& stop) {
+  if (stop.stop_requested()) {
+    return absl::CancelledError(absl::StrCat("Stopped before talking to ", endpoint_));
+  }
   AwsRequest signing{.method = call.method,
                      .host = host_,
                      .path = absl::StrCat("/", bucket_),
@@ -158,7 +162,7 @@ absl::StatusOr<HttpResponse> S3Client::SendOnce(const Call& call) {
   request.connect_timeout = options_.connect_timeout;
   request.idle_timeout = std::max(options_.idle_timeout, call.idle_timeout);
   if (call.brief) request.total_timeout = options_.brief_timeout;
-  request.stop = call.stop;
+  request.stop = stop;
   ASSIGN_OR_RETURN(HttpResponse response, http_.Send(request));
   if (response.ok()) return response;
   return Refusal(response, absl::StrCat("S3 storage ", endpoint_, ", ", call.method, " ", bucket_,
@@ -167,11 +171,12 @@ absl::StatusOr<HttpResponse> S3Client::SendOnce(const Call& call) {
 
 absl::StatusOr<HttpResponse> S3Client::Send(const Call& call) {
   Backoff backoff(options_.backoff, std::random_device{}());
+  const EitherStop stop(call.stop, options_.stop);
   const int max_tries = call.brief ? std::min(kBriefTries, options_.max_tries) : options_.max_tries;
   for (int tries = 1;; ++tries) {
-    absl::StatusOr<HttpResponse> response = SendOnce(call);
+    absl::StatusOr<HttpResponse> response = SendOnce(call, stop.token());
     if (!absl::IsUnavailable(response.status()) || tries >= max_tries) return response;
-    if (!SleepUnlessStopped(call.stop, backoff.Next())) return response;
+    if (!SleepUnlessStopped(stop.token(), backoff.Next())) return response;
   }
 }
 
@@ -181,7 +186,8 @@ absl::Status S3Client::Put(const std::string& key, absl::string_view data) {
 
 absl::Status S3Client::Get(const std::string& key, int64_t offset, int64_t max_bytes,
                            absl::FunctionRef<absl::Status(absl::string_view data)> sink,
-                           std::stop_token stop, const std::string& if_match) {
+                           std::stop_token stop_get, const std::string& if_match) {
+  const EitherStop stop(std::move(stop_get), options_.stop);
   Backoff backoff(options_.backoff, std::random_device{}());
   const int64_t end = offset + max_bytes;
   int tries = 0;
@@ -190,7 +196,7 @@ absl::Status S3Client::Get(const std::string& key, int64_t offset, int64_t max_b
     absl::Status sunk;
     // The object's end, as this answer tells it.
     int64_t object_end = end;
-    Call call{.method = "GET", .key = key, .stop = stop};
+    Call call{.method = "GET", .key = key};
     if (!if_match.empty()) call.headers["if-match"] = if_match;
     call.headers["range"] = absl::StrCat("bytes=", offset, "-", end - 1);
     call.on_headers = [&](const HttpResponse& response) -> absl::Status {
@@ -217,7 +223,7 @@ absl::Status S3Client::Get(const std::string& key, int64_t offset, int64_t max_b
       sunk = sink(data);
       return sunk;
     };
-    const absl::Status status = SendOnce(call).status();
+    const absl::Status status = SendOnce(call, stop.token()).status();
     if (!sunk.ok()) return sunk;
     if (absl::IsOutOfRange(status)) return absl::OkStatus();  // Begins at the end, or beyond.
     if (status.ok()) {
@@ -228,7 +234,7 @@ absl::Status S3Client::Get(const std::string& key, int64_t offset, int64_t max_b
       ended = true;
     } else {
       if (!absl::IsUnavailable(status) || ++tries >= options_.max_tries) return status;
-      if (!SleepUnlessStopped(stop, backoff.Next())) return status;
+      if (!SleepUnlessStopped(stop.token(), backoff.Next())) return status;
     }
   }
   return absl::OkStatus();

@@ -50,6 +50,8 @@ struct S3Options {
   absl::Duration brief_timeout = absl::Seconds(5);
   // For what is signed.
   Clock* clock = &RealClock();
+  // Ends all calls with CANCELLED, those at work within a second, and those that come later.
+  std::stop_token stop;
 };
 
 struct S3Object {
@@ -123,8 +125,8 @@ class S3Client {
     // The storage may be silent for so long while it works; default: options.idle_timeout.
     absl::Duration idle_timeout = absl::ZeroDuration();
   };
-  // Once.
-  absl::StatusOr<HttpResponse> SendOnce(const Call& call);
+  // Once; `stop` instead of the call's.
+  absl::StatusOr<HttpResponse> SendOnce(const Call& call, const std::stop_token& stop);
   // With retries.
   absl::StatusOr<HttpResponse> Send(const Call& call);
 

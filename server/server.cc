@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
+#include <stop_token>
 #include <thread>
 #include <utility>
 
@@ -11,6 +12,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "base/durable_file.h"
 #include "base/status_macros.h"
@@ -113,6 +115,8 @@ struct Server::Parts {
   ServerOptions options;
   std::string address;
   std::unique_ptr<JobStore> store;
+  // Ends the calls of an S3 storage.
+  std::stop_source stop_storage;
   std::unique_ptr<ArtifactStore> artifacts;
   std::unique_ptr<TrialProposer> proposer;
   WatchHub watches;
@@ -189,6 +193,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
     ASSIGN_OR_RETURN(p.options.artifacts_s3->owner, p.store->Identity());
     ASSIGN_OR_RETURN(p.artifacts, OpenS3ArtifactStore(*p.options.artifacts_s3));
   } else {
+    p.options.artifacts_s3->s3.stop = p.stop_storage.get_token();
     ASSIGN_OR_RETURN(p.artifacts, OpenLocalArtifactStore({.folder = p.options.artifacts_dir,
                                                           .shared = p.store->shared(),
                                                           .clock = clock}));
@@ -308,6 +313,19 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
                               .threads = std::max(1, cores / p.options.local_workers)});
   }
   return server;
+  // Gives calls so long. gRPC then cancels them, but waits for their handlers: those that a storage
+  // does not answer are cut off from it, and so is who asks it later.
+  void Server::EndCalls(Parts & p, absl::Duration grace) {
+    absl::Notification ended;
+    std::thread cut_off([&] {
+      ended.WaitForNotificationWithTimeout(grace);
+      p.stop_storage.request_stop();
+    });
+    p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+    p.grpc_server->Wait();
+    ended.Notify();
+    cut_off.join();
+  }
 }
 
 void Server::Shutdown() {
@@ -317,7 +335,6 @@ void Server::Shutdown() {
   p.is_shut_down = true;
   if (auto* health = p.grpc_server->GetHealthCheckService()) health->SetServingStatus(false);
   p.queue->StopLeasing();
-  p.retention.reset();
   // While their calls are still answered.
   if (p.local_workers) p.local_workers->Stop();
   p.watches.Close();
@@ -325,10 +342,8 @@ void Server::Shutdown() {
   p.watches.AwaitNoWatchers(p.options.shutdown_grace / 2);
   // gRPC waits not only for calls but for each connection's client to take note of the end, which a
   // client without a call does only at its next look, seconds later.
-  const absl::Duration grace =
-      p.metrics.open_calls() > 0 ? p.options.shutdown_grace : kIdleShutdownGrace;
-  p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + grace));
-  p.grpc_server->Wait();
+  EndCalls(p, p.metrics.open_calls() > 0 ? p.options.shutdown_grace : kIdleShutdownGrace);
+  p.retention.reset();
   p.stop_queue = true;
   p.queue->Wake();
   if (p.leases.joinable()) p.leases.join();

@@ -79,13 +79,15 @@ class Server {
   std::shared_ptr<grpc::Channel> InProcessChannel();
 
   // Ordered: health says NOT_SERVING, no further leases, local workers hand their tasks back,
-  // watches end, calls get `shutdown_grace`, the queue stops. What was acknowledged is on disk all
-  // the time. Blocks. Twice is fine.
+  // watches end, calls get `shutdown_grace`, calls of an S3 storage are given up, the queue stops.
+  // What was acknowledged is on disk all the time. Blocks, whatever a storage does, for about the
+  // local workers' grace and one and a half times this one. Twice is fine.
   void Shutdown();
 
  private:
   struct Parts;
   explicit Server(std::unique_ptr<Parts> parts);
+  static void EndCalls(Parts& p, absl::Duration grace);
   std::unique_ptr<Parts> parts_;
 };
 

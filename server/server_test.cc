@@ -4,6 +4,10 @@
 #include <atomic>
 #include <thread>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "grpcpp/client_context.h"
 #include "gtest/gtest.h"
@@ -13,6 +17,7 @@
 #include "qpruner/v1/job_service.grpc.pb.h"
 #include "server/queue/job_states.h"
 #include "server/testing/scripted_job.h"
+#include "tests/testing/scripted_http_server.h"
 
 namespace qpruner::server {
 namespace {
@@ -34,8 +39,10 @@ using Workers = internal::v1::WorkerService::Stub;
 
 class ServerTest : public testing::Test {
  protected:
-  ServerTest() {
-    ServerOptions options;
+  ServerTest() { Start({}); }
+
+  void Start(ServerOptions options) {
+    server_.reset();
     options.listen = "";
     options.data_dir = folder_.path();
     options.metrics_listen = "off";
@@ -174,6 +181,48 @@ TEST_F(ServerTest, ShutdownEndsWatches) {
   const absl::Status end = FromGrpcStatus(reader->Finish());
   EXPECT_TRUE(absl::IsUnavailable(end)) << end;
   EXPECT_EQ(ErrorReason(end), "SERVER_STOPPING");
+}
+
+// The sweep's look and an upload hang in a storage that has gone silent.
+TEST_F(ServerTest, ShutdownDoesNotWaitForAStorageThatHangs) {
+  using Reply = ScriptedHttpServer::Reply;
+  std::string owner;
+  absl::Notification swept, uploaded;
+  ScriptedHttpServer storage([&](const ScriptedHttpServer::Request& request) -> Reply {
+    if (absl::StrContains(request.target, "/owner")) {
+      if (request.method == "PUT") owner = request.body;
+      if (owner.empty()) return {.status = 404};
+      return {.status = request.method == "PUT" ? 200 : 206,
+              .headers = {{"Content-Range",
+                           absl::StrCat("bytes 0-", owner.size() - 1, "/", owner.size())}},
+              .body = owner};
+    }
+    if (absl::StrContains(request.target, "max-keys=1")) return {};
+    absl::Notification& asked = request.method == "PUT" ? uploaded : swept;
+    if (!asked.HasBeenNotified()) asked.Notify();
+    return {.body = "x", .cut_after = 0, .then = Reply::Then::kStall};
+  });
+  ServerOptions options;
+  options.artifacts_s3.emplace();
+  options.artifacts_s3->location = {"bucket", "p"};
+  options.artifacts_s3->s3.endpoint = storage.url();
+  options.artifacts_s3->s3.credentials = {"key", "secret", ""};
+  options.shutdown_grace = absl::Milliseconds(500);
+  Start(std::move(options));
+  swept.WaitForNotification();
+  Register();
+  Create();
+  const AcquireTaskResponse held = Acquire();
+  absl::Status upload;
+  std::thread uploading(
+      [&] { upload = Upload(held.lease(), ArtifactOf("prepared/a", "abc"), "abc"); });
+  uploaded.WaitForNotification();
+  const absl::Time begin = absl::Now();
+  server_->Shutdown();
+  // Without an end of its own, a call is tried five times for 20 s.
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(15));
+  uploading.join();
+  EXPECT_FALSE(upload.ok());
 }
 
 TEST_F(ServerTest, AnArtifactComesBackFromAnyOffset) {

@@ -36,6 +36,7 @@ void RetentionThread::Loop(RetentionSweep& sweep, absl::Duration interval) {
   std::uniform_real_distribution<double> spread(0.9, 1.1);
   while (true) {
     const absl::Status swept = sweep.Run([this] { return stopping(); });
+    if (stopping()) return;
     if (!swept.ok()) spdlog::warn("the sweep was not finished: {}", swept.ToString());
     const absl::Duration wait =
         (swept.ok() ? interval : std::min(interval, kRetryInterval)) * spread(random);

@@ -11,7 +11,8 @@
 
 namespace qpruner::server {
 
-// Destroyed: the sweep ends after its step in work. `sweep` must outlive it.
+// Destroyed: the sweep ends after its step in work, which may be a call of a storage. `sweep` must
+// outlive it.
 class RetentionThread {
  public:
   RetentionThread(RetentionSweep& sweep, absl::Duration interval);
