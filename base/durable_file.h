@@ -16,6 +16,9 @@ namespace qpruner {
 // The file's content. NOT_FOUND; RESOURCE_EXHAUSTED if it is larger than `max_bytes`.
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes);
 
+// Of inode, size and time: differs once the file was written or replaced. NOT_FOUND.
+absl::StatusOr<std::string> FileMark(const std::string& path);
+
 // Writes aside, syncs, renames over `path`, syncs the folder. When it returns OK the content is on
 // disk. `mode`: 0600 for secrets.
 absl::Status WriteFileDurably(const std::string& path, absl::string_view content,

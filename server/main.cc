@@ -120,8 +120,10 @@ int Main(int argc, char** argv) {
   app.add_option("--token-file", options.token_file,
                  "JSON file of the tokens that callers need (see new-token); read again when it "
                  "changes");
-  app.add_option("--quotas-file", options.quota_file,
-                 "JSON file of projects' weights and quotas (docs/operations.md)");
+  app.add_option(
+      "--quotas-file", options.quota_file,
+      "JSON file of projects' weights and quotas (docs/operations.md); read again when it "
+      "changes");
   app.add_flag("--insecure", options.insecure,
                "Listen beyond loopback without TLS or without tokens: for private networks");
   app.add_option("--data-dir", options.data_dir, "Folder of jobs and artifacts")

@@ -26,6 +26,7 @@
 #include "server/auth/access_control.h"
 #include "server/local_workers.h"
 #include "server/metrics/server_metrics.h"
+#include "server/queue/quota_file.h"
 #include "server/queue/trial_proposer.h"
 #include "server/queue/watch_hub.h"
 #include "server/retention/retention_sweep.h"
@@ -62,7 +63,6 @@ constexpr int kDownloadThreads = 8;
 // Of unary calls and uploads, each of which takes one while it waits for a disk; gRPC's own bound
 // is none.
 constexpr int kMaxCallThreads = 2048;
-constexpr int64_t kMaxQuotaFileBytes = 4 << 20;
 // For a call that begins while the last thread looks whether there are any.
 constexpr absl::Duration kIdleShutdownGrace = absl::Milliseconds(300);
 // All headers of a call; ours are a token and what gRPC adds.
@@ -119,6 +119,8 @@ struct Server::Parts {
   std::stop_source stop_storage;
   std::unique_ptr<ArtifactStore> artifacts;
   std::unique_ptr<TrialProposer> proposer;
+  // Null: no file.
+  std::unique_ptr<QuotaFile> quotas;
   WatchHub watches;
   ServerMetrics metrics;
   std::unique_ptr<JobQueue> queue;
@@ -191,21 +193,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   }
   if (p.options.artifacts_s3) {
     ASSIGN_OR_RETURN(p.options.artifacts_s3->owner, p.store->Identity());
+    p.options.artifacts_s3->s3.stop = p.stop_storage.get_token();
     ASSIGN_OR_RETURN(p.artifacts, OpenS3ArtifactStore(*p.options.artifacts_s3));
   } else {
-    p.options.artifacts_s3->s3.stop = p.stop_storage.get_token();
     ASSIGN_OR_RETURN(p.artifacts, OpenLocalArtifactStore({.folder = p.options.artifacts_dir,
                                                           .shared = p.store->shared(),
                                                           .clock = clock}));
   }
   if (!p.options.quota_file.empty()) {
-    ASSIGN_OR_RETURN(const std::string json, ReadFile(p.options.quota_file, kMaxQuotaFileBytes));
-    absl::StatusOr<ProjectPolicies> policies = ParseQuotaFile(json);
-    if (!policies.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(p.options.quota_file, ": ", absl::string_view(policies.status().message())));
-    }
-    p.options.queue.projects = *std::move(policies);
+    ASSIGN_OR_RETURN(p.quotas, QuotaFile::Open(p.options.quota_file, clock));
+    p.options.queue.projects = p.quotas->policies();
   }
   p.proposer = MakeSearchProposer();
   ASSIGN_OR_RETURN(p.queue, JobQueue::Create(p.options.queue, *p.store, *p.artifacts, clock, ids,
@@ -270,6 +267,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   std::unique_ptr<Server> server(new Server(std::move(parts)));
   p.leases = std::thread([&p] {
     while (!p.stop_queue) {
+      if (p.quotas && p.quotas->ReadIfChanged()) p.queue->SetPolicies(p.quotas->policies());
       p.queue->KeepLeases();
       p.queue->WaitForWork();
     }
@@ -313,19 +311,20 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
                               .threads = std::max(1, cores / p.options.local_workers)});
   }
   return server;
-  // Gives calls so long. gRPC then cancels them, but waits for their handlers: those that a storage
-  // does not answer are cut off from it, and so is who asks it later.
-  void Server::EndCalls(Parts & p, absl::Duration grace) {
-    absl::Notification ended;
-    std::thread cut_off([&] {
-      ended.WaitForNotificationWithTimeout(grace);
-      p.stop_storage.request_stop();
-    });
-    p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + grace));
-    p.grpc_server->Wait();
-    ended.Notify();
-    cut_off.join();
-  }
+}
+
+// Gives calls so long. gRPC then cancels them, but waits for their handlers: those that a storage
+// does not answer are cut off from it, and so is who asks it later.
+void Server::EndCalls(Parts& p, absl::Duration grace) {
+  absl::Notification ended;
+  std::thread cut_off([&] {
+    ended.WaitForNotificationWithTimeout(grace);
+    p.stop_storage.request_stop();
+  });
+  p.grpc_server->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+  p.grpc_server->Wait();
+  ended.Notify();
+  cut_off.join();
 }
 
 void Server::Shutdown() {

@@ -52,8 +52,8 @@ struct ServerOptions {
   RetentionPolicy retention;
   // Calls in flight get so long at shutdown.
   absl::Duration shutdown_grace = absl::Seconds(5);
-  // JSON of internal.v1.QuotaFile: weights and quotas of projects. Empty: none, but that the queue
-  // is bounded.
+  // JSON of internal.v1.QuotaFile: weights and quotas of projects, read again when it changes.
+  // Empty: none, but that the queue is bounded.
   std::string quota_file;
   // `major.minor.patch`.
   std::string version;

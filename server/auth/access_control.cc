@@ -29,7 +29,7 @@ absl::Status Unauthenticated(absl::string_view message, absl::string_view reason
   return WithErrorInfo(absl::UnauthenticatedError(message), reason);
 }
 
-// Changes whenever the file is written or replaced. Refuses one that others may write.
+// Refuses a file that others may write.
 absl::StatusOr<std::string> MarkOf(const std::string& path) {
   struct stat info {};
   if (stat(path.c_str(), &info) != 0) return absl::ErrnoToStatus(errno, path);
@@ -37,8 +37,7 @@ absl::StatusOr<std::string> MarkOf(const std::string& path) {
     return absl::FailedPreconditionError(
         absl::StrCat(path, ": others than its owner may write it; chmod go-w"));
   }
-  return absl::StrCat(info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec, ".",
-                      info.st_mtim.tv_nsec);
+  return FileMark(path);
 }
 
 void WriteLine(const grpc::ServerContextBase& context, absl::string_view caller,

@@ -15,6 +15,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "absl/time/time.h"
 #include "server/queue/project_policies.h"
@@ -26,6 +27,8 @@ class FairShares {
  public:
   explicit FairShares(ProjectPolicies policies) : policies_(std::move(policies)) {}
 
+  // From now on; what was had before counts as it did.
+  void SetPolicies(ProjectPolicies policies) { policies_ = std::move(policies); }
   // It is `now` (monotonic), and `running` workers are held by each project. They were since the
   // last call as that said.
   void Advance(absl::Duration now, const std::map<std::string, int>& running);
@@ -43,7 +46,7 @@ class FairShares {
  private:
   int Running(const std::string& project) const;
 
-  const ProjectPolicies policies_;
+  ProjectPolicies policies_;
   absl::Duration now_;
   std::map<std::string, int> running_;
   // Device seconds by weight. Of projects that run or wait, and those ahead of them all.

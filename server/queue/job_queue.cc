@@ -159,6 +159,11 @@ void JobQueue::KeepLeases() {
   leasing_.ExpirePolls();
 }
 
+void JobQueue::SetPolicies(const ProjectPolicies& policies) {
+  quotas_.SetPolicies(policies);
+  leasing_.SetPolicies(policies);
+}
+
 bool JobQueue::PlanNext() { return planning_.PlanNext(); }
 
 void JobQueue::Tick() {

@@ -129,6 +129,8 @@ class JobQueue {
   void KeepLeases();
   // Blocks until there may be something for KeepLeases() to do.
   void WaitForWork();
+  // Other weights and quotas, from now on. Of the thread of KeepLeases().
+  void SetPolicies(const ProjectPolicies& policies);
   // Plans for one job what it needs next, which may take seconds. False: no job waits for a plan.
   bool PlanNext();
   // Blocks until there may be something for PlanNext() to do.

@@ -1611,6 +1611,24 @@ TEST_F(JobQueueTest, AProjectWhoseArtifactsTakeTooMuchGetsNoMoreJobs) {
   Create();
 }
 
+TEST_F(JobQueueTest, OtherQuotasHoldFromNowOn) {
+  Register("w1");
+  Register("w2");
+  Create();
+  Create();
+  ProjectPolicies policies;
+  policies.fallback.max_queued_jobs = 2;
+  policies.fallback.max_running_tasks = 1;
+  queue_->SetPolicies(policies);
+  EXPECT_EQ(ErrorReason(queue_->CreateJob(*ValidateCreateJob(ScriptedRequest(), {})).status()),
+            "PROJECT_QUEUE_FULL");
+  Acquire("w1");
+  EXPECT_FALSE(Poll("w2")->has_lease());
+  policies.fallback.max_running_tasks = 2;
+  queue_->SetPolicies(policies);
+  Acquire("w2");
+}
+
 TEST_F(JobQueueTest, ConcurrentCallersDoNotPassAQuota) {
   JobQueueOptions options;
   options.projects.fallback.max_queued_jobs = 20;

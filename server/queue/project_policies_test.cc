@@ -1,7 +1,14 @@
 #include "server/queue/project_policies.h"
 
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "base/durable_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/queue/quota_file.h"
+#include "tests/testing/simulated_clock.h"
+#include "tests/testing/temp_folder.h"
 
 namespace qpruner::server {
 namespace {
@@ -49,6 +56,37 @@ TEST(QuotaFile, MistakesAreNamed) {
   EXPECT_THAT(message(R"({"projects": {"a": {"maxRunningTasks": -1}}})"),
               HasSubstr("projects.a.maxRunningTasks must be from 1"));
   EXPECT_THAT(message(R"({"projects": {"A/b": {}}})"), HasSubstr("is \"A/b\""));
+}
+
+TEST(QuotaFile, IsReadAgainWhenItChangesUnlessItIsBad) {
+  TempFolder folder;
+  const std::string path = folder.path() + "/quotas.json";
+  SimulatedClock clock;
+  EXPECT_TRUE(absl::IsInvalidArgument(QuotaFile::Open(path, clock).status()));
+  const auto write = [&](int most) {
+    const std::string json = absl::StrCat(R"({"defaults": {"maxRunningTasks": )", most, "}}");
+    ASSERT_TRUE(WriteFileDurably(path, json).ok());
+  };
+  write(3);
+  const auto file = QuotaFile::Open(path, clock).value();
+  EXPECT_EQ(file->policies().fallback.max_running_tasks, 3);
+  const auto look = [&] {
+    clock.Advance(absl::Seconds(1));
+    return file->ReadIfChanged();
+  };
+  EXPECT_FALSE(look());
+  write(4);
+  EXPECT_FALSE(file->ReadIfChanged()) << "once a second";
+  EXPECT_TRUE(look());
+  EXPECT_EQ(file->policies().fallback.max_running_tasks, 4);
+  write(-1);
+  EXPECT_FALSE(look());
+  std::filesystem::remove(path);
+  EXPECT_FALSE(look());
+  EXPECT_EQ(file->policies().fallback.max_running_tasks, 4) << "a bad file changes nothing";
+  write(5);
+  EXPECT_TRUE(look());
+  EXPECT_EQ(file->policies().fallback.max_running_tasks, 5);
 }
 
 }  // namespace

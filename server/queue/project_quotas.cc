@@ -1,6 +1,7 @@
 #include "server/queue/project_quotas.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -48,10 +49,15 @@ absl::Status ProjectQuotas::Count(const std::string& project) {
   return absl::OkStatus();
 }
 
+void ProjectQuotas::SetPolicies(ProjectPolicies policies) {
+  absl::MutexLock lock(&mutex_);
+  policies_ = std::move(policies);
+}
+
 absl::Status ProjectQuotas::Reserve(const std::string& project) {
-  const ProjectPolicy& policy = policies_.Of(project);
   RETURN_IF_ERROR(Count(project));
   absl::MutexLock lock(&mutex_);
+  const ProjectPolicy& policy = policies_.Of(project);
   Usage& usage = projects_[project];
   const std::string subject = absl::StrCat("projects/", project);
   if (policy.max_queued_jobs > 0 && usage.queued_jobs >= policy.max_queued_jobs) {

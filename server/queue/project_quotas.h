@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -25,7 +26,9 @@ namespace qpruner::server {
 class ProjectQuotas {
  public:
   ProjectQuotas(ProjectPolicies policies, JobStore& store, Clock& clock)
-      : policies_(std::move(policies)), store_(store), clock_(clock) {}
+      : store_(store), clock_(clock), policies_(std::move(policies)) {}
+
+  void SetPolicies(ProjectPolicies policies);
 
   // Takes a place for a job. RESOURCE_EXHAUSTED with ErrorInfo, QuotaFailure and RetryInfo: there
   // is none. Errors of the store.
@@ -47,10 +50,10 @@ class ProjectQuotas {
   // If it is time to.
   absl::Status Count(const std::string& project);
 
-  const ProjectPolicies policies_;
   JobStore& store_;
   Clock& clock_;
   absl::Mutex mutex_;
+  ProjectPolicies policies_ ABSL_GUARDED_BY(mutex_);
   Usage all_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Usage> projects_ ABSL_GUARDED_BY(mutex_);
 };

@@ -21,7 +21,7 @@ struct JobQueueOptions {
   // A task that has waited so long is not passed over any more for one whose job the worker holds.
   // Above the time that trials wait in a usual queue, or no worker would keep its job.
   absl::Duration affinity_patience = absl::Minutes(2);
-  // Weights and quotas.
+  // Weights and quotas, until JobQueue::SetPolicies.
   ProjectPolicies projects;
   // Longest long poll: below the idle time-outs of usual proxies.
   absl::Duration max_acquire_wait = absl::Seconds(60);

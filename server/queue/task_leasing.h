@@ -69,6 +69,8 @@ class TaskLeasing {
   void ServePolls();
   void ExpirePolls();
   void ForgetSilentWorkers();
+  // Weights, and bounds of what runs.
+  void SetPolicies(const ProjectPolicies& policies) { shares_.SetPolicies(policies); }
   // When to call the above again; nothing if there is no hurry.
   std::optional<absl::Duration> TimeToNextDeadline();
 
