@@ -52,10 +52,6 @@ absl::Status ReadJob(JobStore& store, const JobName& name, internal::v1::JobReco
   return absl::IsNotFound(status) ? JobNotFound(name) : status;
 }
 
-absl::Status ReadJob(JobStore& store, const JobName& name, internal::v1::JobRecord& record) {
-  return ReadJob(store, name, record, [](StoreReader&) { return absl::OkStatus(); });
-}
-
 absl::Status DoListJobs(JobStore& store, const Principal& caller,
                         const v1::ListJobsRequest& request, v1::ListJobsResponse& response) {
   std::vector<FieldViolation> violations;
@@ -91,12 +87,12 @@ absl::Status DoListJobs(JobStore& store, const Principal& caller,
   });
   if (absl::IsInvalidArgument(status)) return BadPageToken();
   RETURN_IF_ERROR(status);
-  for (internal::v1::JobRecord& record : page.jobs) {
-    if (record.job().has_report()) {
-      record.mutable_job()->mutable_report()->clear_fine_tune_curve();
-      record.mutable_job()->mutable_report()->clear_task_uses();
+  for (v1::CompressionJob& job : page.jobs) {
+    if (job.has_report()) {
+      job.mutable_report()->clear_fine_tune_curve();
+      job.mutable_report()->clear_task_uses();
     }
-    *response.add_jobs() = std::move(*record.mutable_job());
+    *response.add_jobs() = std::move(job);
   }
   response.set_next_page_token(page.next_page_token);
   return absl::OkStatus();
@@ -191,12 +187,11 @@ grpc::Status JobServiceImpl::GetJob(grpc::ServerContext* context, const v1::GetJ
                                     v1::CompressionJob* response) {
   const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
   if (!admitted.ok()) return ToGrpcStatus(admitted.status());
-  internal::v1::JobRecord record;
-  if (absl::Status status = ReadJob(store_, admitted->job, record); !status.ok()) {
-    return ToGrpcStatus(status);
-  }
-  *response = std::move(*record.mutable_job());
-  return grpc::Status::OK;
+  const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(*response, reader.ShowJob(admitted->job));
+    return absl::OkStatus();
+  });
+  return ToGrpcStatus(absl::IsNotFound(status) ? JobNotFound(admitted->job) : status);
 }
 
 grpc::Status JobServiceImpl::ListJobs(grpc::ServerContext* context,

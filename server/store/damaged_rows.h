@@ -17,8 +17,10 @@ void ReportDamagedRow(absl::string_view table, int64_t id, const absl::Status& d
 // Appends the message, or passes over a row that holds none.
 template <typename Message>
 void AppendUnlessDamaged(absl::string_view record, absl::string_view table, int64_t id,
-                         std::vector<Message>& messages) {
-  const absl::Status parsed = ParseRecord(record, messages.emplace_back());
+                         std::vector<Message>& messages,
+                         absl::Status (*parse)(absl::string_view,
+                                               Message&) = &ParseRecord<Message>) {
+  const absl::Status parsed = parse(record, messages.emplace_back());
   if (parsed.ok()) return;
   messages.pop_back();
   ReportDamagedRow(table, id, parsed);

@@ -48,12 +48,16 @@ class StoreReader {
 
   // NOT_FOUND: no such job.
   virtual absl::StatusOr<internal::v1::JobRecord> GetJob(const JobName& name) = 0;
+  // What clients see of it, for less: NOT_FOUND.
+  virtual absl::StatusOr<v1::CompressionJob> ShowJob(const JobName& name) = 0;
   // Latest inserted first. `page_token`: empty for the first page, else as returned.
   // INVALID_ARGUMENT: foreign token, or one of another filter; page_size below 1.
   struct JobPage {
-    std::vector<internal::v1::JobRecord> jobs;
+    std::vector<v1::CompressionJob> jobs;
     std::string next_page_token;
   };
+  // The cost is that of the page, however many jobs there are, but for states together with labels:
+  // then it is that of the jobs with the first label.
   virtual absl::StatusOr<JobPage> ListJobs(const JobFilter& filter, int page_size,
                                            const std::string& page_token) = 0;
   // The job and fingerprint that a request id was used for, if any.

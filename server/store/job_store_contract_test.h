@@ -125,6 +125,11 @@ class JobStoreContract : public testing::TestWithParam<MakeJobStoreUnderTest> {
     }
     return ids;
   }
+  static std::vector<std::string> Ids(const std::vector<Job>& jobs) {
+    std::vector<std::string> ids;
+    for (const Job& job : jobs) ids.push_back(JobName::Parse(job.name())->job);
+    return ids;
+  }
   static std::vector<std::string> Ids(const std::vector<Task>& tasks) {
     std::vector<std::string> ids;
     for (const Task& task : tasks) ids.push_back(task.task_id());
@@ -752,6 +757,40 @@ TEST_P(JobStoreContract, ListsNewestFirstInPages) {
   EXPECT_THAT(List({"nobody", {}, {}}, 3).jobs, IsEmpty());
 }
 
+TEST_P(JobStoreContract, PagesOfSeveralStatesAreInOneOrder) {
+  const std::vector<Job::State> states = {Job::PENDING, Job::RUNNING, Job::FAILED};
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    for (int i = 0; i < 12; ++i) {
+      RETURN_IF_ERROR(
+          transaction.InsertJob(MakeJob(Name(absl::StrCat("j", i)), states[i * 7 % 3])));
+      RETURN_IF_ERROR(transaction.InsertJob(MakeJob({"other", absl::StrCat("x", i)})));
+    }
+    return absl::OkStatus();
+  });
+  std::vector<std::string> listed;
+  const JobFilter filter{"default", {Job::FAILED, Job::PENDING, Job::FAILED}, {}};
+  std::string token;
+  do {
+    const StoreReader::JobPage page = List(filter, 3, token);
+    for (const std::string& id : Ids(page.jobs)) listed.push_back(id);
+    token = page.next_page_token;
+  } while (!token.empty());
+  EXPECT_THAT(listed, ElementsAre("j11", "j9", "j8", "j6", "j5", "j3", "j2", "j0"));
+}
+
+TEST_P(JobStoreContract, WhatClientsSeeOfAJobIsAllOfThat) {
+  JobRecord record = MakeJob(Name("a"), Job::RUNNING, {{"k", "v"}});
+  record.mutable_job()->mutable_spec()->mutable_model()->set_uri("file:///m");
+  record.mutable_prepare()->add_groups()->set_name("g");
+  record.set_plan_count(7);
+  Write([&](StoreTransaction& transaction) { return transaction.InsertJob(record); });
+  const Job shown = Value([](StoreReader& reader) { return reader.ShowJob(Name("a")); });
+  EXPECT_EQ(shown.SerializeAsString(), record.job().SerializeAsString());
+  EXPECT_EQ(List({"default", {}, {}}, 1).jobs[0].SerializeAsString(), shown.SerializeAsString());
+  const auto missing = Read([](StoreReader& reader) { return reader.ShowJob(Name("none")); });
+  EXPECT_TRUE(absl::IsNotFound(missing.status()));
+}
+
 TEST_P(JobStoreContract, DeletedNewestJobDoesNotBringOldOnesIntoLaterPages) {
   Write([&](StoreTransaction& transaction) -> absl::Status {
     for (const char* id : {"a", "b", "c"}) {
@@ -842,6 +881,17 @@ TEST_P(JobStoreContract, RefusesForeignPageTokens) {
 
 TEST_P(JobStoreContract, UnplannedJobsAreThoseThatRunByPriorityAndThoseWithoutATask) {
   using Job = JobStoreContract::Job;
+  const auto insert = [](StoreTransaction& transaction, const std::string& id, Job::State state,
+                         std::optional<int> priority) -> absl::Status {
+    RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name(id), state)));
+    if (!priority) return absl::OkStatus();
+    Task task = MakeTask(Name(id), "prepare");
+    task.set_priority(*priority);
+    RETURN_IF_ERROR(transaction.PutTask(task));
+    task = MakeTask(Name(id), "trial-1", Task::SUCCEEDED);
+    task.set_priority(*priority);
+    return transaction.PutTask(task);
+  };
   Write([&](StoreTransaction& transaction) -> absl::Status {
     RETURN_IF_ERROR(insert(transaction, "bare", Job::PENDING, std::nullopt));
     RETURN_IF_ERROR(insert(transaction, "waits", Job::PENDING, 9));
@@ -888,17 +938,6 @@ TEST_P(JobStoreContract, OldestJobsAreInTheOrderOfInsertion) {
   do {
     page = Value([&](StoreReader& reader) { return reader.OldestJobs(page.position, 3); });
     for (const auto& record : page.jobs) names.push_back(record.job().name());
-    const auto insert = [](StoreTransaction& transaction, const std::string& id, Job::State state,
-                           std::optional<int> priority) -> absl::Status {
-      RETURN_IF_ERROR(transaction.InsertJob(MakeJob(Name(id), state)));
-      if (!priority) return absl::OkStatus();
-      Task task = MakeTask(Name(id), "prepare");
-      task.set_priority(*priority);
-      RETURN_IF_ERROR(transaction.PutTask(task));
-      task = MakeTask(Name(id), "trial-1", Task::SUCCEEDED);
-      task.set_priority(*priority);
-      return transaction.PutTask(task);
-    };
   } while (!page.jobs.empty());
   EXPECT_THAT(names, ElementsAre(Name("c").ToString(), Name("a").ToString(), Name("b").ToString(),
                                  "projects/p2/jobs/x"));
@@ -930,6 +969,8 @@ TEST_P(JobStoreContract, ARecordThatCannotBeReadHidesNoOther) {
     });
   }
   EXPECT_TRUE(absl::IsDataLoss(GetJob(Name("b")).status()));
+  const auto show = [](StoreReader& reader) { return reader.ShowJob(Name("b")); };
+  EXPECT_TRUE(absl::IsDataLoss(Read(show).status()));
   EXPECT_TRUE(absl::IsDataLoss(
       Read([&](StoreReader& reader) { return reader.GetTask(Name("b"), "queued"); }).status()));
 

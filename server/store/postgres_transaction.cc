@@ -47,10 +47,6 @@ constexpr PostgresStatement kDeleteJob = {"delete_job", "DELETE FROM jobs WHERE 
 constexpr PostgresStatement kListJobs = {
     "list_jobs",
     "SELECT record, id FROM jobs WHERE project = $1 AND id < $2 ORDER BY id DESC LIMIT $3"};
-constexpr PostgresStatement kListJobsByState = {
-    "list_jobs_by_state",
-    "SELECT record, id FROM jobs WHERE project = $1 AND id < $2 AND state = ANY ($4::int[]) "
-    "ORDER BY id DESC LIMIT $3"};
 constexpr PostgresStatement kListJobsByLabel = {
     "list_jobs_by_label",
     "SELECT record, id FROM jobs WHERE project = $1 AND id < $2 AND labels @> $4::jsonb "
@@ -245,6 +241,15 @@ absl::StatusOr<std::vector<JobName>> ReadNames(const absl::StatusOr<PostgresResu
 
 }  // namespace
 
+// Walks the index from the newest job of each state to the end of a page; the newest of these make
+// the page.
+const PostgresStatement kListJobsByState = {
+    "list_jobs_by_state",
+    "SELECT jobs.record, jobs.id FROM (SELECT newest.id FROM unnest($4::int[]) AS wanted (state) "
+    "CROSS JOIN LATERAL (SELECT id FROM jobs WHERE project = $1 AND jobs.state = wanted.state "
+    "AND id < $2 ORDER BY id DESC LIMIT $3) newest ORDER BY newest.id DESC LIMIT $3) page "
+    "JOIN jobs ON jobs.id = page.id ORDER BY jobs.id DESC"};
+
 absl::StatusOr<PostgresTransaction::KnownJob*> PostgresTransaction::Find(const JobName& name) {
   const std::pair key(name.project, name.job);
   if (const auto known = known_jobs_.find(key); known != known_jobs_.end()) return &known->second;
@@ -270,6 +275,13 @@ absl::StatusOr<JobRecord> PostgresTransaction::GetJob(const JobName& name) {
   return record;
 }
 
+absl::StatusOr<v1::CompressionJob> PostgresTransaction::ShowJob(const JobName& name) {
+  ASSIGN_OR_RETURN(const KnownJob* stored, Find(name));
+  v1::CompressionJob job;
+  RETURN_IF_ERROR(ParseShownJob(stored->record, job));
+  return job;
+}
+
 absl::StatusOr<StoreReader::JobPage> PostgresTransaction::ListJobs(const JobFilter& filter,
                                                                    int page_size,
                                                                    const std::string& page_token) {
@@ -278,7 +290,8 @@ absl::StatusOr<StoreReader::JobPage> PostgresTransaction::ListJobs(const JobFilt
   std::vector<Parameter> parameters = {filter.project, before, int64_t{page_size} + 1};
   if (!filter.labels.empty()) parameters.push_back(ToJson(filter.labels));
   if (!filter.states.empty()) {
-    parameters.push_back(absl::StrCat("{", absl::StrJoin(filter.states, ","), "}"));
+    const std::set<v1::CompressionJob::State> states(filter.states.begin(), filter.states.end());
+    parameters.push_back(absl::StrCat("{", absl::StrJoin(states, ","), "}"));
   }
   const PostgresStatement& statement =
       filter.labels.empty() ? (filter.states.empty() ? kListJobs : kListJobsByState)
@@ -286,7 +299,8 @@ absl::StatusOr<StoreReader::JobPage> PostgresTransaction::ListJobs(const JobFilt
   ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(statement, std::move(parameters)));
   JobPage page;
   for (int row = 0; row < std::min(result.row_count(), page_size); ++row) {
-    AppendUnlessDamaged(result.Bytes(row, 0), "jobs", result.Int(row, 1), page.jobs);
+    AppendUnlessDamaged(result.Bytes(row, 0), "jobs", result.Int(row, 1), page.jobs,
+                        &ParseShownJob);
   }
   if (result.row_count() > page_size) {
     page.next_page_token = EncodePageToken(filter, result.Int(page_size - 1, 1));

@@ -14,6 +14,10 @@
 
 namespace qpruner::server {
 
+// Of ListJobs with states: the project, the id below which the page begins, the number of rows, the
+// states, each once.
+extern const PostgresStatement kListJobsByState;
+
 // Lives inside an SQL transaction that its owner begins and ends. Used by one thread at a time.
 //
 // A writing one (READ COMMITTED) locks the row of a job before it looks at anything of that job, so
@@ -26,6 +30,7 @@ class PostgresTransaction final : public StoreTransaction {
       : connection_(connection), mode_(mode) {}
 
   absl::StatusOr<internal::v1::JobRecord> GetJob(const JobName& name) override;
+  absl::StatusOr<v1::CompressionJob> ShowJob(const JobName& name) override;
   absl::StatusOr<JobPage> ListJobs(const JobFilter& filter, int page_size,
                                    const std::string& page_token) override;
   absl::StatusOr<std::optional<Request>> FindRequest(const std::string& project,

@@ -9,9 +9,12 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_split.h"
 #include "server/store/faulty_sqlite_vfs.h"
 #include "server/store/job_store_contract_test.h"
 #include "server/store/sqlite_schema.h"
+#include "server/store/sqlite_transaction.h"
 
 namespace qpruner::server {
 namespace {
@@ -296,8 +299,8 @@ TEST_F(SqliteJobStoreTest, KillKeepsWhatWasAnswered) {
     const absl::Status status = (*store)->Read([&](StoreReader& reader) -> absl::Status {
       ASSIGN_OR_RETURN(const auto page, reader.ListJobs({"default", {}, {}}, 1'000'000, ""));
       EXPECT_GE(page.jobs.size(), answered.size());
-      for (const JobRecord& record : page.jobs) {
-        ASSIGN_OR_RETURN(const JobName name, JobName::Parse(record.job().name()));
+      for (const v1::CompressionJob& job : page.jobs) {
+        ASSIGN_OR_RETURN(const JobName name, JobName::Parse(job.name()));
         ASSIGN_OR_RETURN(const auto events, reader.ListEvents(name, 0, 0));
         EXPECT_EQ(events.size(), 1u) << name.ToString();
       }
@@ -305,6 +308,37 @@ TEST_F(SqliteJobStoreTest, KillKeepsWhatWasAnswered) {
     });
     EXPECT_TRUE(status.ok()) << status;
   }
+}
+
+// Lists walk indexes: no look at every job, no sort of more than a page.
+TEST_F(SqliteJobStoreTest, ListsUseTheIndexOfEveryState) {
+  ASSERT_TRUE(Open().ok());
+  const auto connection = SqliteConnection::Open(folder_.path() + "/jobs.sqlite",
+                                                 SqliteConnection::Access::kReadOnly, "");
+  ASSERT_TRUE(connection.ok()) << connection.status();
+  const auto plan = [&](size_t states, size_t labels) {
+    std::string text;
+    auto statement =
+        (*connection)->Prepare(absl::StrCat("EXPLAIN QUERY PLAN ", ListJobsSql(states, labels)));
+    EXPECT_TRUE(statement.ok()) << statement.status();
+    while (*statement->Step()) absl::StrAppend(&text, statement->Bytes(3), "\n");
+    return text;
+  };
+  EXPECT_THAT(plan(0, 0), testing::Eq("SEARCH jobs USING INDEX jobs_by_project (project=? AND "
+                                      "id<?)\n"));
+  for (const size_t states : {1, 2, 8}) {
+    const std::string text = plan(states, 0);
+    size_t walks = 0;
+    for (const auto line : absl::StrSplit(text, '\n')) {
+      walks += absl::StrContains(line,
+                                 "SEARCH jobs USING COVERING INDEX jobs_by_state (project=? "
+                                 "AND state=? AND id<?)");
+    }
+    EXPECT_EQ(walks, states) << text;
+    EXPECT_THAT(text, testing::Not(HasSubstr("SCAN jobs")));
+  }
+  EXPECT_THAT(plan(2, 2), HasSubstr("job_labels_by_value (project=? AND key=? AND value=? AND "
+                                    "job_id<?)"));
 }
 
 class DiskFaultTest : public SqliteJobStoreTest {

@@ -82,45 +82,72 @@ absl::StatusOr<JobRecord> SqliteTransaction::GetJob(const JobName& name) {
   return record;
 }
 
+absl::StatusOr<v1::CompressionJob> SqliteTransaction::ShowJob(const JobName& name) {
+  ASSIGN_OR_RETURN(SqliteStatement statement,
+                   connection_.Prepare("SELECT record FROM jobs WHERE project = ?1 AND job = ?2",
+                                       name.project, name.job));
+  ASSIGN_OR_RETURN(const bool row, statement.Step());
+  if (!row) return JobNotStored(name);
+  v1::CompressionJob job;
+  RETURN_IF_ERROR(ParseShownJob(statement.Bytes(0), job));
+  return job;
+}
+
+std::string ListJobsSql(size_t state_count, size_t label_count) {
+  const auto parameter = [](size_t number) { return absl::StrCat("?", number); };
+  constexpr size_t kFirstState = 4;
+  // Walks indexes from the newest job down. That of the first label, whose entries are few:
+  if (label_count > 0) {
+    const size_t first_label = kFirstState + state_count;
+    std::string sql = absl::StrCat(
+        "SELECT j.record, j.id FROM job_labels l CROSS JOIN jobs j ON j.id = l.job_id "
+        "WHERE l.project = ?1 AND l.job_id < ?2 AND l.key = ?",
+        first_label, " AND l.value = ?", first_label + 1);
+    for (size_t i = 1; i < label_count; ++i) {
+      absl::StrAppend(&sql,
+                      " AND EXISTS (SELECT 1 FROM job_labels m WHERE m.job_id = l.job_id AND "
+                      "m.key = ?",
+                      first_label + 2 * i, " AND m.value = ?", first_label + 2 * i + 1, ")");
+    }
+    for (size_t i = 0; i < state_count; ++i) {
+      absl::StrAppend(&sql, i == 0 ? " AND j.state IN (" : ", ", parameter(kFirstState + i));
+    }
+    if (state_count > 0) absl::StrAppend(&sql, ")");
+    return absl::StrCat(sql, " ORDER BY l.job_id DESC LIMIT ?3");
+  }
+  // the project's:
+  if (state_count == 0) {
+    return "SELECT record, id FROM jobs WHERE project = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+  }
+  // or that of each state, to the end of a page; the newest of these make the page.
+  std::string ids;
+  for (size_t i = 0; i < state_count; ++i) {
+    absl::StrAppend(
+        &ids, i == 0 ? "" : " UNION ALL ",
+        "SELECT * FROM (SELECT id FROM jobs INDEXED BY jobs_by_state WHERE project = ?1 "
+        "AND state = ",
+        parameter(kFirstState + i), " AND id < ?2 ORDER BY id DESC LIMIT ?3)");
+  }
+  return absl::StrCat("SELECT j.record, j.id FROM (", ids,
+                      " ORDER BY id DESC LIMIT ?3) page CROSS JOIN jobs j ON j.id = page.id "
+                      "ORDER BY page.id DESC");
+}
+
 absl::StatusOr<StoreReader::JobPage> SqliteTransaction::ListJobs(const JobFilter& filter,
                                                                  int page_size,
                                                                  const std::string& page_token) {
   ASSIGN_OR_RETURN(const int64_t before, StartOfPage(filter, page_size, page_token));
   const std::set<v1::CompressionJob::State> states(filter.states.begin(), filter.states.end());
-
-  // Walks one index from the newest job down: that of the first label if there is one, whose
-  // entries are fewer, else the project's.
-  std::string sql;
-  if (filter.labels.empty()) {
-    sql = "SELECT j.record, j.id FROM jobs j WHERE j.project = ? AND j.id < ?";
-  } else {
-    sql =
-        "SELECT j.record, j.id FROM job_labels l CROSS JOIN jobs j ON j.id = l.job_id "
-        "WHERE l.project = ? AND l.job_id < ? AND l.key = ? AND l.value = ?";
-    for (size_t i = 1; i < filter.labels.size(); ++i) {
-      sql +=
-          " AND EXISTS (SELECT 1 FROM job_labels m WHERE m.job_id = l.job_id AND m.key = ? "
-          "AND m.value = ?)";
-    }
-  }
-  if (!states.empty()) {
-    sql += " AND j.state IN (?";
-    for (size_t i = 1; i < states.size(); ++i) sql += ", ?";
-    sql += ")";
-  }
-  sql += filter.labels.empty() ? " ORDER BY j.id DESC LIMIT ?" : " ORDER BY l.job_id DESC LIMIT ?";
-
-  ASSIGN_OR_RETURN(SqliteStatement statement, connection_.Prepare(sql));
-  int index = 0;
-  statement.Bind(++index, filter.project);
-  statement.Bind(++index, before);
+  // One more, to know whether there is a next page.
+  ASSIGN_OR_RETURN(SqliteStatement statement,
+                   connection_.Prepare(ListJobsSql(states.size(), filter.labels.size()),
+                                       filter.project, before, int64_t{page_size} + 1));
+  int index = 3;
+  for (const v1::CompressionJob::State state : states) statement.Bind(++index, state);
   for (const auto& [key, value] : filter.labels) {
     statement.Bind(++index, key);
     statement.Bind(++index, value);
   }
-  for (const v1::CompressionJob::State state : states) statement.Bind(++index, state);
-  // One more, to know whether there is a next page.
-  statement.Bind(++index, static_cast<int64_t>(page_size) + 1);
 
   JobPage page;
   int64_t last_id = 0;
@@ -132,7 +159,7 @@ absl::StatusOr<StoreReader::JobPage> SqliteTransaction::ListJobs(const JobFilter
       return page;
     }
     last_id = statement.Int(1);
-    AppendUnlessDamaged(statement.Bytes(0), "jobs", last_id, page.jobs);
+    AppendUnlessDamaged(statement.Bytes(0), "jobs", last_id, page.jobs, &ParseShownJob);
   }
 }
 

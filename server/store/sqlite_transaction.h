@@ -2,6 +2,7 @@
 #ifndef QPRUNER_SERVER_STORE_SQLITE_TRANSACTION_H_
 #define QPRUNER_SERVER_STORE_SQLITE_TRANSACTION_H_
 
+#include <cstddef>
 #include <map>
 #include <optional>
 #include <string>
@@ -12,6 +13,10 @@
 
 namespace qpruner::server {
 
+// Of ListJobs. Parameters: 1 the project, 2 the id below which the page begins, 3 the number of
+// rows, from 4 on the states, each once, then the labels' keys and values, by key.
+std::string ListJobsSql(size_t state_count, size_t label_count);
+
 // Lives inside an SQL transaction that its owner begins and ends. Also serves as a plain reader.
 // Used by one thread at a time.
 class SqliteTransaction final : public StoreTransaction {
@@ -19,6 +24,7 @@ class SqliteTransaction final : public StoreTransaction {
   explicit SqliteTransaction(SqliteConnection& connection) : connection_(connection) {}
 
   absl::StatusOr<internal::v1::JobRecord> GetJob(const JobName& name) override;
+  absl::StatusOr<v1::CompressionJob> ShowJob(const JobName& name) override;
   absl::StatusOr<JobPage> ListJobs(const JobFilter& filter, int page_size,
                                    const std::string& page_token) override;
   absl::StatusOr<std::optional<Request>> FindRequest(const std::string& project,

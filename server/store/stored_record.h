@@ -50,16 +50,23 @@ inline int MemoryClass(const internal::v1::TaskRecord& task) {
       task.spec().spec().limits().min_device_memory_bytes() >> 30, 0, kLargest));
 }
 
+inline absl::Status RecordDamaged(absl::string_view what) {
+  return absl::DataLossError(absl::StrCat("Job store is damaged: a stored ", what,
+                                          " cannot be read. Restore it from a backup"));
+}
+
 // DATA_LOSS: the bytes are no such message.
 template <typename Message>
 absl::Status ParseRecord(absl::string_view bytes, Message& message) {
   if (message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
     return absl::OkStatus();
   }
-  return absl::DataLossError(absl::StrCat("Job store is damaged: a stored ",
-                                          std::string(Message::descriptor()->full_name()),
-                                          " cannot be read. Restore it from a backup"));
+  return RecordDamaged(Message::descriptor()->full_name());
 }
+
+// What clients see of a JobRecord's bytes. Its results of stages, which may be many times larger,
+// are passed over. DATA_LOSS.
+absl::Status ParseShownJob(absl::string_view record, v1::CompressionJob& job);
 
 inline absl::Status JobNotStored(const JobName& name) {
   return absl::NotFoundError(absl::StrCat("Job not found: ", name.ToString()));
