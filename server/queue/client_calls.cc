@@ -49,7 +49,8 @@ absl::StatusOr<std::optional<v1::CompressionJob>> FindEarlier(StoreReader& store
 
 absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, const JobName& name,
                                                        const NewJob& request, bool& taken) {
-  const absl::Time now = clock_.Now();
+  const ChangeTime change_time = changes_.Now();
+  const absl::Time now = change_time.wall;
   internal::v1::JobRecord record;
   v1::CompressionJob& job = *record.mutable_job();
   job = request.job;
@@ -66,8 +67,8 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, 
                      FindArtifactModel(store, model));
     record.mutable_source_files()->Assign(files.begin(), files.end());
   }
-  *record.mutable_waiting_since() = job.create_time();
-  absl::StatusOr<JobChange> change = JobChange::Insert(store, name, record, now);
+  *record.mutable_waiting_since() = ToTimestamp(change_time.limits);
+  absl::StatusOr<JobChange> change = JobChange::Insert(store, name, record, change_time);
   if (absl::IsAlreadyExists(change.status())) {
     taken = true;
     return WithErrorInfo(

@@ -24,13 +24,13 @@ absl::Time FromTimestamp(const google::protobuf::Timestamp& timestamp) {
 }
 
 absl::StatusOr<JobChange> JobChange::Load(StoreTransaction& store, const JobName& name,
-                                          absl::Time now) {
+                                          ChangeTime now) {
   ASSIGN_OR_RETURN(internal::v1::JobRecord record, store.GetJob(name));
   return JobChange(store, name, std::move(record), now);
 }
 
 absl::StatusOr<JobChange> JobChange::Insert(StoreTransaction& store, const JobName& name,
-                                            const internal::v1::JobRecord& record, absl::Time now) {
+                                            const internal::v1::JobRecord& record, ChangeTime now) {
   RETURN_IF_ERROR(store.InsertJob(record));
   JobChange change(store, name, record, now);
   RETURN_IF_ERROR(change.AppendState());
@@ -39,7 +39,7 @@ absl::StatusOr<JobChange> JobChange::Insert(StoreTransaction& store, const JobNa
 
 absl::Status JobChange::Append(v1::JobEvent event) {
   event.set_sequence(record_.job().last_event_sequence() + 1);
-  *event.mutable_time() = ToTimestamp(now_);
+  *event.mutable_time() = ToTimestamp(now_.wall);
   record_.mutable_job()->set_last_event_sequence(event.sequence());
   return store_->AppendEvent(name_, event);
 }
@@ -64,12 +64,12 @@ absl::Status JobChange::EnterState(v1::CompressionJob::State state,
   job.set_state(state);
   if (error != nullptr) *job.mutable_error() = *error;
   if (state == v1::CompressionJob::RUNNING && !job.has_start_time()) {
-    *job.mutable_start_time() = ToTimestamp(now_);
-    *record_.mutable_running_since() = job.start_time();
+    *job.mutable_start_time() = ToTimestamp(now_.wall);
+    *record_.mutable_running_since() = ToTimestamp(now_.limits);
     job.set_stage(v1::CompressionJob::PREPARE);
   }
   if (IsFinal(state)) {
-    *job.mutable_end_time() = ToTimestamp(now_);
+    *job.mutable_end_time() = ToTimestamp(now_.wall);
     job.set_stage(v1::CompressionJob::STAGE_UNSPECIFIED);
   }
   return AppendState();
@@ -78,7 +78,7 @@ absl::Status JobChange::EnterState(v1::CompressionJob::State state,
 absl::Status JobChange::EnterStage(v1::CompressionJob::Stage stage) {
   record_.mutable_job()->set_stage(stage);
   if (stage == v1::CompressionJob::SEARCH) {
-    *record_.mutable_searching_since() = ToTimestamp(now_);
+    *record_.mutable_searching_since() = ToTimestamp(now_.limits);
   } else {
     record_.clear_searching_since();
   }
@@ -98,7 +98,7 @@ absl::Status JobChange::PutArtifact(const internal::v1::ArtifactRef& ref) {
   artifact.set_name(name_.ArtifactName(ref.path()));
   artifact.set_size_bytes(ref.size_bytes());
   artifact.set_sha256(ref.sha256());
-  *artifact.mutable_create_time() = ToTimestamp(now_);
+  *artifact.mutable_create_time() = ToTimestamp(now_.wall);
   record_.set_artifact_bytes(record_.artifact_bytes() + ref.size_bytes());
   RETURN_IF_ERROR(store_->PutArtifact(name_, artifact));
   return Append(std::move(event));

@@ -20,19 +20,27 @@ namespace qpruner::server {
 google::protobuf::Timestamp ToTimestamp(absl::Time time);
 absl::Time FromTimestamp(const google::protobuf::Timestamp& timestamp);
 
+// When a change is made.
+struct ChangeTime {
+  absl::Time wall;    // For people.
+  absl::Time limits;  // See LimitClock.
+};
+
 // Not thread-safe; lives within one transaction body.
 class JobChange {
  public:
   // NOT_FOUND: no such job.
   static absl::StatusOr<JobChange> Load(StoreTransaction& store, const JobName& name,
-                                        absl::Time now);
+                                        ChangeTime now);
   // A job that is not stored yet.
   static absl::StatusOr<JobChange> Insert(StoreTransaction& store, const JobName& name,
-                                          const internal::v1::JobRecord& record, absl::Time now);
+                                          const internal::v1::JobRecord& record, ChangeTime now);
 
   const JobName& name() const { return name_; }
   const v1::CompressionJob& job() const { return record_.job(); }
   internal::v1::JobRecord& record() { return record_; }
+  // Now, on the clock of limits.
+  absl::Time limits_now() const { return now_.limits; }
 
   // INTERNAL: kJobTransitions has no such change. `error` only with FAILED.
   absl::Status EnterState(v1::CompressionJob::State state, const google::rpc::Status* error);
@@ -49,7 +57,7 @@ class JobChange {
 
  private:
   JobChange(StoreTransaction& store, const JobName& name, internal::v1::JobRecord record,
-            absl::Time now)
+            ChangeTime now)
       : store_(&store), name_(name), record_(std::move(record)), now_(now) {}
   absl::Status Append(v1::JobEvent event);
   absl::Status AppendState();
@@ -57,7 +65,7 @@ class JobChange {
   StoreTransaction* store_;
   JobName name_;
   internal::v1::JobRecord record_;
-  absl::Time now_;
+  ChangeTime now_;
 };
 
 }  // namespace qpruner::server

@@ -12,9 +12,9 @@ absl::Status JobChanges::Run(const JobName& name, Body body) {
   CommitEffects effects;
   RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
     effects = {};
-    const absl::Time now = clock_.Now();
+    const ChangeTime now = Now();
     ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
-    RETURN_IF_ERROR(body(store, change, now, effects));
+    RETURN_IF_ERROR(body(store, change, now.wall, effects));
     if (!effects.changed) return absl::OkStatus();
     if (IsFinal(change.job().state())) effects.finished = change.job().state();
     return change.Save();

@@ -12,6 +12,7 @@
 #include "qpruner/v1/job.pb.h"
 #include "server/queue/job_change.h"
 #include "server/queue/lease_table.h"
+#include "server/queue/limit_clock.h"
 #include "server/queue/progress_limiter.h"
 #include "server/queue/queue_observer.h"
 #include "server/queue/task_transitions.h"
@@ -35,10 +36,12 @@ struct CommitEffects {
 // Thread-safe.
 class JobChanges {
  public:
-  JobChanges(JobStore& store, Clock& clock, LeaseTable& leases, ProgressLimiter& progress,
-             WorkSignal& work, WatchHub& watches, QueueObserver& observer)
+  JobChanges(JobStore& store, Clock& clock, const LimitClock& limit_clock, LeaseTable& leases,
+             ProgressLimiter& progress, WorkSignal& work, WatchHub& watches,
+             QueueObserver& observer)
       : store_(store),
         clock_(clock),
+        limit_clock_(limit_clock),
         leases_(leases),
         progress_(progress),
         work_(work),
@@ -51,6 +54,8 @@ class JobChanges {
                                               absl::Time now, CommitEffects& effects)>;
   absl::Status Run(const JobName& name, Body body);
 
+  // For changes that are made otherwise.
+  ChangeTime Now() const { return {clock_.Now(), limit_clock_.Now()}; }
   // What follows from a commit: wakes watchers and the queue's threads, drops leases of finished
   // jobs.
   void AfterCommit(const JobName& name, const CommitEffects& effects);
@@ -58,6 +63,7 @@ class JobChanges {
  private:
   JobStore& store_;
   Clock& clock_;
+  const LimitClock& limit_clock_;
   LeaseTable& leases_;
   ProgressLimiter& progress_;
   WorkSignal& work_;

@@ -2,7 +2,7 @@
 //
 // The record keeps what they need: since when the job waits, runs and searches (moved on by the
 // time it was paused), and its device-seconds up to the last lease that began or ended. Times are
-// the wall clock's, so that a restart changes nothing.
+// LimitClock's.
 #ifndef QPRUNER_SERVER_QUEUE_JOB_LIMITS_H_
 #define QPRUNER_SERVER_QUEUE_JOB_LIMITS_H_
 

@@ -26,7 +26,7 @@ absl::Status MoveTasks(StoreTransaction& store, const JobChange& change, TaskRec
 
 absl::Status PauseJob(StoreTransaction& store, JobChange& change, absl::Time now) {
   RETURN_IF_ERROR(MoveTasks(store, change, TaskRecord::QUEUED, TaskRecord::HELD));
-  *change.record().mutable_pause_time() = ToTimestamp(now);
+  *change.record().mutable_pause_time() = ToTimestamp(change.limits_now());
   if (change.job().state() == v1::CompressionJob::PENDING) {
     return change.EnterState(v1::CompressionJob::PAUSED, nullptr);
   }
@@ -37,7 +37,8 @@ absl::Status PauseJob(StoreTransaction& store, JobChange& change, absl::Time now
 absl::Status ResumeJob(StoreTransaction& store, JobChange& change, absl::Time now) {
   RETURN_IF_ERROR(MoveTasks(store, change, TaskRecord::HELD, TaskRecord::QUEUED));
   internal::v1::JobRecord& record = change.record();
-  MoveClocks(record, std::max(absl::ZeroDuration(), now - FromTimestamp(record.pause_time())));
+  MoveClocks(record, std::max(absl::ZeroDuration(),
+                              change.limits_now() - FromTimestamp(record.pause_time())));
   record.clear_pause_time();
   return change.EnterState(
       change.job().has_start_time() ? v1::CompressionJob::RUNNING : v1::CompressionJob::PENDING,

@@ -43,28 +43,30 @@ JobQueue::~JobQueue() = default;
 
 JobQueue::JobQueue(JobQueueOptions options, JobStore& store, ArtifactStore& artifacts, Clock& clock,
                    IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches,
-                   QueueObserver& observer)
+                   QueueObserver& observer, absl::Duration limit_clock_offset)
     : options_(options),
       store_(store),
       clock_(clock),
+      limit_clock_(clock, limit_clock_offset),
       watches_(watches),
       references_(store, artifacts, observer),
       progress_(options.progress_interval),
       quotas_(options.projects, store, clock),
-      changes_(store, clock, leases_, progress_, work_, watches, observer),
+      changes_(store, clock, limit_clock_, leases_, progress_, work_, watches, observer),
       client_calls_(store, references_, clock, ids, proposer, watches, changes_, quotas_, observer),
       leasing_(options_, store, clock, ids, leases_, workers_, work_, changes_, watches, observer),
       reports_(options_, store, artifacts, references_, clock, ids, leases_, workers_, progress_,
                changes_, watches),
       checkpoints_(store, artifacts, references_, clock),
       planning_(store, changes_, work_, proposer, observer),
-      limits_(store, clock, changes_) {}
+      limits_(store, clock, limit_clock_, limit_clock_offset, changes_) {}
 
 absl::StatusOr<std::unique_ptr<JobQueue>> JobQueue::Create(
     JobQueueOptions options, JobStore& store, ArtifactStore& artifacts, Clock& clock,
     IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches, QueueObserver& observer) {
+  ASSIGN_OR_RETURN(const absl::Duration offset, store.LimitClockOffset());
   std::unique_ptr<JobQueue> queue(
-      new JobQueue(options, store, artifacts, clock, ids, proposer, watches, observer));
+      new JobQueue(options, store, artifacts, clock, ids, proposer, watches, observer, offset));
   RETURN_IF_ERROR(queue->leasing_.Recover());
   queue->other_servers_ = std::make_unique<OtherServers>(*queue);
   return queue;

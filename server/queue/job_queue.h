@@ -41,6 +41,7 @@
 #include "server/queue/job_changes.h"
 #include "server/queue/job_planning.h"
 #include "server/queue/lease_table.h"
+#include "server/queue/limit_clock.h"
 #include "server/queue/limit_enforcement.h"
 #include "server/queue/progress_limiter.h"
 #include "server/queue/project_quotas.h"
@@ -147,7 +148,7 @@ class JobQueue {
  private:
   JobQueue(JobQueueOptions options, JobStore& store, ArtifactStore& artifacts, Clock& clock,
            IdGenerator& ids, const TrialProposer& proposer, WatchHub& watches,
-           QueueObserver& observer);
+           QueueObserver& observer, absl::Duration limit_clock_offset);
   void ServeWorkers();
   // Where servers share the store: from time to time, looks for what another one left undone or
   // untold when it died.
@@ -156,6 +157,7 @@ class JobQueue {
   const JobQueueOptions options_;
   JobStore& store_;
   Clock& clock_;
+  const LimitClock limit_clock_;
   WatchHub& watches_;
 
   // So that no file is removed that a job being committed has just found in place.

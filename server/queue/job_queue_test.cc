@@ -1336,13 +1336,47 @@ TEST_F(JobQueueTest, DeviceSecondsCountWhatWorkersWereHeldFor) {
   EXPECT_DOUBLE_EQ(Get(name).device_seconds(), 100);
 }
 
-TEST_F(JobQueueTest, AWallClockThatIsSetBackTakesNoDeviceSecondsAway) {
+TEST_F(JobQueueTest, AWallClockThatIsSetChangesNoDeviceSeconds) {
   const JobName name = Create();
   Register();
   const AcquireTaskResponse held = Acquire();
   clock_.JumpWallClock(-absl::Hours(1));
+  clock_.Advance(absl::Seconds(3));
+  clock_.JumpWallClock(absl::Hours(3));
   ASSERT_TRUE(Complete(held).ok());
-  EXPECT_DOUBLE_EQ(Get(name).device_seconds(), 0);
+  EXPECT_DOUBLE_EQ(Get(name).device_seconds(), 3);
+}
+
+// Before and after the clock is set, in the same process and the next.
+TEST_F(JobQueueTest, AWallClockThatIsSetEndsNoJobAndSparesNone) {
+  const auto limited = [&] {
+    return Create(Limited([](auto& limits) { limits.set_max_queue_seconds(60); }));
+  };
+  for (const absl::Duration jump : {absl::Hours(1), -absl::Hours(2), absl::Hours(300)}) {
+    const JobName before = limited();
+    clock_.Advance(absl::Seconds(20));
+    clock_.JumpWallClock(jump);
+    queue_->Tick();
+    const JobName after = limited();
+    clock_.Advance(absl::Seconds(20));
+    queue_->Tick();
+    Restart();
+    const JobName last = limited();
+    const auto states = [&] {
+      return std::vector<v1::CompressionJob::State>{Get(before).state(), Get(after).state(),
+                                                    Get(last).state()};
+    };
+    using Job = v1::CompressionJob;
+    EXPECT_THAT(states(), ElementsAre(Job::PENDING, Job::PENDING, Job::PENDING));
+    for (int ended = 1; ended <= 3; ++ended) {
+      clock_.Advance(absl::Seconds(19));
+      queue_->Tick();
+      EXPECT_EQ(Get(ended == 1 ? before : ended == 2 ? after : last).state(), Job::PENDING);
+      clock_.Advance(absl::Seconds(1));
+      queue_->Tick();
+      EXPECT_EQ(Get(ended == 1 ? before : ended == 2 ? after : last).state(), Job::FAILED);
+    }
+  }
 }
 
 TEST_F(JobQueueTest, ASearchThatTakesTooLongGoesOnWithTheBestSoFar) {

@@ -13,8 +13,22 @@ namespace {
 constexpr absl::Duration kLookInterval = absl::Seconds(1);
 // At a time; the next look takes the others.
 constexpr int kMaxJobs = 100;
+// Clocks that are kept by a time service move by less at once.
+constexpr absl::Duration kLeastJump = absl::Seconds(1);
 
 }  // namespace
+
+void LimitEnforcement::KeepOffset() {
+  const absl::Duration offset = limit_clock_.Offset();
+  if (store_.shared() || absl::AbsDuration(offset - kept_offset_) < kLeastJump) return;
+  spdlog::warn("the wall clock was set by {}; limits count on",
+               absl::FormatDuration(kept_offset_ - offset));
+  if (const absl::Status kept = store_.KeepLimitClockOffset(offset); !kept.ok()) {
+    spdlog::error("that could not be kept, will be tried again: {}", kept.ToString());
+    return;
+  }
+  kept_offset_ = offset;
+}
 
 void LimitEnforcement::Enforce() {
   const absl::Duration now = clock_.Monotonic();
@@ -24,9 +38,10 @@ void LimitEnforcement::Enforce() {
     return;
   }
   next_look_ = now + kLookInterval;
+  KeepOffset();
   std::vector<JobName> struck;
   const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
-    ASSIGN_OR_RETURN(struck, reader.JobsPastLimit(clock_.Now(), kMaxJobs));
+    ASSIGN_OR_RETURN(struck, reader.JobsPastLimit(limit_clock_.Now(), kMaxJobs));
     ASSIGN_OR_RETURN(any_limits_, reader.AnyJobHasLimit());
     return absl::OkStatus();
   });
@@ -48,7 +63,7 @@ absl::Status LimitEnforcement::Strike(const JobName& name) {
           CommitEffects& effects) -> absl::Status {
         // Each strike takes its limit out of those that are next: one may stand behind another.
         std::optional<LimitStrike> strike;
-        while ((strike = NextLimit(change.record())) && strike->time <= now) {
+        while ((strike = NextLimit(change.record())) && strike->time <= change.limits_now()) {
           effects.changed = true;
           RETURN_IF_ERROR(strike->limit == JobLimit::kSearchTime
                               ? EndSearch(store, change, now)

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/resource_name.h"
 #include "server/queue/job_changes.h"
+#include "server/queue/limit_clock.h"
 #include "server/store/job_store.h"
 
 namespace qpruner::server {
@@ -16,8 +17,14 @@ namespace qpruner::server {
 // Of the thread of JobQueue::KeepLeases().
 class LimitEnforcement {
  public:
-  LimitEnforcement(JobStore& store, Clock& clock, JobChanges& changes)
-      : store_(store), clock_(clock), changes_(changes) {}
+  // `kept_offset`: of `limit_clock`, as the store has it.
+  LimitEnforcement(JobStore& store, Clock& clock, const LimitClock& limit_clock,
+                   absl::Duration kept_offset, JobChanges& changes)
+      : store_(store),
+        clock_(clock),
+        limit_clock_(limit_clock),
+        changes_(changes),
+        kept_offset_(kept_offset) {}
 
   // At most once a second: so late may a limit be.
   void Enforce();
@@ -26,10 +33,14 @@ class LimitEnforcement {
 
  private:
   absl::Status Strike(const JobName& name);
+  // The next process must know, if the wall clock was set.
+  void KeepOffset();
 
   JobStore& store_;
   Clock& clock_;
+  const LimitClock& limit_clock_;
   JobChanges& changes_;
+  absl::Duration kept_offset_;
   // On the monotonic clock.
   absl::Duration next_look_;
   bool any_limits_ = false;

@@ -407,7 +407,7 @@ absl::Status TaskLeasing::LeaseToPolls() {
         ++missed_count;
         continue;
       }
-      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, grant.job, now));
+      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, grant.job, changes_.Now()));
       grant.lease.expire_time = now + options_.lease_duration;
       RETURN_IF_ERROR(LeaseTask(store, change, *task, grant.lease, now));
       RETURN_IF_ERROR(change.Save());

@@ -96,7 +96,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
   int64_t renewal_count = 0;
   RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
     const absl::Time now = clock_.Now();
-    ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
+    ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, changes_.Now()));
     ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(name, lease.task()));
     if (!IsCurrentLease(task, lease)) return LeaseSuperseded();
     response = Reply(change.job());

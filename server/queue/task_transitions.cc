@@ -45,7 +45,7 @@ absl::Status MoveTrial(StoreTransaction& store, JobChange& change, const TaskRec
 
 absl::Status CloseTask(StoreTransaction& store, JobChange& change, TaskRecord& task,
                        TaskRecord::State state, v1::Trial::State trial_state, absl::Time now) {
-  if (task.state() == TaskRecord::LEASED) CountLeases(change.record(), -1, now);
+  if (task.state() == TaskRecord::LEASED) CountLeases(change.record(), -1, change.limits_now());
   task.set_state(state);
   *task.mutable_end_time() = ToTimestamp(now);
   RETURN_IF_ERROR(store.PutTask(task));
@@ -160,7 +160,7 @@ absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord&
   for (const internal::v1::ArtifactRef& output : result.outputs()) {
     RETURN_IF_ERROR(change.PutArtifact(output));
   }
-  CountLeases(change.record(), -1, now);
+  CountLeases(change.record(), -1, change.limits_now());
   task.set_state(TaskRecord::SUCCEEDED);
   task.set_fraction(1);
   task.clear_error();
@@ -242,7 +242,7 @@ absl::Status LeaseTask(StoreTransaction& store, JobChange& change, TaskRecord& t
   if (change.job().state() == v1::CompressionJob::PENDING) {
     RETURN_IF_ERROR(change.EnterState(v1::CompressionJob::RUNNING, nullptr));
   }
-  CountLeases(change.record(), 1, now);
+  CountLeases(change.record(), 1, change.limits_now());
   task.set_state(TaskRecord::LEASED);
   task.set_attempt(task.attempt() + 1);
   task.set_lease_token(lease.token);
@@ -294,7 +294,7 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     RETURN_IF_ERROR(FailJob(store, change, DescribeFailure(task, max_attempts, end.error), now));
     return TaskFate::kJobFailed;
   }
-  CountLeases(change.record(), -1, now);
+  CountLeases(change.record(), -1, change.limits_now());
   const bool pausing = change.job().state() == v1::CompressionJob::PAUSING;
   task.set_state(pausing ? TaskRecord::HELD : TaskRecord::QUEUED);
   task.set_fraction(0);

@@ -203,6 +203,11 @@ class JobStore {
   // own.
   virtual absl::StatusOr<std::string> Identity() = 0;
 
+  // How far the time that limits count by is ahead of the wall clock (queue/limit_clock.h), as it
+  // was last kept; 0 at first. A shared store keeps none.
+  virtual absl::StatusOr<absl::Duration> LimitClockOffset() { return absl::ZeroDuration(); }
+  virtual absl::Status KeepLimitClockOffset(absl::Duration offset) { return absl::OkStatus(); }
+
   // True if other processes may have the store open at the same time.
   virtual bool shared() const { return false; }
   // From now on `listener` hears of other processes' changes, best effort: a process that dies

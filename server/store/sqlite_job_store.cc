@@ -29,11 +29,12 @@ constexpr size_t kMaxBatch = 1024;
 
 class SqliteJobStore final : public JobStore {
  public:
-  SqliteJobStore(std::unique_ptr<FolderLock> lock, std::string identity_path,
+  SqliteJobStore(std::unique_ptr<FolderLock> lock, const std::string& folder,
                  std::unique_ptr<SqliteConnection> writer,
                  std::vector<std::unique_ptr<SqliteConnection>> readers, int checkpoint_pages)
       : lock_(std::move(lock)),
-        identity_path_(std::move(identity_path)),
+        identity_path_(folder + "/identity"),
+        clock_path_(folder + "/limit_clock"),
         checkpoint_pages_(checkpoint_pages),
         writer_(std::move(writer)),
         idle_readers_(std::move(readers)) {
@@ -64,6 +65,19 @@ class SqliteJobStore final : public JobStore {
     std::string chosen = absl::StrCat("sqlite-", SystemIdGenerator().Hex(16));
     RETURN_IF_ERROR(WriteFileDurably(identity_path_, chosen));
     return chosen;
+  }
+
+  // Another file: it is not a matter of any transaction.
+  absl::StatusOr<absl::Duration> LimitClockOffset() override {
+    const absl::StatusOr<std::string> text = ReadFile(clock_path_, 256);
+    if (absl::IsNotFound(text.status())) return absl::ZeroDuration();
+    if (!text.ok()) return text.status();
+    absl::Duration offset;
+    if (absl::ParseDuration(*text, &offset)) return offset;
+    return absl::DataLossError(absl::StrCat("Not a duration: ", clock_path_));
+  }
+  absl::Status KeepLimitClockOffset(absl::Duration offset) override {
+    return WriteFileDurably(clock_path_, absl::FormatDuration(offset));
   }
 
   absl::Status Transact(Body body) override {
@@ -202,6 +216,7 @@ class SqliteJobStore final : public JobStore {
   // Constant after construction.
   const std::unique_ptr<FolderLock> lock_;
   const std::string identity_path_;
+  const std::string clock_path_;
   const int checkpoint_pages_;
   std::thread writing_thread_;
   std::thread::id writing_thread_id_;
@@ -262,9 +277,8 @@ absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(SqliteJobStoreOptio
     if (!reader.ok()) return At(path, reader.status());
     readers.push_back(*std::move(reader));
   }
-  return std::make_unique<SqliteJobStore>(std::move(lock), options.folder + "/identity",
-                                          *std::move(writer), std::move(readers),
-                                          options.checkpoint_pages);
+  return std::make_unique<SqliteJobStore>(std::move(lock), options.folder, *std::move(writer),
+                                          std::move(readers), options.checkpoint_pages);
 }
 
 }  // namespace qpruner::server
