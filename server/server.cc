@@ -54,6 +54,8 @@ constexpr absl::Duration kKeepaliveTimeout = absl::Seconds(20);
 // Of the reads for watchers. Those of a database wait for the network.
 constexpr int kEventReadThreads = 2;
 constexpr int kEventReadThreadsOfDatabase = 8;
+// Of GetJob, where it waits for a database: as many as that has connections by default.
+constexpr int kReadThreadsOfDatabase = 16;
 // Threads of unary calls that stay for the next call. gRPC's own bound of 2 has it start and end a
 // thread for most calls, which costs more than the call.
 constexpr int kIdleCallThreads = 64;
@@ -127,6 +129,7 @@ struct Server::Parts {
   std::unique_ptr<RetentionSweep> sweep;
   std::unique_ptr<EventReads> events;
   std::unique_ptr<StreamExecutor> downloads;
+  std::unique_ptr<StreamExecutor> reads;
   std::unique_ptr<AccessControl> access;
   std::unique_ptr<JobServiceImpl> job_service;
   std::unique_ptr<WorkerServiceImpl> worker_service;
@@ -213,9 +216,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
       ReadStoredEvents(*p.store, p.watches),
       p.store->shared() ? kEventReadThreadsOfDatabase : kEventReadThreads);
   p.downloads = std::make_unique<StreamExecutor>(kDownloadThreads);
-  p.job_service =
-      std::make_unique<JobServiceImpl>(p.options.validation, p.options.version, *p.queue, *p.store,
-                                       *p.artifacts, p.watches, *p.events, *p.downloads, *p.access);
+  p.reads = std::make_unique<StreamExecutor>(p.store->shared() ? kReadThreadsOfDatabase : 0);
+  p.job_service = std::make_unique<JobServiceImpl>(p.options.validation, p.options.version,
+                                                   *p.queue, *p.store, *p.artifacts, p.watches,
+                                                   *p.events, *p.downloads, *p.reads, *p.access);
   p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access);
 
   grpc::EnableDefaultHealthCheckService(true);

@@ -183,15 +183,30 @@ grpc::Status JobServiceImpl::CreateJob(grpc::ServerContext* context,
   return grpc::Status::OK;
 }
 
-grpc::Status JobServiceImpl::GetJob(grpc::ServerContext* context, const v1::GetJobRequest* request,
-                                    v1::CompressionJob* response) {
-  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
-  if (!admitted.ok()) return ToGrpcStatus(admitted.status());
+absl::Status JobServiceImpl::ReadShownJob(const grpc::ServerContextBase& context,
+                                          const std::string& name, v1::CompressionJob& job) {
+  ASSIGN_OR_RETURN(const Admitted admitted, Admit(context, "name", name));
   const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
-    ASSIGN_OR_RETURN(*response, reader.ShowJob(admitted->job));
+    ASSIGN_OR_RETURN(job, reader.ShowJob(admitted.job));
     return absl::OkStatus();
   });
-  return ToGrpcStatus(absl::IsNotFound(status) ? JobNotFound(admitted->job) : status);
+  return absl::IsNotFound(status) ? JobNotFound(admitted.job) : status;
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::GetJob(grpc::CallbackServerContext* context,
+                                                 const v1::GetJobRequest* request,
+                                                 v1::CompressionJob* response) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  // gRPC keeps them until the call is finished.
+  const auto answer = [this, context, request, response, reactor] {
+    reactor->Finish(ToGrpcStatus(ReadShownJob(*context, request->name(), *response)));
+  };
+  if (store_.shared()) {
+    reads_.Add(answer);
+  } else {
+    answer();
+  }
+  return reactor;
 }
 
 grpc::Status JobServiceImpl::ListJobs(grpc::ServerContext* context,
