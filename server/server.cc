@@ -54,7 +54,8 @@ constexpr absl::Duration kKeepaliveTimeout = absl::Seconds(20);
 // Of the reads for watchers. Those of a database wait for the network.
 constexpr int kEventReadThreads = 2;
 constexpr int kEventReadThreadsOfDatabase = 8;
-// Of GetJob, where it waits for a database: as many as that has connections by default.
+// Of GetJob, where it has to wait: as many as the store has connections by default.
+constexpr int kReadThreads = 4;
 constexpr int kReadThreadsOfDatabase = 16;
 // Threads of unary calls that stay for the next call. gRPC's own bound of 2 has it start and end a
 // thread for most calls, which costs more than the call.
@@ -216,7 +217,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
       ReadStoredEvents(*p.store, p.watches),
       p.store->shared() ? kEventReadThreadsOfDatabase : kEventReadThreads);
   p.downloads = std::make_unique<StreamExecutor>(kDownloadThreads);
-  p.reads = std::make_unique<StreamExecutor>(p.store->shared() ? kReadThreadsOfDatabase : 0);
+  p.reads =
+      std::make_unique<StreamExecutor>(p.store->shared() ? kReadThreadsOfDatabase : kReadThreads);
   p.job_service = std::make_unique<JobServiceImpl>(p.options.validation, p.options.version,
                                                    *p.queue, *p.store, *p.artifacts, p.watches,
                                                    *p.events, *p.downloads, *p.reads, *p.access);

@@ -183,28 +183,27 @@ grpc::Status JobServiceImpl::CreateJob(grpc::ServerContext* context,
   return grpc::Status::OK;
 }
 
-absl::Status JobServiceImpl::ReadShownJob(const grpc::ServerContextBase& context,
-                                          const std::string& name, v1::CompressionJob& job) {
-  ASSIGN_OR_RETURN(const Admitted admitted, Admit(context, "name", name));
-  const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
-    ASSIGN_OR_RETURN(job, reader.ShowJob(admitted.job));
-    return absl::OkStatus();
-  });
-  return absl::IsNotFound(status) ? JobNotFound(admitted.job) : status;
-}
-
 grpc::ServerUnaryReactor* JobServiceImpl::GetJob(grpc::CallbackServerContext* context,
                                                  const v1::GetJobRequest* request,
                                                  v1::CompressionJob* response) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  // gRPC keeps them until the call is finished.
-  const auto answer = [this, context, request, response, reactor] {
-    reactor->Finish(ToGrpcStatus(ReadShownJob(*context, request->name(), *response)));
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
+  if (!admitted.ok()) {
+    reactor->Finish(ToGrpcStatus(admitted.status()));
+    return reactor;
+  }
+  // gRPC keeps response and reactor until the call is finished.
+  const auto show = [job = admitted->job, response](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(*response, reader.ShowJob(job));
+    return absl::OkStatus();
   };
-  if (store_.shared()) {
-    reads_.Add(answer);
+  const auto finish = [job = admitted->job, reactor](const absl::Status& read) {
+    reactor->Finish(ToGrpcStatus(absl::IsNotFound(read) ? JobNotFound(job) : read));
+  };
+  if (const std::optional<absl::Status> read = store_.ReadAtOnce(show)) {
+    finish(*read);
   } else {
-    answer();
+    reads_.Add([this, show, finish] { finish(store_.Read(show)); });
   }
   return reactor;
 }

@@ -19,7 +19,7 @@ namespace qpruner::server {
 
 // Unary calls block one of gRPC's threads while the store works; streams hold none. GetJob, which
 // clients ask again and again, is answered by the thread that its bytes came in on, which more
-// than halves its cost, but where reads wait for a database.
+// than halves its cost, unless the read has to wait.
 using JobServiceBase =
     v1::JobService::WithCallbackMethod_WatchJob<v1::JobService::WithCallbackMethod_DownloadArtifact<
         v1::JobService::WithCallbackMethod_GetJob<v1::JobService::Service>>>;
@@ -80,8 +80,6 @@ class JobServiceImpl final : public JobServiceBase {
   absl::StatusOr<Admitted> Admit(const grpc::ServerContextBase& context, const std::string& field,
                                  const std::string& name);
 
-  absl::Status ReadShownJob(const grpc::ServerContextBase& context, const std::string& name,
-                            v1::CompressionJob& job);
   // CancelJob, PauseJob and ResumeJob.
   grpc::Status MoveJob(const grpc::ServerContextBase& context, absl::string_view method,
                        const std::string& name,

@@ -198,6 +198,13 @@ class JobStore {
   // Runs `body` on a snapshot. It may run more than once, as for Transact. Blocks.
   virtual absl::Status Read(absl::FunctionRef<absl::Status(StoreReader&)> body) = 0;
 
+  // The same, if that needs to wait neither for other callers nor for a network. Otherwise nothing,
+  // and `body` has not run.
+  virtual std::optional<absl::Status> ReadAtOnce(
+      absl::FunctionRef<absl::Status(StoreReader&)> body) {
+    return std::nullopt;
+  }
+
   // Names this store among all others: the same for every process that opens it, at any time. What
   // is kept elsewhere for it carries this name, so that no other store's server takes it for its
   // own.

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <semaphore>
 #include <thread>
 #include <utility>
@@ -95,20 +96,14 @@ class SqliteJobStore final : public JobStore {
   }
 
   absl::Status Read(absl::FunctionRef<absl::Status(StoreReader&)> body) override {
-    std::unique_ptr<SqliteConnection> connection = TakeReader();
-    absl::Status status = connection->Run("BEGIN");
-    if (status.ok()) {
-      {
-        SqliteTransaction reader(*connection);
-        status = body(reader);
-      }
-      // Ends the snapshot; there is nothing to commit.
-      const absl::Status ended = connection->Run("ROLLBACK");
-      if (status.ok()) status = ended;
-    }
-    connection->ForgetFailure();
-    ReturnReader(std::move(connection));
-    return status;
+    return ReadOn(TakeReader(), body);
+  }
+
+  std::optional<absl::Status> ReadAtOnce(
+      absl::FunctionRef<absl::Status(StoreReader&)> body) override {
+    std::unique_ptr<SqliteConnection> connection = TakeIdleReader();
+    if (connection == nullptr) return std::nullopt;
+    return ReadOn(std::move(connection), body);
   }
 
  private:
@@ -124,6 +119,32 @@ class SqliteJobStore final : public JobStore {
     std::unique_ptr<SqliteConnection> connection;
     std::binary_semaphore served{0};
   };
+
+  absl::Status ReadOn(std::unique_ptr<SqliteConnection> connection,
+                      absl::FunctionRef<absl::Status(StoreReader&)> body) {
+    absl::Status status = connection->Run("BEGIN");
+    if (status.ok()) {
+      {
+        SqliteTransaction reader(*connection);
+        status = body(reader);
+      }
+      // Ends the snapshot; there is nothing to commit.
+      const absl::Status ended = connection->Run("ROLLBACK");
+      if (status.ok()) status = ended;
+    }
+    connection->ForgetFailure();
+    ReturnReader(std::move(connection));
+    return status;
+  }
+
+  // Null: all are out.
+  std::unique_ptr<SqliteConnection> TakeIdleReader() {
+    std::lock_guard lock(readers_mutex_);
+    if (idle_readers_.empty()) return nullptr;
+    std::unique_ptr<SqliteConnection> connection = std::move(idle_readers_.back());
+    idle_readers_.pop_back();
+    return connection;
+  }
 
   std::unique_ptr<SqliteConnection> TakeReader() {
     WaitingReader waiting;

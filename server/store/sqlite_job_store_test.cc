@@ -310,6 +310,22 @@ TEST_F(SqliteJobStoreTest, KillKeepsWhatWasAnswered) {
   }
 }
 
+TEST_F(SqliteJobStoreTest, ReadsAtOnceOrNotAtAll) {
+  SqliteJobStoreOptions options;
+  options.folder = folder_.path();
+  options.reader_count = 1;
+  const auto store = OpenSqliteJobStore(options).value();
+  ASSERT_TRUE(InsertJob(*store, 1).ok());
+  const auto look = [](StoreReader& reader) { return reader.ShowJob(Name(1)).status(); };
+  EXPECT_EQ(store->ReadAtOnce(look), absl::OkStatus());
+  const absl::Status read = store->Read([&](StoreReader&) {
+    EXPECT_EQ(store->ReadAtOnce(look), std::nullopt) << "the only connection is out";
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_EQ(store->ReadAtOnce(look), absl::OkStatus());
+}
+
 // Lists walk indexes: no look at every job, no sort of more than a page.
 TEST_F(SqliteJobStoreTest, ListsUseTheIndexOfEveryState) {
   ASSERT_TRUE(Open().ok());
