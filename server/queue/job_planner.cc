@@ -80,6 +80,7 @@ v1::JobReport BuildReport(const JobView& view, int64_t budget_bytes) {
   }
   const v1::Trial& chosen = view.trials[view.record.chosen_trial_index() - 1];
   add_row("chosen", finalize.chosen_test(), chosen.name());
+  if (finalize.has_base_test()) add_row("base", finalize.base_test(), chosen.name());
   if (finalize.has_fine_tuned_test()) {
     add_row("fine-tuned", finalize.fine_tuned_test(), chosen.name())
         ->set_adapter_bytes(finalize.adapter_bytes());

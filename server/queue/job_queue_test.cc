@@ -86,10 +86,13 @@ class JobQueueTest : public testing::Test {
     return *response;
   }
   absl::Status Complete(const AcquireTaskResponse& held) {
+    return Complete(held, ScriptedResult(held.task()));
+  }
+  absl::Status Complete(const AcquireTaskResponse& held, const internal::v1::TaskResult& result) {
     UploadOutputs(*artifacts_, held.task());
     internal::v1::CompleteTaskRequest request;
     *request.mutable_lease() = held.lease();
-    *request.mutable_result() = ScriptedResult(held.task());
+    *request.mutable_result() = result;
     return queue_->CompleteTask(request);
   }
   void StoreContent(const std::string& content) {
@@ -238,6 +241,23 @@ TEST_F(JobQueueTest, APrunedModelHasARowOfTheReport) {
     queue_->Tick();
   }
   EXPECT_EQ(Get(name).report().rows(1).label(), "pruned");
+}
+
+TEST_F(JobQueueTest, ABaseThatTheTrialHasNotMeasuredHasARowOfItsOwn) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = RunUntil("finalize");
+  internal::v1::TaskResult result = ScriptedResult(held.task());
+  result.mutable_finalize()->mutable_base_test()->set_perplexity(5.5);
+  ASSERT_TRUE(Complete(held, result).ok());
+  queue_->Tick();
+  const v1::JobReport report = Get(name).report();
+  ASSERT_EQ(report.rows_size(), 7);
+  EXPECT_EQ(report.rows(4).label(), "chosen");
+  EXPECT_EQ(report.rows(5).label(), "base");
+  EXPECT_EQ(report.rows(5).metrics().perplexity(), 5.5);
+  EXPECT_EQ(report.rows(5).trial(), report.chosen_trial());
+  EXPECT_EQ(report.rows(6).label(), "fine-tuned");
 }
 
 TEST_F(JobQueueTest, ARestartAfterEveryStepChangesNothing) {

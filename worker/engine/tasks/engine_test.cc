@@ -54,6 +54,7 @@ std::string Repeatable(TaskResult result) {
     clear(finalize.mutable_chosen_test());
     if (finalize.has_fine_tuned_test()) clear(finalize.mutable_fine_tuned_test());
     if (finalize.has_gguf_test()) clear(finalize.mutable_gguf_test());
+    if (finalize.has_base_test()) clear(finalize.mutable_base_test());
   }
   return result.SerializeAsString();
 }
@@ -252,6 +253,7 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
   EXPECT_TRUE(Digests(*final).count("report/tasks.fine-tuned.jsonl"));
   EXPECT_GE(final->finalize().curve_size(), 2);
   EXPECT_TRUE(std::isfinite(final->finalize().fine_tuned_test().perplexity()));
+  EXPECT_FALSE(final->finalize().has_base_test()) << "the base is the trial's weights";
   for (const char* path :
        {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md",
         "quantized/quantization.json", "adapter/adapter_model.safetensors",
@@ -297,6 +299,39 @@ TEST_F(EngineTest, GoesFromAModelToAnExportAndTheSameWayTwice) {
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_DOUBLE_EQ(read->prepare().original_test().perplexity(),
                    untuned->finalize().gguf_test().perplexity());
+}
+
+// More than one iteration of LoftQ changes the base: the report's row is of what is stored.
+TEST_F(EngineTest, ABaseThatLoftqHasChangedIsMeasuredAsItIsStored) {
+  const auto prepared = Prepare("prepare");
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  TaskSpec task = Task();
+  auto& spec = *task.mutable_spec();
+  spec.mutable_evaluation()->clear_tasks();
+  spec.mutable_fine_tune()->set_loftq_iterations(3);
+  spec.mutable_export_()->add_formats(v1::Export::HUGGING_FACE);
+  spec.mutable_export_()->add_formats(v1::Export::BITSANDBYTES);
+  spec.mutable_export_()->set_adapter(v1::Export::BESIDE);
+  spec.mutable_export_()->set_dtype(v1::Export::FLOAT32);
+  Assign(*prepared, 4, task, *task.mutable_finalize());
+  const auto final = Run(task, "finalize");
+  ASSERT_TRUE(final.ok()) << final.status();
+  const internal::v1::FinalizeResult& result = final->finalize();
+  ASSERT_TRUE(result.has_base_test());
+  EXPECT_NE(result.base_test().perplexity(), result.chosen_test().perplexity());
+  EXPECT_EQ(result.base_test().weight_bytes(), result.chosen_test().weight_bytes());
+  // With the adapter beside it and no rounding, model/ is the base that quantized/ holds.
+  TaskSpec measured = Task();
+  measured.mutable_spec()->mutable_model()->set_uri("file://" +
+                                                    (folder_ / "finalize/model").string());
+  measured.mutable_spec()->mutable_pruning()->set_ratio(0);
+  measured.mutable_spec()->mutable_evaluation()->clear_tasks();
+  measured.mutable_prepare();
+  const auto stored = Run(measured, "measure-base");
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  EXPECT_DOUBLE_EQ(stored->prepare().original_test().perplexity(), result.base_test().perplexity());
+  EXPECT_THAT(*ReadFile((folder_ / "finalize/bitsandbytes/README.md").string(), 1 << 20),
+              HasSubstr("of the row \"stored base, without the adapter\""));
 }
 
 // Instruction data, distillation, dropout, few targets and accumulation in one run, which is then

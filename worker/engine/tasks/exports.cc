@@ -32,6 +32,10 @@ constexpr char kBitsandbytesFolder[] = "bitsandbytes";
 constexpr char kGgufFolder[] = "gguf";
 constexpr char kAdapterFolder[] = "adapter";
 
+// Rows of a model card: what a trial measures, and what is stored where that is another base.
+constexpr char kQuantizedRow[] = "quantized";
+constexpr char kBaseRow[] = "stored base, without the adapter";
+
 bool Merged(const v1::Export& options) { return options.adapter() != v1::Export::BESIDE; }
 
 // The folder of the weights that the adapter belongs on, which every job leaves one way or another.
@@ -91,8 +95,9 @@ ModelCard MakeCard(const ExportContext& context, const QuantizedSource& base,
           ? absl::StrCat(" that begin every ", evaluation.stride(), ", each token predicted once")
           : "",
       "; the KL divergence is to the original model");
-  card.rows.push_back(CardRow("quantized", result.chosen_test()));
+  card.rows.push_back(CardRow(kQuantizedRow, result.chosen_test()));
   if (context.adapter != nullptr) {
+    if (result.has_base_test()) card.rows.push_back(CardRow(kBaseRow, result.base_test()));
     card.fine_tuning =
         absl::StrFormat("LoRA rank %d, %s start, %d steps", context.adapter->rank,
                         AdapterInitOf(spec.fine_tune()) == AdapterInit::kZero ? "zero" : "LoftQ",
@@ -119,14 +124,16 @@ std::string UseOfModelFolder(const ExportContext& context, bool uniform) {
                       "last row are of both together.");
 }
 
-std::string UseOfPackedFolder(const ExportContext& context, const char* library) {
+std::string UseOfPackedFolder(const ExportContext& context, const char* library,
+                              const internal::v1::FinalizeResult& result) {
   std::string use = absl::StrCat(
       "Packed weights for engines that read `", library,
       "`: `AutoModelForCausalLM.from_pretrained(folder)` with that library installed.");
   if (context.adapter != nullptr) {
     absl::StrAppend(&use,
-                    " The adapter in `adapter/` belongs on them; without it the scores are "
-                    "those of the first row.");
+                    " The adapter in `adapter/` belongs on them; without it the scores are those "
+                    "of the row \"",
+                    result.has_base_test() ? kBaseRow : kQuantizedRow, "\".");
   }
   return use;
 }
@@ -214,13 +221,13 @@ absl::Status WriteExports(const ExportContext& context, QuantizedSource& base,
     RETURN_IF_ERROR(
         WriteCompressedTensors(folder(kCompressedTensorsFolder), base, context.tokenizer_from)
             .status());
-    card.use = UseOfPackedFolder(context, "compressed-tensors");
+    card.use = UseOfPackedFolder(context, "compressed-tensors", result);
     RETURN_IF_ERROR(WriteModelCard(folder(kCompressedTensorsFolder), card).status());
   }
   if (WantsExport(options, v1::Export::BITSANDBYTES)) {
     RETURN_IF_ERROR(
         WriteBitsandbytes(folder(kBitsandbytesFolder), base, context.tokenizer_from).status());
-    card.use = UseOfPackedFolder(context, "bitsandbytes");
+    card.use = UseOfPackedFolder(context, "bitsandbytes", result);
     RETURN_IF_ERROR(WriteModelCard(folder(kBitsandbytesFolder), card).status());
   }
   if (WantsExport(options, v1::Export::GGUF)) {
