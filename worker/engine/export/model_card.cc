@@ -60,10 +60,11 @@ std::string RenderModelCard(const ModelCard& card) {
     absl::StrAppend(
         &text,
         card.gguf
-            ? "\nWeight bytes of the last row are those of the file, bits a weight over all of "
-              "them; of the others, those of the packed weights and their linears.\n"
-            : "\nWeight bytes are those of the packed weights in `quantized/`; bits a "
-              "weight are over the quantized linears, scales included.\n");
+            ? "\nWeight bytes of the last row are those of the file; of the others, those of the "
+              "packed weights. "
+            : "\nWeight bytes are those of the packed weights in `quantized/`. ",
+        "Bits a weight are over the linears of the blocks, scales included; embedding, head, "
+        "norms and biases do not count.\n");
   }
   if (!card.notes.empty()) absl::StrAppend(&text, "\n");
   for (const std::string& note : card.notes) absl::StrAppend(&text, "- ", Inline(note), "\n");

@@ -3,8 +3,6 @@
 #include <malloc.h>
 
 #include <algorithm>
-#include <functional>
-#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -60,11 +58,7 @@ double Mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 MemoryCosts EstimateMemory(const ModelConfig& config, const MemoryPlanOptions& options) {
   MemoryCosts costs;
-  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
-    costs.model_bytes +=
-        options.element_bytes *
-        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
-  }
+  costs.model_bytes = options.element_bytes * ParameterCount(config);
   int64_t largest_block = 0, moments = 0;
   for (const BlockShape& shape : config.blocks) {
     largest_block = std::max(largest_block, BlockParameters(config, shape));

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -319,6 +321,26 @@ std::vector<ExpectedTensor> ExpectedTensors(const ModelConfig& config) {
     result.push_back({"lm_head.weight", {config.vocab_size, config.hidden_size}});
   }
   return result;
+}
+
+int64_t ParameterCount(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
+    count +=
+        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
+  }
+  return count;
+}
+
+int64_t LinearParameterCount(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const BlockShape& shape : config.blocks) {
+    for (LinearKind kind : kLinearKinds) {
+      const std::vector<int64_t> linear = LinearShape(config, shape, kind);
+      count += linear[0] * linear[1];
+    }
+  }
+  return count;
 }
 
 absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json) {

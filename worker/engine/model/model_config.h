@@ -69,6 +69,9 @@ std::vector<int64_t> LinearShape(const ModelConfig& config, const BlockShape& sh
 bool LinearHasBias(const ModelConfig& config, LinearKind kind);
 // Every tensor that `config` calls for, in model order; no lm_head.weight if it is tied.
 std::vector<ExpectedTensor> ExpectedTensors(const ModelConfig& config);
+// Weights of all of them, and of the blocks' linears alone, without biases.
+int64_t ParameterCount(const ModelConfig& config);
+int64_t LinearParameterCount(const ModelConfig& config);
 
 // Reads config.json. INVALID_ARGUMENT names the field and the rule, or the architecture that is not
 // supported and those that are. A PER_LAYER pruned model of ours carries "qpruner_block_shapes".

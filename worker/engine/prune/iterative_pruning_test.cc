@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <fstream>
 #include <map>
-#include <numeric>
 
 #include "nlohmann/json.hpp"
 #include "worker/engine/formats/checkpoint.h"
@@ -120,15 +119,6 @@ TEST(IterativePruningTest, ProgressGrowsToOne) {
   ASSERT_TRUE(outcome.ok()) << outcome.status();
   EXPECT_DOUBLE_EQ(last, 1);
   EXPECT_EQ(outcome->plan.blocks[0].mlp_channels.size(), 12u);
-}
-
-int64_t ParameterCount(const ModelConfig& config) {
-  int64_t count = 0;
-  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
-    count +=
-        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
-  }
-  return count;
 }
 
 // Of shapes alone: the scores do not matter for how many groups go.

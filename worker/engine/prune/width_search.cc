@@ -8,7 +8,6 @@
 #include <functional>
 #include <limits>
 #include <map>
-#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -28,15 +27,6 @@ constexpr int64_t kMostHeadCounts = 9;
 constexpr double kWidthShares[] = {0.875, 0.75, 0.625, 0.5, 0.375, 0.25};
 // Numbers of heads that each block's attention is measured at alone.
 constexpr int64_t kHeadLevels = 4;
-
-int64_t ParameterCountOf(const ModelConfig& config) {
-  int64_t count = 0;
-  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
-    count +=
-        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
-  }
-  return count;
-}
 
 ModelConfig WithCounts(const ModelConfig& config, const std::vector<KeptCounts>& counts) {
   ModelConfig pruned = config;
@@ -87,7 +77,7 @@ class WidthSearch {
   // All pruned blocks with `heads` key/value heads and `channels` MLP channels.
   std::vector<KeptCounts> Same(int64_t heads, int64_t channels) const;
   int64_t CountOf(const std::vector<KeptCounts>& counts) const {
-    return ParameterCountOf(WithCounts(config_, counts));
+    return ParameterCount(WithCounts(config_, counts));
   }
   // The widest MLP, a multiple of the alignment or as wide as it is, that `heads` heads leave room
   // for; 0: none. Of one shape for all blocks: no wider than the narrowest.
@@ -217,7 +207,7 @@ absl::Status WidthSearch::AddPerBlock() {
     (heads ? counts[block].kv_heads : counts[block].mlp_channels) = count;
     return counts;
   };
-  const int64_t whole = ParameterCountOf(config_);
+  const int64_t whole = ParameterCount(config_);
   // [unit][choice]: of the unit's block alone.
   std::vector<std::vector<std::pair<BlockShape, BlockPlan>>> variants(units.size());
   for (size_t unit = 0; unit < units.size(); ++unit) {
@@ -307,7 +297,7 @@ absl::StatusOr<WidthSearchOutcome> WidthSearch::Run() {
 }  // namespace
 
 int64_t AllowedParameters(const ModelConfig& config, double parameter_ratio) {
-  const auto whole = static_cast<double>(ParameterCountOf(config));
+  const auto whole = static_cast<double>(ParameterCount(config));
   return static_cast<int64_t>(std::floor((1 - parameter_ratio) * whole));
 }
 

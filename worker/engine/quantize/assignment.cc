@@ -23,23 +23,6 @@ void ForEachLinear(const ModelConfig& config, const Visit& visit) {
   }
 }
 
-int64_t ParameterCount(const ModelConfig& config) {
-  int64_t count = 0;
-  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
-    int64_t elements = 1;
-    for (int64_t size : tensor.shape) elements *= size;
-    count += elements;
-  }
-  return count;
-}
-
-int64_t LinearParameterCount(const ModelConfig& config) {
-  int64_t count = 0;
-  ForEachLinear(config,
-                [&](const std::string&, int64_t rows, int64_t cols) { count += rows * cols; });
-  return count;
-}
-
 }  // namespace
 
 FormatAssignment UniformAssignment(const ModelConfig& config, const Format& format) {

@@ -30,7 +30,7 @@ struct ModelBytes {
   int64_t parameter_count = 0;
 
   int64_t total() const { return linear_bytes + fixed_bytes; }
-  // Stored bits of a weight of the linears, scales included.
+  // As ModelMetrics.average_bits.
   double average_bits() const {
     return 8.0 * static_cast<double>(linear_bytes) / static_cast<double>(linear_parameter_count);
   }

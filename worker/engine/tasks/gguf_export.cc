@@ -92,8 +92,7 @@ absl::StatusOr<GgufExport> ExportGguf(const std::string& folder, const v1::Expor
   ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> written, Checkpoint::Open(path));
   const auto as_written = MakeCheckpointSource(written, source.device(), source.dtype());
   GgufExport result;
-  result.metrics =
-      CheckpointMetrics(source.config(), written->weight_bytes(), measure(*as_written));
+  result.metrics = CheckpointMetrics(*written, measure(*as_written));
   result.notes = summary.notes;
   card.gguf = true;
   card.use =

@@ -1,8 +1,5 @@
 #include "worker/engine/tasks/metrics.h"
 
-#include <functional>
-#include <numeric>
-
 namespace qpruner::engine {
 namespace {
 
@@ -21,23 +18,26 @@ v1::ModelMetrics Metrics(int64_t weight_bytes, double average_bits, int64_t para
   return metrics;
 }
 
-}  // namespace
-
-int64_t ParameterCount(const ModelConfig& config) {
-  int64_t count = 0;
-  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
-    count +=
-        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
+// Stored bytes of the blocks' linears, without biases.
+int64_t LinearBytes(const Checkpoint& checkpoint) {
+  int64_t bytes = 0;
+  for (int64_t block = 0; block < checkpoint.config().num_blocks(); ++block) {
+    for (const LinearKind kind : kLinearKinds) {
+      const CheckpointTensor& weight = checkpoint.tensor(LinearName(block, kind) + ".weight");
+      bytes += static_cast<int64_t>(weight.bytes.size());
+    }
   }
-  return count;
+  return bytes;
 }
 
-v1::ModelMetrics CheckpointMetrics(const ModelConfig& config, int64_t weight_bytes,
-                                   const TokenMetrics& measured) {
-  const int64_t parameter_count = ParameterCount(config);
-  return Metrics(weight_bytes,
-                 8.0 * static_cast<double>(weight_bytes) / static_cast<double>(parameter_count),
-                 parameter_count, measured);
+}  // namespace
+
+v1::ModelMetrics CheckpointMetrics(const Checkpoint& checkpoint, const TokenMetrics& measured) {
+  const ModelConfig& config = checkpoint.config();
+  return Metrics(checkpoint.weight_bytes(),
+                 8.0 * static_cast<double>(LinearBytes(checkpoint)) /
+                     static_cast<double>(LinearParameterCount(config)),
+                 ParameterCount(config), measured);
 }
 
 v1::ModelMetrics PackedMetrics(const ModelBytes& bytes, const TokenMetrics& measured) {

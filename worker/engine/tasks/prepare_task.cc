@@ -223,8 +223,7 @@ absl::Status Preparation::MeasureOriginal() {
     const ReferenceStates states = StatesIn(reference_.test, original_head_, evaluation_dtype_);
     return Evaluate(reference_.test.batches, states.hidden, states.head);
   });
-  *result_.mutable_original_test() =
-      CheckpointMetrics(checkpoint_->config(), checkpoint_->weight_bytes(), measured);
+  *result_.mutable_original_test() = CheckpointMetrics(*checkpoint_, measured);
   if (tasks_.empty()) return absl::OkStatus();
   return ScoreJobTasks(original, tasks_, memory_.batch_tokens, "original", output_dir_,
                        Phase(progress_, 0.2, 0.27, "scoring the original on the tasks"),
@@ -305,11 +304,9 @@ absl::Status Preparation::OpenPrepared() {
 v1::ModelMetrics Preparation::MeasurePreparedOn(const ReferenceShare& share, const Phase& phase) {
   const ReferenceStates states = StatesIn(share, original_head_, evaluation_dtype_);
   CastSource model(*model_, evaluation_dtype_);
-  const ModelConfig& config = model_->config();
-  return CheckpointMetrics(config, prepared_->weight_bytes(), Timed(clock_, share.batches, [&] {
-                             return EvaluateModel(model, share.batches, &states,
-                                                  phase.Blocks(config.num_blocks()));
-                           }));
+  return CheckpointMetrics(*prepared_, Timed(clock_, share.batches, [&] {
+    return EvaluateModel(model, share.batches, &states, phase.Blocks(model.config().num_blocks()));
+  }));
 }
 
 absl::Status Preparation::MeasurePrepared() {
