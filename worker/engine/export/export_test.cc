@@ -235,6 +235,10 @@ TEST_F(ExportTest, PackedModelRefusesWhatDoesNotFit) {
   bad["linears"][linear]["shape"] = {1, uint64_t{1} << 62};
   EXPECT_THAT(std::string(open_with(bad).message()), HasSubstr(linear));
   bad = good;
+  bad["linears"][linear]["format"] = "nf8";  // 2^60 weights of 8 bits are 2^63 bits.
+  bad["linears"][linear]["shape"] = {uint64_t{1} << 30, uint64_t{1} << 30};
+  EXPECT_THAT(std::string(open_with(bad).message()), HasSubstr("at most 281474976710656 weights"));
+  bad = good;
   bad["linears"][linear]["shape"] = "32x64";
   EXPECT_THAT(std::string(open_with(bad).message()), HasSubstr("shape"));
   bad = good;

@@ -81,15 +81,15 @@ absl::StatusOr<LinearDescription> ParseLinear(const std::string& name, const Jso
   }
   const auto format = ParseFormatName(json["format"].get<std::string>());
   if (!format.ok()) return error(format.status().message());
-  // So that the layout below cannot overflow; no linear comes near it.
+  // So that no product of the layout below can overflow; no linear comes near it.
   constexpr uint64_t kMaxSize = uint64_t{1} << 30;
-  for (const Json& size : json["shape"]) {
-    if (size.get<uint64_t>() < 1 || size.get<uint64_t>() > kMaxSize) {
-      return error(absl::StrCat("must have sizes of 1 to ", kMaxSize));
-    }
+  constexpr uint64_t kMaxWeights = uint64_t{1} << 48;
+  const auto rows = json["shape"][0].get<uint64_t>(), cols = json["shape"][1].get<uint64_t>();
+  if (rows < 1 || rows > kMaxSize || cols < 1 || cols > kMaxSize || rows * cols > kMaxWeights) {
+    return error(absl::StrCat("must have a \"shape\" of sizes from 1 to ", kMaxSize,
+                              " and at most ", kMaxWeights, " weights"));
   }
-  return LinearDescription{*format, json["shape"][0].get<int64_t>(),
-                           json["shape"][1].get<int64_t>()};
+  return LinearDescription{*format, static_cast<int64_t>(rows), static_cast<int64_t>(cols)};
 }
 
 }  // namespace

@@ -105,10 +105,15 @@ absl::StatusOr<Entry> ReadEntry(const std::string& name, const Json& json) {
   if (shape == json.end() || !shape->is_array()) return invalid("shape must be an array");
   if (shape->size() > kMaxRank) return invalid("has more than ", kMaxRank, " dimensions");
   int64_t bytes = info->size;
+  // Strides of an empty tensor are products of its other dimensions.
+  int64_t strides = 1;
   for (const Json& dimension : *shape) {
     const std::optional<int64_t> size = NonNegativeInteger(dimension);
     if (!size) return invalid("shape must hold non-negative integers");
-    if (__builtin_mul_overflow(bytes, *size, &bytes)) return invalid("shape is too large");
+    if (__builtin_mul_overflow(bytes, *size, &bytes) ||
+        __builtin_mul_overflow(strides, std::max<int64_t>(1, *size), &strides)) {
+      return invalid("shape is too large");
+    }
     entry.view.shape.push_back(*size);
   }
 

@@ -118,6 +118,9 @@ TEST_F(SafetensorsTest, RefusesEachLieAboutATensor) {
       // 2^62 elements of 4 bytes come to 0 modulo 2^64.
       {R"({"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}})",
        "shape is too large"},
+      // No bytes, but strides of 2^64.
+      {R"({"a":{"dtype":"U8","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}})",
+       "shape is too large"},
       {R"({"a":{"dtype":"F32","shape":[1]}})", "data_offsets must be two integers"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]}})", "must be two integers"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}})", "two non-negative integers"},

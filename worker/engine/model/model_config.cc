@@ -235,6 +235,27 @@ absl::StatusOr<BlockShape> ReadShape(const Fields& fields, bool kv_heads_optiona
   return shape;
 }
 
+// Left out, the head size follows from the width, but of Qwen3, which has a fixed number.
+absl::StatusOr<int64_t> ReadHeadDim(const Fields& fields, const ModelConfig& config,
+                                    int64_t num_heads) {
+  constexpr char kName[] = "head_dim";
+  std::optional<int64_t> derived;
+  if (fields.Find(kName) == nullptr && config.model_type != "qwen3") {
+    const auto missing = [&](absl::string_view rule) {
+      return Invalid(kName, absl::StrCat("is missing, and hidden_size (", config.hidden_size, ") ",
+                                         rule, " num_attention_heads (", num_heads, ")"));
+    };
+    if (config.hidden_size % num_heads != 0) return missing("is not a multiple of");
+    derived = config.hidden_size / num_heads;
+    if (*derived > kMaxHeadDim) return missing(absl::StrCat("is above ", kMaxHeadDim, " times"));
+  }
+  ASSIGN_OR_RETURN(const int64_t head_dim, fields.Integer(kName, derived, 1, kMaxHeadDim));
+  if (head_dim % 2 != 0) {
+    return Invalid(kName, absl::StrCat("must be even, RoPE turns pairs: ", head_dim));
+  }
+  return head_dim;
+}
+
 // Blocks that differ in shape, as our PER_LAYER export writes them.
 absl::Status ReadBlockShapes(const Json& shapes, ModelConfig& config) {
   constexpr char kName[] = "qpruner_block_shapes";
@@ -375,18 +396,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json) {
   // the others: those must say it.
   ASSIGN_OR_RETURN(const BlockShape shape, ReadShape(fields, /*kv_heads_optional=*/llama));
   config.blocks.assign(static_cast<size_t>(num_blocks), shape);
-  if (fields.Find("head_dim") == nullptr && (qwen3 || config.hidden_size % shape.num_heads != 0)) {
-    return Invalid(
-        "head_dim",
-        qwen3 ? "is missing"
-              : absl::StrCat("is missing, and hidden_size (", config.hidden_size,
-                             ") is not a multiple of num_attention_heads (", shape.num_heads, ")"));
-  }
-  ASSIGN_OR_RETURN(config.head_dim, fields.Integer("head_dim", config.hidden_size / shape.num_heads,
-                                                   1, kMaxHeadDim));
-  if (config.head_dim < 2 || config.head_dim % 2 != 0) {
-    return Invalid("head_dim", absl::StrCat("must be even, RoPE turns pairs: ", config.head_dim));
-  }
+  ASSIGN_OR_RETURN(config.head_dim, ReadHeadDim(fields, config, shape.num_heads));
   if (const Json* shapes = fields.Find("qpruner_block_shapes")) {
     RETURN_IF_ERROR(ReadBlockShapes(*shapes, config));
   }

@@ -105,6 +105,20 @@ TEST(ModelConfigTest, BoundsEveryNumber) {
   EXPECT_THAT(RefusalWith("hidden_size", 33), HasSubstr("not a multiple of num_attention_heads"));
 }
 
+// A head size that is left out is bounded as one that is given: with shapes of their own, blocks
+// may have many heads of it.
+TEST(ModelConfigTest, BoundsAHeadSizeThatFollowsFromTheWidth) {
+  Json json = Llama();
+  json["hidden_size"] = 1 << 20;
+  json["num_attention_heads"] = 1;
+  json["num_key_value_heads"] = 1;
+  EXPECT_THAT(Refusal(json), HasSubstr("head_dim is missing, and hidden_size (1048576) is above "
+                                       "4096 times num_attention_heads (1)"));
+  json["num_attention_heads"] = 256;
+  EXPECT_TRUE(ParseModelConfig(json.dump()).ok());
+  EXPECT_THAT(RefusalWith("hidden_size", 4), HasSubstr("head_dim must be even"));
+}
+
 TEST(ModelConfigTest, RefusesTextThatIsNoObject) {
   for (const char* text : {"", "[]", "7", "{", "{\"a\":1,\"a\":2}"}) {
     EXPECT_EQ(ParseModelConfig(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
