@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
+#include "proto/engine_errors.h"
 #include "proto/status_codec.h"
 
 namespace qpruner::worker {
@@ -153,7 +154,9 @@ absl::StatusOr<TaskResult> EngineProcess::Run(
     return stop.stop_requested() ? absl::CancelledError("Engine was stopped") : status;
   };
   if (absl::Status sent = stream_.Write(request); !sent.ok()) {
-    return stopped(absl::IsUnavailable(sent) ? Died(sent.message()) : sent);
+    // A request that is too large says nothing about the device's memory.
+    return stopped(absl::IsUnavailable(sent) ? Died(sent.message())
+                                             : absl::InternalError(sent.message()));
   }
   while (true) {
     EngineReply reply;
@@ -170,6 +173,8 @@ absl::StatusOr<TaskResult> EngineProcess::Run(
       case EngineReply::kError: {
         absl::Status error = FromRpcStatus(reply.error());
         if (error.ok()) error = absl::InternalError("Engine reported an error without a code");
+        // It ends by itself: the next task must not find it on its way out.
+        if (ErrorReason(error) == kDeviceLost) Kill();
         return error;
       }
       default:

@@ -50,7 +50,8 @@ class EngineProcess {
   // Runs one task and returns its result. `on_progress` is called on this thread. A stop kills the
   // whole process group at once, from the thread that requests it.
   // CANCELLED: stopped. UNAVAILABLE with ErrorInfo ENGINE_DIED says how the process ended. All
-  // other errors are the engine's own about the task; it is ready for the next one.
+  // other errors are the engine's own about the task; it is ready for the next one, but with
+  // ErrorInfo kDeviceLost, whose process is ended.
   absl::StatusOr<internal::v1::TaskResult> Run(
       internal::v1::EngineRequest request, std::stop_token stop,
       const std::function<void(const internal::v1::EngineReply::TaskProgress&)>& on_progress);

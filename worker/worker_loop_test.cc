@@ -226,6 +226,19 @@ TEST_F(WorkerLoopTest, TasksOfOneJobShareEngineAndCache) {
   EXPECT_EQ(server_.calls("FetchArtifact"), 1);
 }
 
+TEST_F(WorkerLoopTest, AnEngineThatLostItsDeviceGetsNoOtherTask) {
+  server_.Queue("copy");
+  server_.Queue("device lost");
+  server_.Queue("copy");
+  Start();
+  const auto first = server_.WaitForCompletion(1).result();
+  const CompleteTaskRequest lost = server_.WaitForCompletion(2);
+  EXPECT_EQ(CodeOf(lost), absl::StatusCode::kInternal);
+  EXPECT_EQ(ErrorReason(FromRpcStatus(lost.error())), "DEVICE_LOST");
+  const auto next = server_.WaitForCompletion(3).result();
+  EXPECT_NE(next.use().peak_host_memory_bytes(), first.use().peak_host_memory_bytes());
+}
+
 TEST_F(WorkerLoopTest, TheEnginesThreadsAreToldToSleepWhileTheyWait) {
   server_.Queue("copy");
   Start();

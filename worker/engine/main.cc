@@ -5,6 +5,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <mutex>
@@ -21,6 +22,7 @@
 #include "absl/strings/strip.h"
 #include "base/clock.h"
 #include "base/utf8.h"
+#include "proto/engine_errors.h"
 #include "proto/message_stream.h"
 #include "proto/status_codec.h"
 #include "qpruner/internal/v1/engine.pb.h"
@@ -200,6 +202,10 @@ int Main(int argc, char** argv) {
       *reply.mutable_error() = ToRpcStatus(result.status());
     }
     if (!agent.Write(reply).ok()) return 1;
+    if (ErrorReason(result.status()) == kDeviceLost) {
+      std::cerr << "the device is lost: " << result.status().message() << "\n";
+      std::_Exit(1);  // Destructors would ask the device again.
+    }
   }
 }
 

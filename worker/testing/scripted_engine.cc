@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
+#include "proto/engine_errors.h"
 #include "proto/message_stream.h"
 #include "proto/status_codec.h"
 #include "qpruner/internal/v1/engine.pb.h"
@@ -96,6 +97,10 @@ void Serve() {
       while (true) pause();
     } else if (script == "error") {
       *reply.mutable_error() = ToRpcStatus(absl::InvalidArgumentError("No such architecture"));
+    } else if (script == "device lost") {
+      // And does not end, as one that hangs in its driver.
+      *reply.mutable_error() =
+          ToRpcStatus(WithErrorInfo(absl::InternalError("CUDA error"), kDeviceLost));
     } else if (script == "environment") {
       for (char** entry = environ; *entry != nullptr; ++entry) {
         reply.mutable_result()->mutable_prepare()->add_notes(*entry);

@@ -588,6 +588,21 @@ TEST_F(EngineTest, SearchesWidthsAndPrunesInStepsWithinAMemoryLimit) {
               testing::HasSubstr("limits.device_memory_bytes"));
 }
 
+// PREPARE may have run on a larger device. The server takes this code for an INFEASIBLE trial.
+TEST_F(EngineTest, ATrialThatFitsNoBatchHasTooLittleMemory) {
+  const auto prepared = Prepare("prepare");
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  TaskSpec task = Task();
+  task.mutable_spec()->mutable_limits()->set_device_memory_bytes(int64_t{64} << 20);
+  task.mutable_trial()->set_index(1);
+  Assign(*prepared, 4, task, *task.mutable_trial());
+  const auto trial = Run(task, "trial");
+  EXPECT_EQ(trial.status().code(), absl::StatusCode::kResourceExhausted) << trial.status();
+  EXPECT_THAT(std::string(trial.status().message()), HasSubstr("memory limit is too small"));
+  task.mutable_spec()->clear_limits();
+  EXPECT_TRUE(Run(task, "trial-again").ok());
+}
+
 TEST_F(EngineTest, BadInputIsRefusedByNameAndTheEngineLives) {
   const auto refuse = [&](const TaskSpec& bad, absl::StatusCode code, const std::string& text) {
     TaskSpec task = bad;

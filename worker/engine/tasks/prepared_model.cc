@@ -17,6 +17,7 @@
 #include "worker/engine/model/prefetching_source.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/spec_mapping.h"
+#include "worker/engine/tasks/torch_guard.h"
 
 namespace qpruner::engine {
 
@@ -127,9 +128,11 @@ absl::StatusOr<const PreparedModel*> PreparedModelCache::Get(
   }
   const std::string reference = absl::StrCat(input_dir, "/", kReferencePath);
   ASSIGN_OR_RETURN(const int64_t longest, ReadLongestSequence(reference));
-  ASSIGN_OR_RETURN(model->plan,
-                   PlanTask(spec.limits(), *checkpoint, device_, ComputeDType(device_, stored),
-                            {.longest_sequence = longest}));
+  const auto plan = PlanTask(spec.limits(), *checkpoint, device_, ComputeDType(device_, stored),
+                             {.longest_sequence = longest});
+  // PREPARE has planned for more: this device has less, or others use it.
+  if (!plan.ok()) return OutOfMemoryError(plan.status().message());
+  model->plan = *plan;
   model->source =
       OpenStreamed(std::move(checkpoint), device_, ComputeDType(device_, stored), model->plan);
   ASSIGN_OR_RETURN(model->reference, ReadReference(reference, model->plan.batch_tokens));

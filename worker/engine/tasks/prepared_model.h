@@ -77,7 +77,7 @@ class PreparedModelCache {
 
   // The model in `input_dir`, of a job's `spec` with its defaults filled in; read only if the
   // inputs are not those of the last call. FAILED_PRECONDITION: no prepared model is among the
-  // inputs.
+  // inputs. RESOURCE_EXHAUSTED: not even the smallest batch fits into the device's memory.
   absl::StatusOr<const PreparedModel*> Get(
       const v1::CompressionSpec& spec,
       const google::protobuf::RepeatedPtrField<internal::v1::ArtifactRef>& inputs,
