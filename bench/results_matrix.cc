@@ -270,16 +270,12 @@ class Matrix {
     const auto sensitivities = MeasureSensitivity(model, MakeBatches(samples), groups, formats);
     search::SearchSpace space{.fixed_bytes = FixedBytes(config)};
     for (size_t g = 0; g < groups.size(); ++g) {
-      search::Group group{.name = groups[g].name};
+      search::Group group{.name = groups[g].name,
+                          .parameter_count = ParameterCount(config, groups[g])};
       for (size_t f = 0; f < formats.size(); ++f) {
-        search::Choice choice{.bits = formats[f].bits, .sensitivity = sensitivities[g][f]};
-        for (const LinearKind kind : groups[g].linears) {
-          const std::vector<int64_t> shape =
-              LinearShape(config, config.blocks[static_cast<size_t>(groups[g].block)], kind);
-          choice.bytes += PackedBytes(formats[f], shape[0], shape[1]);
-          if (f == 0) group.parameter_count += shape[0] * shape[1];
-        }
-        group.choices.push_back(choice);
+        group.choices.push_back({.bits = formats[f].bits,
+                                 .bytes = PackedBytes(config, groups[g], formats[f]),
+                                 .sensitivity = sensitivities[g][f]});
       }
       space.groups.push_back(std::move(group));
     }

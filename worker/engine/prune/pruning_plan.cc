@@ -42,6 +42,12 @@ KeptCounts CountsOf(const BlockPlan& block) {
           static_cast<int64_t>(block.mlp_channels.size())};
 }
 
+std::vector<KeptCounts> CountsOf(const PruningPlan& plan) {
+  std::vector<KeptCounts> counts;
+  for (const BlockPlan& block : plan.blocks) counts.push_back(CountsOf(block));
+  return counts;
+}
+
 absl::Status CheckScores(const at::Tensor& scores, int64_t count, absl::string_view what,
                          int64_t block) {
   if (!scores.defined() || scores.dim() != 1 || scores.numel() != count ||
@@ -81,12 +87,16 @@ PruningPlan FullPlan(const ModelConfig& config) {
   return plan;
 }
 
-ModelConfig PrunedConfig(const ModelConfig& config, const PruningPlan& plan) {
+ModelConfig PrunedConfig(const ModelConfig& config, const std::vector<KeptCounts>& counts) {
   ModelConfig pruned = config;
-  for (size_t block = 0; block < plan.blocks.size(); ++block) {
-    pruned.blocks[block] = PrunedShape(pruned.blocks[block], CountsOf(plan.blocks[block]));
+  for (size_t block = 0; block < counts.size(); ++block) {
+    pruned.blocks[block] = PrunedShape(config.blocks[block], counts[block]);
   }
   return pruned;
+}
+
+ModelConfig PrunedConfig(const ModelConfig& config, const PruningPlan& plan) {
+  return PrunedConfig(config, CountsOf(plan));
 }
 
 int64_t KeptKvHeads(int64_t count, double ratio) {
@@ -139,12 +149,6 @@ absl::Status CheckPruning(const ModelConfig& config, const PruningOptions& optio
 }
 
 namespace {
-
-std::vector<KeptCounts> CountsOf(const PruningPlan& plan) {
-  std::vector<KeptCounts> counts;
-  for (const BlockPlan& block : plan.blocks) counts.push_back(CountsOf(block));
-  return counts;
-}
 
 std::vector<KeptCounts> CountLocally(const ModelConfig& config, const PruningOptions& options,
                                      double ratio, int64_t alignment) {

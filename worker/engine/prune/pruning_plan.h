@@ -80,8 +80,9 @@ BlockShape PrunedShape(const BlockShape& shape, const KeptCounts& counts);
 // The plan that keeps everything.
 PruningPlan FullPlan(const ModelConfig& config);
 
-// `config` with the shapes that `plan`, made for it, leaves.
+// `config` with the shapes that `plan`, made for it, or counts of each block leave.
 ModelConfig PrunedConfig(const ModelConfig& config, const PruningPlan& plan);
+ModelConfig PrunedConfig(const ModelConfig& config, const std::vector<KeptCounts>& counts);
 
 // What each block keeps after step `step` of options.steps, counted from 1: the share removed grows
 // linearly. `current` is the plan so far and `importance` the scores of what it keeps, in its

@@ -28,14 +28,6 @@ constexpr double kWidthShares[] = {0.875, 0.75, 0.625, 0.5, 0.375, 0.25};
 // Numbers of heads that each block's attention is measured at alone.
 constexpr int64_t kHeadLevels = 4;
 
-ModelConfig WithCounts(const ModelConfig& config, const std::vector<KeptCounts>& counts) {
-  ModelConfig pruned = config;
-  for (size_t block = 0; block < counts.size(); ++block) {
-    pruned.blocks[block] = PrunedShape(config.blocks[block], counts[block]);
-  }
-  return pruned;
-}
-
 // Up to `most` whole numbers from `first` to `last`, evenly spread, both ends included; none if the
 // range is empty.
 std::vector<int64_t> Spread(int64_t first, int64_t last, int64_t most) {
@@ -45,6 +37,30 @@ std::vector<int64_t> Spread(int64_t first, int64_t last, int64_t most) {
     values.push_back(count == 1 ? last : first + i * (last - first) / (count - 1));
   }
   return values;
+}
+
+// The smallest one ratio for heads and channels that leaves at most `allowed` parameters.
+// INVALID_ARGUMENT: there is none.
+absl::StatusOr<std::vector<KeptCounts>> PlainPlan(const ModelConfig& config,
+                                                  const PruningOptions& options, int64_t allowed) {
+  constexpr int kSteps = 1000;
+  PruningOptions one_ratio = options;
+  one_ratio.selection = PruningSelection::kLocal;
+  one_ratio.steps = 1;
+  const PruningPlan full = FullPlan(config);
+  int64_t fewest = std::numeric_limits<int64_t>::max();
+  for (int step = 1; step < kSteps; ++step) {
+    one_ratio.ratio = static_cast<double>(step) / kSteps;
+    std::vector<KeptCounts> counts = CountKept(config, full, {}, one_ratio, 1);
+    const int64_t count = ParameterCount(PrunedConfig(config, counts));
+    if (count <= allowed) return counts;
+    fewest = std::min(fewest, count);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("pruning.parameter_ratio leaves ", allowed,
+                   " parameters, but pruning all but one key/value head and ", options.alignment,
+                   " MLP channels of every pruned block leaves ", fewest,
+                   ": embeddings, head and unpruned blocks stay whole; lower it"));
 }
 
 // A search in progress.
@@ -66,25 +82,15 @@ class WidthSearch {
   absl::StatusOr<WidthSearchOutcome> Run();
 
  private:
-  // The counts that one ratio for heads and channels comes to.
-  std::vector<KeptCounts> OneRatio(double ratio) const {
-    PruningOptions options = options_;
-    options.ratio = ratio;
-    options.selection = PruningSelection::kLocal;
-    options.steps = 1;
-    return CountKept(config_, full_, importance_, options, 1);
-  }
   // All pruned blocks with `heads` key/value heads and `channels` MLP channels.
   std::vector<KeptCounts> Same(int64_t heads, int64_t channels) const;
   int64_t CountOf(const std::vector<KeptCounts>& counts) const {
-    return ParameterCount(WithCounts(config_, counts));
+    return ParameterCount(PrunedConfig(config_, counts));
   }
   // The widest MLP, a multiple of the alignment or as wide as it is, that `heads` heads leave room
   // for; 0: none. Of one shape for all blocks: no wider than the narrowest.
   int64_t WidestMlp(int64_t heads) const;
 
-  // The smallest one ratio that is enough. INVALID_ARGUMENT: there is none.
-  absl::StatusOr<std::vector<KeptCounts>> PlainPlan() const;
   void AddSameShapes();
   absl::Status AddPerBlock();
   absl::Status Measure();
@@ -138,23 +144,6 @@ int64_t WidthSearch::WidestMlp(int64_t heads) const {
     }
   }
   return low * options_.alignment;
-}
-
-absl::StatusOr<std::vector<KeptCounts>> WidthSearch::PlainPlan() const {
-  constexpr int kSteps = 1000;
-  int64_t fewest = std::numeric_limits<int64_t>::max();
-  for (int step = 1; step < kSteps; ++step) {
-    std::vector<KeptCounts> counts = OneRatio(static_cast<double>(step) / kSteps);
-    const int64_t count = CountOf(counts);
-    if (count <= allowed_) return counts;
-    fewest = std::min(fewest, count);
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("pruning.parameter_ratio leaves ", allowed_,
-                   " parameters, but pruning all but one key/value "
-                   "head and ",
-                   options_.alignment, " MLP channels of every pruned block leaves ", fewest,
-                   ": embeddings, head and unpruned blocks stay whole; lower it"));
 }
 
 void WidthSearch::Add(std::string origin, std::vector<KeptCounts> counts) {
@@ -286,7 +275,7 @@ absl::Status WidthSearch::Measure() {
 }
 
 absl::StatusOr<WidthSearchOutcome> WidthSearch::Run() {
-  ASSIGN_OR_RETURN(std::vector<KeptCounts> plain, PlainPlan());
+  ASSIGN_OR_RETURN(std::vector<KeptCounts> plain, PlainPlan(config_, options_, allowed_));
   Add("one ratio", std::move(plain));
   AddSameShapes();
   if (options_.layout == PruningLayout::kPerLayer) RETURN_IF_ERROR(AddPerBlock());
@@ -301,6 +290,18 @@ int64_t AllowedParameters(const ModelConfig& config, double parameter_ratio) {
   return static_cast<int64_t>(std::floor((1 - parameter_ratio) * whole));
 }
 
+absl::Status CheckWidthSearch(const ModelConfig& config, double parameter_ratio,
+                              const PruningOptions& options) {
+  PruningOptions checked = options;
+  checked.ratio = 0.5;  // So that the alignment is checked; no ratio is given.
+  RETURN_IF_ERROR(CheckPruning(config, checked));
+  if (!(parameter_ratio > 0 && parameter_ratio < 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pruning.parameter_ratio must be in (0, 1), not ", parameter_ratio));
+  }
+  return PlainPlan(config, options, AllowedParameters(config, parameter_ratio)).status();
+}
+
 absl::StatusOr<WidthSearchOutcome> SearchWidths(WeightSource& source,
                                                 const std::vector<TokenBatch>& batches,
                                                 const std::vector<BlockImportance>& importance,
@@ -308,13 +309,7 @@ absl::StatusOr<WidthSearchOutcome> SearchWidths(WeightSource& source,
                                                 const PruningOptions& options,
                                                 const std::function<void(double)>& on_progress) {
   at::NoGradGuard no_grad;
-  PruningOptions checked = options;
-  checked.ratio = 0.5;  // So that the alignment is checked; no ratio is given.
-  RETURN_IF_ERROR(CheckPruning(source.config(), checked));
-  if (!(parameter_ratio > 0 && parameter_ratio < 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pruning.parameter_ratio must be in (0, 1), not ", parameter_ratio));
-  }
+  RETURN_IF_ERROR(CheckWidthSearch(source.config(), parameter_ratio, options));
   RETURN_IF_ERROR(
       CheckImportance(source.config(), importance, PrunedBlocks(source.config(), options)));
   return WidthSearch(source, batches, importance,

@@ -41,10 +41,15 @@ struct WidthSearchOutcome {
 // `parameter_ratio` of them go.
 int64_t AllowedParameters(const ModelConfig& config, double parameter_ratio);
 
+// What SearchWidths refuses without scores, so that a bad request is refused before any work.
+// INVALID_ARGUMENT: as CheckPruning, or no plan within `options` removes enough; says how much can
+// be removed.
+absl::Status CheckWidthSearch(const ModelConfig& config, double parameter_ratio,
+                              const PruningOptions& options);
+
 // Removes at least `parameter_ratio`, in (0, 1), of all of the model's parameters. Of `options`,
 // layout, alignment and the block range are used. `importance` is ScoreGroups' of `source`.
-// INVALID_ARGUMENT: as CheckPruning and KeepHighest, or no plan within options removes enough; says
-// how much can be removed.
+// INVALID_ARGUMENT: as CheckWidthSearch and KeepHighest, or the model collapses at every plan.
 absl::StatusOr<WidthSearchOutcome> SearchWidths(
     WeightSource& source, const std::vector<TokenBatch>& batches,
     const std::vector<BlockImportance>& importance, double parameter_ratio,

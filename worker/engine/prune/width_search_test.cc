@@ -139,6 +139,11 @@ TEST_F(WidthSearchTest, SaysWhatCannotBeRemoved) {
   const auto refused = SearchWidths(model_, batches_, importance_, 0.95, {.alignment = 8});
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("pruning.parameter_ratio"));
+  // The same, from shapes alone.
+  EXPECT_EQ(CheckWidthSearch(model_.config(), 0.95, {.alignment = 8}), refused.status());
+  EXPECT_TRUE(CheckWidthSearch(model_.config(), 0.3, {.alignment = 8}).ok());
+  EXPECT_THAT(std::string(CheckWidthSearch(model_.config(), 0.3, {.alignment = 65}).message()),
+              HasSubstr("pruning.alignment"));
 }
 
 }  // namespace

@@ -30,4 +30,24 @@ std::vector<LinearGroup> MakeSearchGroups(int64_t num_blocks, SearchGranularity 
   return groups;
 }
 
+int64_t ParameterCount(const ModelConfig& config, const LinearGroup& group) {
+  int64_t count = 0;
+  for (const LinearKind kind : group.linears) {
+    const std::vector<int64_t> shape =
+        LinearShape(config, config.blocks[static_cast<size_t>(group.block)], kind);
+    count += shape[0] * shape[1];
+  }
+  return count;
+}
+
+int64_t PackedBytes(const ModelConfig& config, const LinearGroup& group, const Format& format) {
+  int64_t bytes = 0;
+  for (const LinearKind kind : group.linears) {
+    const std::vector<int64_t> shape =
+        LinearShape(config, config.blocks[static_cast<size_t>(group.block)], kind);
+    bytes += PackedBytes(format, shape[0], shape[1]);
+  }
+  return bytes;
+}
+
 }  // namespace qpruner::engine

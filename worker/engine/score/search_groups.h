@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "worker/engine/model/weights.h"
+#include "worker/engine/model/model_config.h"
+#include "worker/engine/quantize/format.h"
 
 namespace qpruner::engine {
 
@@ -26,6 +27,10 @@ struct LinearGroup {
 
 // Every linear of every block in exactly one group, in model order.
 std::vector<LinearGroup> MakeSearchGroups(int64_t num_blocks, SearchGranularity granularity);
+
+// Weights of a group, and the bytes they take in `format`.
+int64_t ParameterCount(const ModelConfig& config, const LinearGroup& group);
+int64_t PackedBytes(const ModelConfig& config, const LinearGroup& group, const Format& format);
 
 }  // namespace qpruner::engine
 

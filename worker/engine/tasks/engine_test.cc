@@ -588,6 +588,41 @@ TEST_F(EngineTest, SearchesWidthsAndPrunesInStepsWithinAMemoryLimit) {
               testing::HasSubstr("limits.device_memory_bytes"));
 }
 
+// What the pruned model's shape alone forbids is refused before the original is measured, which the
+// memory plan's line comes before.
+TEST_F(EngineTest, ImpossibleTargetsAreRefusedBeforeAnyForwardPass) {
+  const auto refuse = [&](const TaskSpec& task, absl::StatusCode code, const std::string& text) {
+    const auto result = Run(task, absl::StrCat("impossible-", requests_));
+    EXPECT_EQ(result.status().code(), code) << result.status();
+    EXPECT_THAT(std::string(result.status().message()), HasSubstr(text));
+    EXPECT_EQ(log_, "");
+  };
+  TaskSpec small = Task();
+  small.mutable_prepare();
+  small.mutable_spec()->mutable_search()->set_max_bytes(100'000);
+  refuse(small, absl::StatusCode::kFailedPrecondition, "search.max_bytes");
+
+  TaskSpec widths = Task();
+  widths.mutable_prepare();
+  widths.mutable_spec()->mutable_pruning()->clear_ratio();
+  widths.mutable_spec()->mutable_pruning()->set_parameter_ratio(0.95);
+  refuse(widths, absl::StatusCode::kInvalidArgument, "pruning.parameter_ratio");
+  widths.mutable_spec()->mutable_pruning()->set_parameter_ratio(0.2);
+  widths.mutable_spec()->mutable_pruning()->set_alignment(1024);
+  refuse(widths, absl::StatusCode::kInvalidArgument, "pruning.alignment");
+
+  // 172 channels are no whole groups.
+  TaskSpec exported = Task();
+  exported.mutable_prepare();
+  auto& spec = *exported.mutable_spec();
+  spec.mutable_pruning()->set_ratio(0);
+  spec.mutable_quantization()->set_four_bit(v1::Quantization::INT4_GROUP);
+  spec.mutable_quantization()->set_group_size(32);
+  spec.mutable_quantization()->set_symmetric(true);
+  spec.mutable_export_()->add_formats(v1::Export::COMPRESSED_TENSORS);
+  refuse(exported, absl::StatusCode::kInvalidArgument, "172");
+}
+
 // PREPARE may have run on a larger device. The server takes this code for an INFEASIBLE trial.
 TEST_F(EngineTest, ATrialThatFitsNoBatchHasTooLittleMemory) {
   const auto prepared = Prepare("prepare");

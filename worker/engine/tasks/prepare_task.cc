@@ -17,6 +17,7 @@
 #include "worker/engine/evaluate/token_metrics.h"
 #include "worker/engine/export/gguf_model.h"
 #include "worker/engine/export/hf_model.h"
+#include "worker/engine/finetune/trainer.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/formats/tokenizer_files.h"
 #include "worker/engine/model/cast_source.h"
@@ -31,6 +32,7 @@
 #include "worker/engine/score/gradient_score.h"
 #include "worker/engine/score/mutual_information.h"
 #include "worker/engine/score/sensitivity.h"
+#include "worker/engine/tasks/budget_check.h"
 #include "worker/engine/tasks/exports.h"
 #include "worker/engine/tasks/gguf_export.h"
 #include "worker/engine/tasks/job_tasks.h"
@@ -113,6 +115,10 @@ class Preparation {
   PrepareResult TakeResult() && { return std::move(result_); }
 
  private:
+  // The pruned model's shape, where no score decides it.
+  std::optional<ModelConfig> ShapeKnownAhead(const ModelConfig& config) const;
+  // Whether the pruned model can meet the budget and be exported.
+  absl::Status CheckShape(const ModelConfig& pruned) const;
   v1::ModelMetrics MeasurePreparedOn(const ReferenceShare& share, const Phase& phase);
 
   v1::CompressionSpec spec_;  // From CheckInputs on as the model can follow it.
@@ -166,7 +172,14 @@ absl::Status Preparation::CheckInputs() {
   const ModelConfig& config = checkpoint_->config();
   pruning_ = PruningOptionsOf(spec_.pruning());
   RETURN_IF_ERROR(CheckPruning(config, pruning_));
+  if (spec_.pruning().has_parameter_ratio()) {
+    RETURN_IF_ERROR(CheckWidthSearch(config, spec_.pruning().parameter_ratio(), pruning_));
+  }
+  if (spec_.fine_tune().steps() > 0) {
+    RETURN_IF_ERROR(CheckTrainer(TrainerOptionsOf(spec_.fine_tune())));
+  }
   ASSIGN_OR_RETURN(scores_.formats, CandidateFormats(spec_));
+  if (const auto pruned = ShapeKnownAhead(config)) RETURN_IF_ERROR(CheckShape(*pruned));
   ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Open(folder_, config.vocab_size));
   if (WantsExport(spec_.export_(), v1::Export::GGUF)) {
     // Now rather than when all the work is done. Pruning keeps the shapes' being alike.
@@ -205,6 +218,19 @@ absl::Status Preparation::CheckInputs() {
   calibration_ = MakeBatches(texts_.calibration, memory_.batch_tokens);
   original_ = OpenStreamed(checkpoint_, device_, compute, memory_);
   return absl::OkStatus();
+}
+
+std::optional<ModelConfig> Preparation::ShapeKnownAhead(const ModelConfig& config) const {
+  if (spec_.pruning().has_parameter_ratio() || pruning_.selection != PruningSelection::kLocal) {
+    return std::nullopt;
+  }
+  if (pruning_.ratio == 0) return config;
+  return PrunedConfig(config, CountKept(config, FullPlan(config), {}, pruning_, pruning_.steps));
+}
+
+absl::Status Preparation::CheckShape(const ModelConfig& pruned) const {
+  RETURN_IF_ERROR(CheckExports(spec_, pruned, scores_.formats));
+  return CheckBudget(spec_.search(), pruned, scores_.formats);
 }
 
 absl::Status Preparation::MeasureOriginal() {
@@ -271,8 +297,8 @@ absl::Status Preparation::WritePrepared() {
   std::unique_ptr<WeightSource> pruned, scaled;
   if (plan_) pruned = std::make_unique<PrunedSource>(*original_, *plan_);
   WeightSource* model = pruned ? pruned.get() : original_.get();
-  // Before hours of work on a model that cannot be exported as asked.
-  RETURN_IF_ERROR(CheckExports(spec_, model->config(), scores_.formats));
+  // Before hours of work on a model that is too large or cannot be exported as asked.
+  RETURN_IF_ERROR(CheckShape(model->config()));
   if (spec_.quantization().activation_scaling()) {
     const Phase phase(progress_, 0.42, 0.43, "scaling channels by their activations");
     ActivationScaling scaling = FindActivationScaling(*model, calibration_, scores_.formats.front(),

@@ -23,8 +23,10 @@ namespace qpruner::engine {
 //   report/scores.json  everything that was scored, for people
 //
 // Everything that can be known from configuration, tokenizer and texts is refused before the first
-// forward pass. `input_dir` may hold the model (ResolveModel). INVALID_ARGUMENT, NOT_FOUND: what is
-// wrong with the model, the texts or the spec.
+// forward pass, also what only holds of the pruned model (budget, exports), unless scores decide
+// its shape: then right after pruning. `input_dir` may hold the model (ResolveModel).
+// INVALID_ARGUMENT, NOT_FOUND: what is wrong with the model, the texts or the spec.
+// FAILED_PRECONDITION: as CheckBudget.
 absl::StatusOr<internal::v1::PrepareResult> RunPrepare(
     const v1::CompressionSpec& spec, const std::string& input_dir, const std::string& builtin_dir,
     const std::string& output_dir, at::Device device, Clock& clock, ProgressReporter& progress);

@@ -24,27 +24,6 @@ std::vector<double> ToVector(const at::Tensor& tensor) {
   return std::vector<double>(values.data_ptr<double>(), values.data_ptr<double>() + values.numel());
 }
 
-// Weights of a group, and the bytes they take in `format`.
-int64_t ParameterCountOf(const ModelConfig& config, const LinearGroup& group) {
-  int64_t count = 0;
-  for (const LinearKind kind : group.linears) {
-    const std::vector<int64_t> shape =
-        LinearShape(config, config.blocks[static_cast<size_t>(group.block)], kind);
-    count += shape[0] * shape[1];
-  }
-  return count;
-}
-
-int64_t BytesOf(const ModelConfig& config, const LinearGroup& group, const Format& format) {
-  int64_t bytes = 0;
-  for (const LinearKind kind : group.linears) {
-    const std::vector<int64_t> shape =
-        LinearShape(config, config.blocks[static_cast<size_t>(group.block)], kind);
-    bytes += PackedBytes(format, shape[0], shape[1]);
-  }
-  return bytes;
-}
-
 // Says so if mutual information is not told apart from what shuffled targets give (with few samples
 // over 16 x 16 bins it usually is not).
 void NoteMutualInformation(const MutualInformationScores& scores, PrepareResult& result) {
@@ -72,7 +51,7 @@ void DescribeSearchSpace(const ModelConfig& config, const GroupScores& scores,
     const LinearGroup& linears = scores.groups[i];
     SearchGroup& group = *result.add_groups();
     group.set_name(linears.name);
-    group.set_parameter_count(ParameterCountOf(config, linears));
+    group.set_parameter_count(ParameterCount(config, linears));
     group.set_mutual_information(scores.information.groups[i].nats);
     group.set_mutual_information_control(scores.information.groups[i].control_nats);
     for (const LinearKind kind : linears.linears)
@@ -80,7 +59,7 @@ void DescribeSearchSpace(const ModelConfig& config, const GroupScores& scores,
     for (size_t f = 0; f < scores.formats.size(); ++f) {
       auto& choice = *group.add_choices();
       choice.set_bits(scores.formats[f].bits);
-      choice.set_bytes(BytesOf(config, linears, scores.formats[f]));
+      choice.set_bytes(PackedBytes(config, linears, scores.formats[f]));
       choice.set_sensitivity(scores.sensitivities[i][f]);
       choice.set_gradient_score(scores.gradient_scores[i][f]);
     }
@@ -134,13 +113,13 @@ absl::Status WriteScoreReport(const std::string& path, const CalibrationUse& cal
     for (size_t f = 0; f < scores.formats.size(); ++f) {
       choices.push_back({{"bits", scores.formats[f].bits},
                          {"format", FormatName(scores.formats[f])},
-                         {"bytes", BytesOf(config, linears, scores.formats[f])},
+                         {"bytes", PackedBytes(config, linears, scores.formats[f])},
                          {"sensitivity_nats", scores.sensitivities[i][f]},
                          {"gradient_score_nats", scores.gradient_scores[i][f]}});
     }
     groups.push_back(
         {{"group", linears.name},
-         {"parameters", ParameterCountOf(config, linears)},
+         {"parameters", ParameterCount(config, linears)},
          {"mutual_information_nats", scores.information.groups[i].nats},
          {"mutual_information_control_nats", scores.information.groups[i].control_nats},
          {"choices", std::move(choices)}});
