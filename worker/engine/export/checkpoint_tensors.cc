@@ -41,7 +41,7 @@ at::Tensor CheckpointTensors::Get(const std::string& name) {
         block >= 0 && block < source_.config().num_blocks()) {
       if (block != block_) {
         weights_ = {};  // Freed first: one block in memory, not two.
-        weights_ = source_.Block(block);
+        weights_ = source_.BlockWith(linears_, block);
         block_ = block;
       }
       tensor = TensorOfBlock(weights_, rest.substr(dot + 1));

@@ -15,14 +15,16 @@ namespace qpruner::engine {
 // of a checkpoint cost one load a block. Not thread-safe.
 class CheckpointTensors {
  public:
-  // `source` must outlive this.
-  explicit CheckpointTensors(WeightSource& source) : source_(source) {}
+  // `source` must outlive this. `linears`: those whose weights will be asked for.
+  explicit CheckpointTensors(WeightSource& source, const LinearSet& linears = AllLinears())
+      : source_(source), linears_(linears) {}
 
   // `name` as in ExpectedTensors(source.config()). Throws c10::Error for any other.
   at::Tensor Get(const std::string& name);
 
  private:
   WeightSource& source_;
+  const LinearSet linears_;
   int64_t block_ = -1;
   BlockWeights weights_;
 };

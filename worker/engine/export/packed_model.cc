@@ -99,7 +99,7 @@ absl::StatusOr<std::vector<std::string>> WritePackedModel(const std::string& fol
   RETURN_IF_ERROR(CreateFolders(folder));
   const ModelConfig& config = source.config();
   std::vector<TensorToWrite> to_write;
-  CheckpointTensors tensors(source);
+  CheckpointTensors tensors(source, LinearSet());
   for (const ExpectedTensor& fixed : FixedTensorsOf(config, source.assignment())) {
     to_write.push_back({.name = fixed.name,
                         .dtype = DType::kBF16,

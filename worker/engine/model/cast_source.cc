@@ -8,8 +8,7 @@ at::Tensor CastSource::Cast(const at::Tensor& tensor) const {
   return tensor.defined() && base_.dtype() != dtype_ ? tensor.to(dtype_) : tensor;
 }
 
-BlockWeights CastSource::Block(int64_t block) {
-  BlockWeights weights = base_.Block(block);
+BlockWeights CastSource::Cast(BlockWeights weights) const {
   for (const LinearKind kind : kLinearKinds) {
     weights.weight[kind] = Cast(weights.weight[kind]);
     weights.bias[kind] = Cast(weights.bias[kind]);

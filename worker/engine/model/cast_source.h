@@ -16,13 +16,17 @@ class CastSource final : public WeightSource {
   const ModelConfig& config() const override { return base_.config(); }
   at::Device device() const override { return base_.device(); }
   at::ScalarType dtype() const override { return dtype_; }
-  BlockWeights Block(int64_t block) override;
+  BlockWeights Block(int64_t block) override { return Cast(base_.Block(block)); }
+  BlockWeights BlockWith(const LinearSet& wanted, int64_t block) override {
+    return Cast(base_.BlockWith(wanted, block));
+  }
   at::Tensor Embedding() override { return Cast(base_.Embedding()); }
   at::Tensor FinalNorm() override { return Cast(base_.FinalNorm()); }
   at::Tensor Head() override { return Cast(base_.Head()); }
 
  private:
   at::Tensor Cast(const at::Tensor& tensor) const;
+  BlockWeights Cast(BlockWeights weights) const;
 
   WeightSource& base_;
   const at::ScalarType dtype_;

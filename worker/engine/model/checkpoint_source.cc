@@ -25,13 +25,14 @@ class CheckpointSource : public WeightSource {
   at::Device device() const override { return device_; }
   at::ScalarType dtype() const override { return dtype_; }
 
-  BlockWeights Block(int64_t block) override {
+  BlockWeights Block(int64_t block) override { return BlockWith(AllLinears(), block); }
+  BlockWeights BlockWith(const LinearSet& wanted, int64_t block) override {
     const ModelConfig& config = checkpoint_->config();
     const std::string prefix = absl::StrCat("model.layers.", block, ".");
     BlockWeights weights;
     for (LinearKind kind : kLinearKinds) {
       const std::string name = LinearName(block, kind);
-      weights.weight[kind] = Load(name + ".weight");
+      if (wanted[kind]) weights.weight[kind] = Load(name + ".weight");
       if (LinearHasBias(config, kind)) weights.bias[kind] = Load(name + ".bias");
     }
     weights.attention_norm = Load(prefix + "input_layernorm.weight");

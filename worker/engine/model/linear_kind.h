@@ -32,6 +32,22 @@ class PerLinear {
   std::array<T, kLinearKindCount> values_{};
 };
 
+// Some of a block's linears; LinearSet() is none.
+using LinearSet = PerLinear<bool>;
+
+inline LinearSet AllLinears() {
+  LinearSet all;
+  for (const LinearKind kind : kLinearKinds) all[kind] = true;
+  return all;
+}
+
+inline bool IsAllLinears(const LinearSet& linears) {
+  for (const LinearKind kind : kLinearKinds) {
+    if (!linears[kind]) return false;
+  }
+  return true;
+}
+
 }  // namespace qpruner::engine
 
 #endif  // QPRUNER_WORKER_ENGINE_MODEL_LINEAR_KIND_H_

@@ -62,4 +62,12 @@ BlockWeights PrefetchingSource::Block(int64_t block) {
   return weights;
 }
 
+BlockWeights PrefetchingSource::BlockWith(const LinearSet& wanted, int64_t block) {
+  if (IsAllLinears(wanted)) return Block(block);
+  WeightSource& base = Idle();
+  loading_ = {};
+  last_ = block;
+  return base.BlockWith(wanted, block);
+}
+
 }  // namespace qpruner::engine

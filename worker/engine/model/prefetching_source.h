@@ -21,6 +21,8 @@ class PrefetchingSource final : public WeightSource {
   at::Device device() const override { return base_->device(); }
   at::ScalarType dtype() const override { return base_->dtype(); }
   BlockWeights Block(int64_t block) override;
+  // Not ahead, for the linears that are wanted of one block say nothing of the next.
+  BlockWeights BlockWith(const LinearSet& wanted, int64_t block) override;
   at::Tensor Embedding() override { return Idle().Embedding(); }
   at::Tensor FinalNorm() override { return Idle().FinalNorm(); }
   at::Tensor Head() override { return Idle().Head(); }

@@ -68,6 +68,20 @@ TEST(PrefetchingSourceTest, AnyOrderGivesTheRightBlock) {
   }
 }
 
+TEST(PrefetchingSourceTest, PartsOfBlocksAreNotLoadedAhead) {
+  std::vector<int64_t> asked;
+  {
+    PrefetchingSource source(std::make_unique<CountingSource>(asked));
+    EXPECT_EQ(source.Block(0).attention_norm.item<float>(), 0);
+    for (const int64_t block : {1, 2}) {
+      EXPECT_EQ(source.BlockWith({}, block).attention_norm.item<float>(), block);
+    }
+    EXPECT_EQ(source.BlockWith(AllLinears(), 3).attention_norm.item<float>(), 3);
+  }
+  // 1 was on its way when only a part of it was wanted.
+  EXPECT_THAT(asked, ElementsAre(0, 1, 1, 2, 3));
+}
+
 TEST(PrefetchingSourceTest, AFailureIsThrownWhereTheBlockIsAskedFor) {
   std::vector<int64_t> asked;
   auto base = std::make_unique<CountingSource>(asked);

@@ -33,6 +33,11 @@ class WeightSource {
   virtual at::Device device() const = 0;
   virtual at::ScalarType dtype() const = 0;
   virtual BlockWeights Block(int64_t block) = 0;
+  // The same for who has some of the linears' weights in another form: those that are not `wanted`
+  // may be undefined, and are not read where that can be spared.
+  virtual BlockWeights BlockWith(const LinearSet& /*wanted*/, int64_t block) {
+    return Block(block);
+  }
   virtual at::Tensor Embedding() = 0;  // [vocab, hidden]
   virtual at::Tensor FinalNorm() = 0;  // [hidden]
   virtual at::Tensor Head() = 0;       // [vocab, hidden]; the embedding if tied

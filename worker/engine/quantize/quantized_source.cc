@@ -18,11 +18,19 @@ at::Tensor QuantizedSource::Stored(const at::Tensor& fixed) const {
   return fixed.defined() ? fixed.to(at::kBFloat16).to(fixed.scalar_type()) : fixed;
 }
 
-BlockWeights QuantizedSource::Block(int64_t block) {
-  BlockWeights weights = base_.Block(block);
+BlockWeights QuantizedSource::BlockWith(const LinearSet& wanted, int64_t block) {
+  PerLinear<std::optional<PackedWeight>> found;
+  LinearSet missing;
   for (LinearKind kind : kLinearKinds) {
-    weights.weight[kind] =
-        Dequantize(PackedOf(block, kind, weights.weight[kind]), dtype(), device());
+    if (!wanted[kind]) continue;
+    found[kind] = Found(block, kind);
+    missing[kind] = !found[kind].has_value();
+  }
+  BlockWeights weights = base_.BlockWith(missing, block);
+  for (LinearKind kind : kLinearKinds) {
+    at::Tensor& weight = weights.weight[kind];
+    if (missing[kind]) found[kind] = Pack(block, kind, weight);
+    weight = wanted[kind] ? Dequantize(*found[kind], dtype(), device()) : at::Tensor();
     weights.bias[kind] = Stored(weights.bias[kind]);
   }
   for (at::Tensor* norm :
@@ -46,7 +54,10 @@ at::Tensor QuantizedSource::Head() {
 }
 
 PackedWeight QuantizedSource::Packed(int64_t block, LinearKind kind) {
-  return PackedOf(block, kind, {});
+  if (auto found = Found(block, kind)) return *std::move(found);
+  LinearSet wanted;
+  wanted[kind] = true;
+  return Pack(block, kind, base_.BlockWith(wanted, block).weight[kind]);
 }
 
 bool QuantizedSource::InStore(int64_t block, LinearKind kind) const {
@@ -70,17 +81,18 @@ PackedWeight QuantizedSource::Waiting(PackedWeight packed) {
   return packed;
 }
 
-PackedWeight QuantizedSource::PackedOf(int64_t block, LinearKind kind, const at::Tensor& weight) {
+std::optional<PackedWeight> QuantizedSource::Found(int64_t block, LinearKind kind) const {
   if (const auto kept = packed_.find({block, kind}); kept != packed_.end()) return kept->second;
+  // The store is the memory: nothing is kept twice.
+  return store_ == nullptr ? std::nullopt
+                           : store_->Find(block, kind, assignment_.at(LinearName(block, kind)));
+}
+
+PackedWeight QuantizedSource::Pack(int64_t block, LinearKind kind, const at::Tensor& weight) {
   const std::string name = LinearName(block, kind);
-  if (store_ != nullptr) {
-    // The store is the memory: nothing is kept twice.
-    if (auto stored = store_->Find(block, kind, assignment_.at(name))) return *std::move(stored);
-  }
   PackedWeight packed;
   try {
-    packed =
-        Quantize(weight.defined() ? weight : base_.Block(block).weight[kind], assignment_.at(name));
+    packed = Quantize(weight, assignment_.at(name));
   } catch (c10::Error& error) {
     error.add_context(absl::StrCat("while quantizing ", name));
     throw;

@@ -6,6 +6,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -28,8 +29,8 @@ class QuantizedSource final : public WeightSource {
     // single pass over the model.
     kNothing,
     // Keeps each packed weight once it is made, on the host in a HostStore: about PackedBytes.
-    // Right when blocks
-    // are visited again, or when the packed weights are written out as well.
+    // Right when blocks are visited again, or when the packed weights are written out as well. The
+    // base's linears are then read once.
     kPacked,
   };
 
@@ -43,7 +44,8 @@ class QuantizedSource final : public WeightSource {
   at::Device device() const override { return base_.device(); }
   at::ScalarType dtype() const override { return base_.dtype(); }
   // Throw c10::Error where a weight cannot be quantized (see Quantize); the message names it.
-  BlockWeights Block(int64_t block) override;
+  BlockWeights Block(int64_t block) override { return BlockWith(AllLinears(), block); }
+  BlockWeights BlockWith(const LinearSet& wanted, int64_t block) override;
   at::Tensor Embedding() override;
   at::Tensor FinalNorm() override;
   at::Tensor Head() override;
@@ -63,8 +65,10 @@ class QuantizedSource final : public WeightSource {
                   const PackedWeightStore* store)
       : base_(base), assignment_(std::move(assignment)), keep_(keep), store_(store) {}
 
-  // `weight` is the base's, or undefined to have it fetched when it is needed.
-  PackedWeight PackedOf(int64_t block, LinearKind kind, const at::Tensor& weight);
+  // What is kept or in the store: for it the base's weight is not needed.
+  std::optional<PackedWeight> Found(int64_t block, LinearKind kind) const;
+  // Quantizes the base's weight, and keeps the result if that is asked for.
+  PackedWeight Pack(int64_t block, LinearKind kind, const at::Tensor& weight);
   at::Tensor Stored(const at::Tensor& fixed) const;
   PackedWeight Waiting(PackedWeight packed);
 

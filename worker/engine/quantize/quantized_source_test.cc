@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -108,6 +109,77 @@ TEST_F(QuantizedSourceTest, GivesEachLinearInItsFormatAndTheRestInBfloat16) {
     EXPECT_TRUE(
         at::equal((*source)->FinalNorm(), base_->FinalNorm().to(at::kBFloat16).to(at::kFloat)));
   }
+}
+
+// The base, and how many linears' weights were asked of it.
+class CountingSource final : public WeightSource {
+ public:
+  explicit CountingSource(WeightSource& base) : base_(base) {}
+  const ModelConfig& config() const override { return base_.config(); }
+  at::Device device() const override { return base_.device(); }
+  at::ScalarType dtype() const override { return base_.dtype(); }
+  BlockWeights Block(int64_t block) override { return BlockWith(AllLinears(), block); }
+  BlockWeights BlockWith(const LinearSet& wanted, int64_t block) override {
+    for (LinearKind kind : kLinearKinds) linears += wanted[kind] ? 1 : 0;
+    return base_.BlockWith(wanted, block);
+  }
+  at::Tensor Embedding() override { return base_.Embedding(); }
+  at::Tensor FinalNorm() override { return base_.FinalNorm(); }
+  at::Tensor Head() override { return base_.Head(); }
+
+  int linears = 0;
+
+ private:
+  WeightSource& base_;
+};
+
+// Every linear as `source` packs it, but for the bfloat16 ones.
+class StoreOf final : public PackedWeightStore {
+ public:
+  explicit StoreOf(QuantizedSource& source) : source_(source) {}
+  std::optional<PackedWeight> Find(int64_t block, LinearKind kind,
+                                   const Format& format) const override {
+    if (format.kind == FormatKind::kBfloat16) return std::nullopt;
+    return source_.Packed(block, kind);
+  }
+
+ private:
+  QuantizedSource& source_;
+};
+
+TEST_F(QuantizedSourceTest, ReadsOnlyTheLinearsThatItHasToQuantize) {
+  constexpr int kAll = 5 * kLinearKindCount;
+  CountingSource base(*base_);
+  const auto walk = [&](WeightSource& source) {
+    const int before = base.linears;
+    for (int64_t block = 0; block < 5; ++block) {
+      const BlockWeights weights = source.Block(block);
+      EXPECT_TRUE(weights.weight[LinearKind::kDown].defined());
+      EXPECT_TRUE(weights.mlp_norm.defined());
+    }
+    return base.linears - before;
+  };
+  auto kept = QuantizedSource::Create(base, mixed_, QuantizedSource::Keep::kPacked);
+  ASSERT_TRUE(kept.ok()) << kept.status();
+  EXPECT_EQ(walk(**kept), kAll);
+  EXPECT_EQ(walk(**kept), 0) << "all of them are kept";
+  (*kept)->Packed(2, LinearKind::kUp);
+  EXPECT_EQ(base.linears, kAll);
+
+  auto streamed = QuantizedSource::Create(base, mixed_, QuantizedSource::Keep::kNothing);
+  ASSERT_TRUE(streamed.ok()) << streamed.status();
+  EXPECT_EQ(walk(**streamed), kAll);
+  EXPECT_EQ(walk(**streamed), kAll);
+  base.linears = 0;
+  (*streamed)->Packed(2, LinearKind::kUp);
+  EXPECT_EQ(base.linears, 1);
+  EXPECT_FALSE((*streamed)->BlockWith({}, 1).weight[LinearKind::kUp].defined());
+  EXPECT_EQ(base.linears, 1) << "none is wanted";
+
+  const StoreOf store(**kept);
+  auto stored = QuantizedSource::Create(base, mixed_, QuantizedSource::Keep::kNothing, &store);
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  EXPECT_EQ(walk(**stored), 1) << "the one in bfloat16";
 }
 
 TEST_F(QuantizedSourceTest, APackedWeightCanBeReplaced) {
