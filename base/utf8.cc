@@ -1,7 +1,5 @@
 #include "base/utf8.h"
 
-#include <cstdint>
-
 namespace qpruner {
 namespace {
 
@@ -27,13 +25,15 @@ size_t FirstCharacterBytes(absl::string_view text) {
 
 }  // namespace
 
-bool IsUtf8(absl::string_view text) {
-  while (!text.empty()) {
-    const size_t length = FirstCharacterBytes(text);
-    if (length == 0) return false;
-    text.remove_prefix(length);
+bool IsUtf8(absl::string_view text) { return FindInvalidUtf8(text) < 0; }
+
+int64_t FindInvalidUtf8(absl::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const size_t length = FirstCharacterBytes(text.substr(i));
+    if (length == 0) return static_cast<int64_t>(i);
+    i += length;
   }
-  return true;
+  return -1;
 }
 
 absl::string_view CutUtf8(absl::string_view text, size_t max_bytes) {

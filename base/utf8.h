@@ -1,9 +1,10 @@
-// Text that goes into protobuf's string fields, which must be UTF-8: a message with a broken one is
+// UTF-8. Text that goes into protobuf's string fields must be: a message with a broken one is
 // written without complaint and can never be read again.
 #ifndef QPRUNER_BASE_UTF8_H_
 #define QPRUNER_BASE_UTF8_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "absl/strings/string_view.h"
@@ -11,6 +12,8 @@
 namespace qpruner {
 
 bool IsUtf8(absl::string_view text);
+// Position of the first byte that belongs to no character; -1 if there is none.
+int64_t FindInvalidUtf8(absl::string_view text);
 
 // The beginning of `text`, at most `max_bytes` long, that ends between two characters.
 absl::string_view CutUtf8(absl::string_view text, size_t max_bytes);

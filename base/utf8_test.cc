@@ -19,6 +19,18 @@ TEST(Utf8, KnowsWhatIsWellFormed) {
   }
 }
 
+TEST(Utf8, FindsTheFirstBadByte) {
+  EXPECT_EQ(FindInvalidUtf8("plain"), -1);
+  EXPECT_EQ(FindInvalidUtf8("\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80 \xF4\x8F\xBF\xBF"), -1);
+  EXPECT_EQ(FindInvalidUtf8("ab\x80"), 2);              // Continuation alone.
+  EXPECT_EQ(FindInvalidUtf8("ab\xC0\xAF"), 2);          // Overlong.
+  EXPECT_EQ(FindInvalidUtf8("ab\xE0\x80\xAF"), 2);      // Overlong.
+  EXPECT_EQ(FindInvalidUtf8("ab\xED\xA0\x80"), 2);      // Surrogate.
+  EXPECT_EQ(FindInvalidUtf8("ab\xF4\x90\x80\x80"), 2);  // Beyond Unicode.
+  EXPECT_EQ(FindInvalidUtf8("ab\xE2\x82"), 2);          // Cut off.
+  EXPECT_EQ(FindInvalidUtf8("\xFF"), 0);
+}
+
 TEST(Utf8, CutsBetweenCharacters) {
   EXPECT_EQ(CutUtf8("aé", 3), "aé");
   EXPECT_EQ(CutUtf8("aéb", 3), "aé");

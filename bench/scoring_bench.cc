@@ -32,10 +32,10 @@ void WriteScores(const std::string& path, const std::vector<ChannelScores>& scor
   std::vector<TensorToWrite> tensors;
   for (size_t block = 0; block < scores.size(); ++block) {
     for (const LinearKind kind : kLinearKinds) {
-      const at::Tensor score = scores[block][kind].contiguous();
+      const at::Tensor score = scores[block][kind];
       tensors.push_back(
           {LinearName(static_cast<int64_t>(block), kind), DType::kF64, {score.numel()}, [score] {
-             return std::string(static_cast<const char*>(score.const_data_ptr()), score.nbytes());
+             return BytesOf(score);
            }});
     }
   }

@@ -13,6 +13,7 @@
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "worker/engine/formats/safetensors_writer.h"
+#include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/model/model_config.h"
 
 namespace qpruner::engine {
@@ -26,7 +27,7 @@ std::string RandomBytes(const ExpectedTensor& tensor) {
   } else {
     values = (at::randn(tensor.shape) * 0.02).to(at::kBFloat16);
   }
-  return std::string(static_cast<const char*>(values.const_data_ptr()), values.nbytes());
+  return BytesOf(values);
 }
 
 }  // namespace

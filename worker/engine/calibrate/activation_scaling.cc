@@ -123,14 +123,14 @@ ActivationScaling FindActivationScaling(WeightSource& source,
 }
 
 ScaledSource::ScaledSource(WeightSource& base, std::vector<BlockScales> blocks)
-    : base_(base), blocks_(std::move(blocks)) {
+    : WrappedSource(base), blocks_(std::move(blocks)) {
   TORCH_CHECK_VALUE(static_cast<int64_t>(blocks_.size()) == base.config().num_blocks(),
                     "Factors for ", blocks_.size(), " blocks, for a model of ",
                     base.config().num_blocks());
 }
 
 BlockWeights ScaledSource::Block(int64_t block) {
-  BlockWeights weights = base_.Block(block);
+  BlockWeights weights = base().Block(block);
   const BlockScales& scales = blocks_.at(static_cast<size_t>(block));
   const BlockShape& shape = config().blocks[static_cast<size_t>(block)];
   PerLinear<at::Tensor>& weight = weights.weight;

@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "worker/engine/model/weights.h"
+#include "worker/engine/model/wrapped_source.h"
 #include "worker/engine/quantize/format.h"
 #include "worker/engine/texts/token_batch.h"
 
@@ -50,21 +50,14 @@ ActivationScaling FindActivationScaling(
     int grid_size = 20, const std::function<void(double fraction)>& on_progress = {});
 
 // The model with the factors folded in.
-class ScaledSource final : public WeightSource {
+class ScaledSource final : public WrappedSource {
  public:
   // `base` must outlive this; `blocks` must belong to a model of its shape.
   ScaledSource(WeightSource& base, std::vector<BlockScales> blocks);
 
-  const ModelConfig& config() const override { return base_.config(); }
-  at::Device device() const override { return base_.device(); }
-  at::ScalarType dtype() const override { return base_.dtype(); }
   BlockWeights Block(int64_t block) override;
-  at::Tensor Embedding() override { return base_.Embedding(); }
-  at::Tensor FinalNorm() override { return base_.FinalNorm(); }
-  at::Tensor Head() override { return base_.Head(); }
 
  private:
-  WeightSource& base_;
   const std::vector<BlockScales> blocks_;
 };
 

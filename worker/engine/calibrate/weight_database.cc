@@ -48,10 +48,7 @@ std::vector<TensorToWrite> QuantizeBlock(int64_t block, const BlockWeights& weig
         tensors.push_back({.name = Key(block, kind, weight.format, name),
                            .dtype = DTypeOf(tensor.scalar_type()),
                            .shape = tensor.sizes().vec(),
-                           .bytes = [tensor = tensor] {
-                             return std::string(static_cast<const char*>(tensor.const_data_ptr()),
-                                                tensor.nbytes());
-                           }});
+                           .bytes = [tensor = tensor] { return BytesOf(tensor); }});
       }
     }
   }

@@ -7,10 +7,10 @@
 #include "absl/strings/strip.h"
 #include "base/durable_file.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "worker/engine/evaluate/python_text.h"
 #include "worker/engine/formats/foreign_file.h"
 #include "worker/engine/formats/strict_json.h"
-#include "worker/engine/texts/dataset.h"
 
 namespace qpruner::engine {
 namespace {

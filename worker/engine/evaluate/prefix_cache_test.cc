@@ -7,25 +7,20 @@
 
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/model/decoder.h"
+#include "worker/engine/model/wrapped_source.h"
 
 namespace qpruner::engine {
 namespace {
 
 // Another model in the blocks from `first` on.
-class ChangedSource final : public WeightSource {
+class ChangedSource final : public WrappedSource {
  public:
-  ChangedSource(WeightSource& base, int64_t first) : base_(base), first_(first) {}
-  const ModelConfig& config() const override { return base_.config(); }
-  at::Device device() const override { return base_.device(); }
-  at::ScalarType dtype() const override { return base_.dtype(); }
+  ChangedSource(WeightSource& base, int64_t first) : WrappedSource(base), first_(first) {}
   BlockWeights Block(int64_t block) override {
-    BlockWeights weights = base_.Block(block);
+    BlockWeights weights = base().Block(block);
     if (block >= first_) weights.attention_norm = weights.attention_norm * 1.5;
     return weights;
   }
-  at::Tensor Embedding() override { return base_.Embedding(); }
-  at::Tensor FinalNorm() override { return base_.FinalNorm(); }
-  at::Tensor Head() override { return base_.Head(); }
 
   std::vector<std::string> names() const {
     std::vector<std::string> names;
@@ -36,7 +31,6 @@ class ChangedSource final : public WeightSource {
   }
 
  private:
-  WeightSource& base_;
   const int64_t first_;
 };
 

@@ -51,9 +51,4 @@ at::Tensor CheckpointTensors::Get(const std::string& name) {
   return tensor;
 }
 
-std::string BytesOf(const at::Tensor& tensor, at::ScalarType dtype) {
-  const at::Tensor stored = tensor.detach().to(at::kCPU, dtype).contiguous();
-  return std::string(static_cast<const char*>(stored.const_data_ptr()), stored.nbytes());
-}
-
 }  // namespace qpruner::engine

@@ -29,9 +29,6 @@ class CheckpointTensors {
   BlockWeights weights_;
 };
 
-// The row-major content of `tensor` as `dtype`, as a file stores it.
-std::string BytesOf(const at::Tensor& tensor, at::ScalarType dtype);
-
 }  // namespace qpruner::engine
 
 #endif  // QPRUNER_WORKER_ENGINE_EXPORT_CHECKPOINT_TENSORS_H_

@@ -175,8 +175,7 @@ TEST_F(ServingExportTest, BitsandbytesHoldsOurBytesUnderItsNames) {
               CodebookValues(fp4 ? Codebook::kFp4 : Codebook::kNf4)[1]);
     const at::Tensor state =
         Get(absl::StrCat(name, ".quant_state.bitsandbytes__", fp4 ? "fp4" : "nf4"));
-    const auto json = nlohmann::json::parse(
-        std::string(static_cast<const char*>(state.const_data_ptr()), state.nbytes()));
+    const auto json = nlohmann::json::parse(BytesOf(state));
     EXPECT_EQ(json["shape"], nlohmann::json({64, 128}));
     EXPECT_EQ(json["blocksize"], 64);
     EXPECT_EQ(Has(name + ".nested_absmax"), format.double_quantized);

@@ -82,8 +82,7 @@ std::string Encode(const at::Tensor& tensor, GgmlType type, int64_t head_dim, bo
   // A vector is one row.
   const int64_t width = values.size(-1);
   const int64_t rows = values.numel() / width;
-  const GgmlTypeInfo& info = InfoOf(type);
-  const int64_t row_bytes = width / info.block_size * info.block_bytes;
+  const int64_t row_bytes = GgmlBytes(type, width);
   std::string bytes(static_cast<size_t>(rows * row_bytes), '\0');
   const auto* const from = values.const_data_ptr<float>();
   at::parallel_for(0, rows, kRowsPerThread, [&](int64_t begin, int64_t end) {
@@ -131,11 +130,10 @@ absl::StatusOr<GgufModelSummary> WriteGgufModel(const std::string& path, WeightS
   std::vector<GgufTensorToWrite> to_write;
   const auto add = [&](const std::string& name, GgmlType type, const std::vector<int64_t>& shape,
                        std::function<std::string()> bytes) {
-    const GgmlTypeInfo& info = InfoOf(type);
     int64_t elements = 1;
     for (int64_t size : shape) elements *= size;
-    summary.weight_bytes += elements / info.block_size * info.block_bytes;
-    ++summary.tensors_by_type[info.name];
+    summary.weight_bytes += GgmlBytes(type, elements);
+    ++summary.tensors_by_type[InfoOf(type).name];
     to_write.push_back({name, type, shape, std::move(bytes)});
   };
   if (config.rope_scaling.kind == RopeScaling::Kind::kLlama3) {

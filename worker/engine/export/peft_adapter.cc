@@ -12,8 +12,8 @@
 #include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
-#include "worker/engine/export/checkpoint_tensors.h"
 #include "worker/engine/formats/safetensors_writer.h"
+#include "worker/engine/model/checkpoint_source.h"
 
 namespace qpruner::engine {
 namespace {

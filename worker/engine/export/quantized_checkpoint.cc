@@ -12,6 +12,7 @@
 #include "base/status_macros.h"
 #include "worker/engine/export/checkpoint_tensors.h"
 #include "worker/engine/export/model_folder.h"
+#include "worker/engine/model/checkpoint_source.h"
 
 namespace qpruner::engine {
 namespace {
@@ -37,11 +38,7 @@ TensorToWrite PackedTensorToWrite(std::string name, DType dtype, std::vector<int
   return {.name = std::move(name),
           .dtype = dtype,
           .shape = std::move(shape),
-          .bytes = [tensor = std::move(tensor)] {
-            const at::Tensor content = tensor().contiguous();
-            return std::string(static_cast<const char*>(content.const_data_ptr()),
-                               content.nbytes());
-          }};
+          .bytes = [tensor = std::move(tensor)] { return BytesOf(tensor()); }};
 }
 
 absl::StatusOr<std::vector<std::string>> WriteQuantizedCheckpoint(

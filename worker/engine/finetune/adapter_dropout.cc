@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "worker/engine/finetune/block_loops.h"
-#include "worker/engine/finetune/split_mix.h"
+#include "worker/engine/split_mix.h"
 
 namespace qpruner::engine {
 namespace {

@@ -1,6 +1,6 @@
 #include "worker/engine/finetune/block_loops.h"
 
-#include "worker/engine/finetune/split_mix.h"
+#include "worker/engine/split_mix.h"
 #include "worker/engine/vector_clones.h"
 
 namespace qpruner::engine {

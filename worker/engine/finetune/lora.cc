@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "worker/engine/finetune/low_rank.h"
-#include "worker/engine/finetune/split_mix.h"
+#include "worker/engine/split_mix.h"
 
 namespace qpruner::engine {
 int64_t LoraAdapter::parameter_count() const {

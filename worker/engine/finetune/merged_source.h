@@ -3,26 +3,20 @@
 #define QPRUNER_WORKER_ENGINE_FINETUNE_MERGED_SOURCE_H_
 
 #include "worker/engine/finetune/lora.h"
-#include "worker/engine/model/weights.h"
+#include "worker/engine/model/wrapped_source.h"
 
 namespace qpruner::engine {
 
 // For evaluation and export. The sum is computed in float32 and rounded once to the base's dtype.
-class MergedSource final : public WeightSource {
+class MergedSource final : public WrappedSource {
  public:
   // Both must outlive this. The adapter must fit base.config().
-  MergedSource(WeightSource& base, const LoraAdapter& adapter) : base_(base), adapter_(adapter) {}
+  MergedSource(WeightSource& base, const LoraAdapter& adapter)
+      : WrappedSource(base), adapter_(adapter) {}
 
-  const ModelConfig& config() const override { return base_.config(); }
-  at::Device device() const override { return base_.device(); }
-  at::ScalarType dtype() const override { return base_.dtype(); }
   BlockWeights Block(int64_t block) override;
-  at::Tensor Embedding() override { return base_.Embedding(); }
-  at::Tensor FinalNorm() override { return base_.FinalNorm(); }
-  at::Tensor Head() override { return base_.Head(); }
 
  private:
-  WeightSource& base_;
   const LoraAdapter& adapter_;
 };
 

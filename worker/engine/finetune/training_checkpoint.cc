@@ -15,6 +15,7 @@
 #include "worker/engine/formats/safetensors_reader.h"
 #include "worker/engine/formats/safetensors_writer.h"
 #include "worker/engine/formats/strict_json.h"
+#include "worker/engine/model/checkpoint_source.h"
 
 namespace qpruner::engine {
 namespace {
@@ -28,10 +29,8 @@ absl::Status Refused(absl::string_view why) {
 void Add(const std::string& prefix, const std::vector<at::Tensor>& tensors,
          std::vector<TensorToWrite>& to_write) {
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const at::Tensor host = tensors[i].detach().to(at::kCPU, at::kFloat).contiguous();
-    to_write.push_back(
-        {absl::StrCat(prefix, i), DType::kF32, host.sizes().vec(),
-         [host] { return std::string(static_cast<const char*>(host.data_ptr()), host.nbytes()); }});
+    to_write.push_back({absl::StrCat(prefix, i), DType::kF32, tensors[i].sizes().vec(),
+                        [tensor = tensors[i]] { return BytesOf(tensor, at::kFloat); }});
   }
 }
 

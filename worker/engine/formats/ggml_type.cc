@@ -24,6 +24,11 @@ const GgmlTypeInfo& InfoOf(GgmlType type) {
                        [&](const GgmlTypeInfo& info) { return info.type == type; });
 }
 
+int64_t GgmlBytes(GgmlType type, int64_t count) {
+  const GgmlTypeInfo& info = InfoOf(type);
+  return count / info.block_size * info.block_bytes;
+}
+
 std::optional<GgmlType> GgmlTypeFromNumber(uint32_t number) {
   for (const GgmlTypeInfo& info : kTypes) {
     if (static_cast<uint32_t>(info.type) == number) return info.type;

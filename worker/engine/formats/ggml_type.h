@@ -33,6 +33,9 @@ struct GgmlTypeInfo {
 };
 
 const GgmlTypeInfo& InfoOf(GgmlType type);
+// Bytes of `count` weights, a whole number of blocks. `count` is trusted: see gguf_reader.cc for
+// one that is not.
+int64_t GgmlBytes(GgmlType type, int64_t count);
 // The type with that number in a file; nullopt if it is not one of the above.
 std::optional<GgmlType> GgmlTypeFromNumber(uint32_t number);
 // "F32, F16, Q4_0, ..": all of them, for messages.

@@ -66,8 +66,7 @@ class GgufCheckpoint : public Checkpoint {
     const CheckpointTensor& tensor = this->tensor(name);
     const Stored& stored = stored_.at(name);
     const int64_t width = tensor.shape.size() > 1 ? tensor.shape[1] : 1;
-    const GgmlTypeInfo& info = InfoOf(stored.type);
-    const int64_t stored_row = width / info.block_size * info.block_bytes;
+    const int64_t stored_row = GgmlBytes(stored.type, width);
     const int64_t row = width * DTypeSize(tensor.dtype);
     if (!stored.reordered && !IsQuantized(stored.type)) {
       return Checkpoint::ReadRows(name, first, count, out);

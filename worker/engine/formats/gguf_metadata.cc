@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "worker/engine/formats/strict_json.h"
 
 namespace qpruner::engine {
@@ -71,29 +72,6 @@ std::optional<int64_t> AsInteger(const GgufValue& value) {
     if (*number <= static_cast<uint64_t>(INT64_MAX)) return static_cast<int64_t>(*number);
   }
   return std::nullopt;
-}
-
-// Strict UTF-8: no surrogates, no overlong forms.
-bool IsUtf8(absl::string_view text) {
-  const auto* at = reinterpret_cast<const unsigned char*>(text.data());
-  const auto* const end = at + text.size();
-  while (at < end) {
-    if (*at < 0x80) {
-      ++at;
-      continue;
-    }
-    const int more = *at >= 0xF0 ? 3 : *at >= 0xE0 ? 2 : 1;
-    if (*at < 0xC2 || *at > 0xF4 || end - at <= more) return false;
-    if ((*at == 0xE0 && at[1] < 0xA0) || (*at == 0xED && at[1] > 0x9F) ||
-        (*at == 0xF0 && at[1] < 0x90) || (*at == 0xF4 && at[1] > 0x8F)) {
-      return false;
-    }
-    for (int i = 1; i <= more; ++i) {
-      if ((at[i] & 0xC0) != 0x80) return false;
-    }
-    at += 1 + more;
-  }
-  return true;
 }
 
 }  // namespace

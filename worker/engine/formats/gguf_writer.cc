@@ -101,7 +101,7 @@ absl::Status WriteGguf(const std::string& path, const GgufMetadataToWrite& metad
       return absl::InternalError(
           absl::StrCat("Tensor ", tensor.name, " does not consist of ", info.name, " blocks"));
     }
-    sizes.push_back(static_cast<uint64_t>(elements / info.block_size * info.block_bytes));
+    sizes.push_back(static_cast<uint64_t>(GgmlBytes(tensor.type, elements)));
     PutString(header, tensor.name);
     Put(header, static_cast<uint32_t>(tensor.shape.size()));
     for (auto it = tensor.shape.rbegin(); it != tensor.shape.rend(); ++it) {

@@ -5,7 +5,7 @@
 namespace qpruner::engine {
 
 at::Tensor CastSource::Cast(const at::Tensor& tensor) const {
-  return tensor.defined() && base_.dtype() != dtype_ ? tensor.to(dtype_) : tensor;
+  return tensor.defined() && base().dtype() != dtype_ ? tensor.to(dtype_) : tensor;
 }
 
 BlockWeights CastSource::Cast(BlockWeights weights) const {

@@ -120,6 +120,15 @@ at::Tensor TensorFromView(const TensorView& view, std::shared_ptr<const void> ke
       [keep_alive = std::move(keep_alive)](void*) {}, options);
 }
 
+std::string BytesOf(const at::Tensor& tensor) {
+  const at::Tensor host = tensor.detach().to(at::kCPU).contiguous();
+  return std::string(static_cast<const char*>(host.const_data_ptr()), host.nbytes());
+}
+
+std::string BytesOf(const at::Tensor& tensor, at::ScalarType dtype) {
+  return BytesOf(tensor.detach().to(at::kCPU, dtype));
+}
+
 std::unique_ptr<WeightSource> MakeCheckpointSource(std::shared_ptr<const Checkpoint> checkpoint,
                                                    at::Device device, at::ScalarType dtype) {
   return std::make_unique<CheckpointSource>(std::move(checkpoint), device, dtype);

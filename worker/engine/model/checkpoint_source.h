@@ -3,6 +3,7 @@
 #define QPRUNER_WORKER_ENGINE_MODEL_CHECKPOINT_SOURCE_H_
 
 #include <memory>
+#include <string>
 
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/model/weights.h"
@@ -19,6 +20,10 @@ std::unique_ptr<WeightSource> MakeCheckpointSource(std::shared_ptr<const Checkpo
 // A mapped tensor as a CPU tensor of the file's dtype. Aliases `view` if it is aligned, and then
 // `keep_alive` lives as long as the tensor does; otherwise a copy.
 at::Tensor TensorFromView(const TensorView& view, std::shared_ptr<const void> keep_alive);
+
+// The way back: a tensor's content, row-major, as it is and as `dtype`.
+std::string BytesOf(const at::Tensor& tensor);
+std::string BytesOf(const at::Tensor& tensor, at::ScalarType dtype);
 
 // The dtype of the file as LibTorch calls it, and back. Back throws c10::Error for other dtypes.
 at::ScalarType ScalarTypeOf(DType dtype);

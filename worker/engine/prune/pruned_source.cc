@@ -21,7 +21,7 @@ std::vector<int64_t> Channels(const std::vector<int64_t>& units, int64_t width) 
 }  // namespace
 
 PrunedSource::PrunedSource(WeightSource& base, PruningPlan plan)
-    : base_(base), plan_(std::move(plan)), config_(PrunedConfig(base.config(), plan_)) {
+    : WrappedSource(base), plan_(std::move(plan)), config_(PrunedConfig(base.config(), plan_)) {
   TORCH_CHECK(static_cast<int64_t>(plan_.blocks.size()) == config_.num_blocks(), "The plan covers ",
               plan_.blocks.size(), " blocks, the model has ", config_.num_blocks());
 }
@@ -58,7 +58,8 @@ BlockWeights PruneBlock(const ModelConfig& config, const BlockShape& shape, Bloc
 }
 
 BlockWeights PrunedSource::Block(int64_t block) {
-  return PruneBlock(config_, base_.config().blocks[block], base_.Block(block), plan_.blocks[block]);
+  return PruneBlock(config_, base().config().blocks[block], base().Block(block),
+                    plan_.blocks[block]);
 }
 
 }  // namespace qpruner::engine

@@ -2,7 +2,7 @@
 #ifndef QPRUNER_WORKER_ENGINE_PRUNE_PRUNED_SOURCE_H_
 #define QPRUNER_WORKER_ENGINE_PRUNE_PRUNED_SOURCE_H_
 
-#include "worker/engine/model/weights.h"
+#include "worker/engine/model/wrapped_source.h"
 #include "worker/engine/prune/pruning_plan.h"
 
 namespace qpruner::engine {
@@ -12,21 +12,15 @@ BlockWeights PruneBlock(const ModelConfig& config, const BlockShape& shape, Bloc
                         const BlockPlan& kept);
 
 // Rows and columns are deleted as blocks are asked for; nothing is copied ahead.
-class PrunedSource final : public WeightSource {
+class PrunedSource final : public WrappedSource {
  public:
   // `base` must outlive this. `plan` must have been made for base.config().
   PrunedSource(WeightSource& base, PruningPlan plan);
 
   const ModelConfig& config() const override { return config_; }
-  at::Device device() const override { return base_.device(); }
-  at::ScalarType dtype() const override { return base_.dtype(); }
   BlockWeights Block(int64_t block) override;
-  at::Tensor Embedding() override { return base_.Embedding(); }
-  at::Tensor FinalNorm() override { return base_.FinalNorm(); }
-  at::Tensor Head() override { return base_.Head(); }
 
  private:
-  WeightSource& base_;
   const PruningPlan plan_;
   ModelConfig config_;
 };

@@ -26,7 +26,7 @@ BlockWeights QuantizedSource::BlockWith(const LinearSet& wanted, int64_t block) 
     found[kind] = Found(block, kind);
     missing[kind] = !found[kind].has_value();
   }
-  BlockWeights weights = base_.BlockWith(missing, block);
+  BlockWeights weights = base().BlockWith(missing, block);
   for (LinearKind kind : kLinearKinds) {
     at::Tensor& weight = weights.weight[kind];
     if (missing[kind]) found[kind] = Pack(block, kind, weight);
@@ -41,15 +41,15 @@ BlockWeights QuantizedSource::BlockWith(const LinearSet& wanted, int64_t block) 
 }
 
 at::Tensor QuantizedSource::Embedding() {
-  if (!embedding_.defined()) embedding_ = Stored(base_.Embedding());
+  if (!embedding_.defined()) embedding_ = Stored(base().Embedding());
   return embedding_;
 }
 
-at::Tensor QuantizedSource::FinalNorm() { return Stored(base_.FinalNorm()); }
+at::Tensor QuantizedSource::FinalNorm() { return Stored(base().FinalNorm()); }
 
 at::Tensor QuantizedSource::Head() {
   if (config().tie_word_embeddings) return Embedding();
-  if (!head_.defined()) head_ = Stored(base_.Head());
+  if (!head_.defined()) head_ = Stored(base().Head());
   return head_;
 }
 
@@ -57,7 +57,7 @@ PackedWeight QuantizedSource::Packed(int64_t block, LinearKind kind) {
   if (auto found = Found(block, kind)) return *std::move(found);
   LinearSet wanted;
   wanted[kind] = true;
-  return Pack(block, kind, base_.BlockWith(wanted, block).weight[kind]);
+  return Pack(block, kind, base().BlockWith(wanted, block).weight[kind]);
 }
 
 bool QuantizedSource::InStore(int64_t block, LinearKind kind) const {

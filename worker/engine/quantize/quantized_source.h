@@ -12,7 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "worker/engine/model/host_store.h"
-#include "worker/engine/model/weights.h"
+#include "worker/engine/model/wrapped_source.h"
 #include "worker/engine/quantize/assignment.h"
 #include "worker/engine/quantize/format.h"
 #include "worker/engine/quantize/packed_weight_store.h"
@@ -22,7 +22,7 @@ namespace qpruner::engine {
 // Gives the weights of another source as they come back from storage: linears quantized and
 // dequantized, embedding, head, norms and biases rounded to bfloat16. So a forward pass over it
 // measures the model that is stored. Tensors have the base's dtype and device. Not thread-safe.
-class QuantizedSource final : public WeightSource {
+class QuantizedSource final : public WrappedSource {
  public:
   enum class Keep {
     // Quantizes a block each time it is asked for: no memory beyond the block in work. Right for a
@@ -40,9 +40,6 @@ class QuantizedSource final : public WeightSource {
       WeightSource& base, FormatAssignment assignment, Keep keep = Keep::kPacked,
       const PackedWeightStore* store = nullptr);
 
-  const ModelConfig& config() const override { return base_.config(); }
-  at::Device device() const override { return base_.device(); }
-  at::ScalarType dtype() const override { return base_.dtype(); }
   // Throw c10::Error where a weight cannot be quantized (see Quantize); the message names it.
   BlockWeights Block(int64_t block) override { return BlockWith(AllLinears(), block); }
   BlockWeights BlockWith(const LinearSet& wanted, int64_t block) override;
@@ -63,7 +60,7 @@ class QuantizedSource final : public WeightSource {
  private:
   QuantizedSource(WeightSource& base, FormatAssignment assignment, Keep keep,
                   const PackedWeightStore* store)
-      : base_(base), assignment_(std::move(assignment)), keep_(keep), store_(store) {}
+      : WrappedSource(base), assignment_(std::move(assignment)), keep_(keep), store_(store) {}
 
   // What is kept or in the store: for it the base's weight is not needed.
   std::optional<PackedWeight> Found(int64_t block, LinearKind kind) const;
@@ -72,7 +69,6 @@ class QuantizedSource final : public WeightSource {
   at::Tensor Stored(const at::Tensor& fixed) const;
   PackedWeight Waiting(PackedWeight packed);
 
-  WeightSource& base_;
   const FormatAssignment assignment_;
   const Keep keep_;
   const PackedWeightStore* const store_;

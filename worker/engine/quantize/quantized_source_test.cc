@@ -12,6 +12,7 @@
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/model/checkpoint_source.h"
 #include "worker/engine/model/memory_source.h"
+#include "worker/engine/model/wrapped_source.h"
 
 namespace qpruner::engine {
 namespace {
@@ -112,25 +113,16 @@ TEST_F(QuantizedSourceTest, GivesEachLinearInItsFormatAndTheRestInBfloat16) {
 }
 
 // The base, and how many linears' weights were asked of it.
-class CountingSource final : public WeightSource {
+class CountingSource final : public WrappedSource {
  public:
-  explicit CountingSource(WeightSource& base) : base_(base) {}
-  const ModelConfig& config() const override { return base_.config(); }
-  at::Device device() const override { return base_.device(); }
-  at::ScalarType dtype() const override { return base_.dtype(); }
+  using WrappedSource::WrappedSource;
   BlockWeights Block(int64_t block) override { return BlockWith(AllLinears(), block); }
   BlockWeights BlockWith(const LinearSet& wanted, int64_t block) override {
     for (LinearKind kind : kLinearKinds) linears += wanted[kind] ? 1 : 0;
-    return base_.BlockWith(wanted, block);
+    return base().BlockWith(wanted, block);
   }
-  at::Tensor Embedding() override { return base_.Embedding(); }
-  at::Tensor FinalNorm() override { return base_.FinalNorm(); }
-  at::Tensor Head() override { return base_.Head(); }
 
   int linears = 0;
-
- private:
-  WeightSource& base_;
 };
 
 // Every linear as `source` packs it, but for the bfloat16 ones.

@@ -101,9 +101,7 @@ void AddShare(const std::string& prefix, const ReferenceShare& share,
                      DType::kF32,
                      {Starts(share.windows).back(), share.hidden.front().size(2)},
                      [sequences = Unpad(share), next = size_t{0}]() mutable {
-                       const at::Tensor& sequence = sequences[next++];
-                       return std::string(static_cast<const char*>(sequence.const_data_ptr()),
-                                          sequence.nbytes());
+                       return BytesOf(sequences[next++]);
                      },
                      static_cast<int64_t>(share.windows.size())});
 }

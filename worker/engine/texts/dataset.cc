@@ -1,20 +1,16 @@
 #include "worker/engine/texts/dataset.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
+#include "worker/engine/formats/mapped_file.h"
+#include "worker/engine/split_mix.h"
 
 namespace qpruner::engine {
 namespace {
@@ -25,61 +21,15 @@ constexpr std::array<int64_t, 4> kShareEnds = {10, 65, 80, 100};
 constexpr std::array<Share, 4> kShares = {Share::kCalibration, Share::kFineTune, Share::kSelection,
                                           Share::kTest};
 
-// A read-only mapping of a whole file.
-class MappedFile {
- public:
-  static absl::StatusOr<MappedFile> Open(const std::string& path) {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open ", path));
-    absl::Cleanup close = [fd] { ::close(fd); };
-    struct stat info;
-    if (::fstat(fd, &info) != 0) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("Cannot stat ", path));
-    }
-    if (!S_ISREG(info.st_mode)) {
-      return absl::InvalidArgumentError(absl::StrCat("Not a regular file: ", path));
-    }
-    if (info.st_size > kMaxFileBytes) {
-      return absl::InvalidArgumentError(absl::StrCat("Text too large: ", path, " has ",
-                                                     info.st_size, " bytes, at most ",
-                                                     kMaxFileBytes, " are read"));
-    }
-    if (info.st_size == 0) return absl::InvalidArgumentError(absl::StrCat("Text is empty: ", path));
-    const auto size = static_cast<size_t>(info.st_size);
-    void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (address == MAP_FAILED) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("Cannot map ", path));
-    }
-    return MappedFile(address, size);
-  }
-  MappedFile(MappedFile&& other) noexcept
-      : address_(std::exchange(other.address_, nullptr)), size_(other.size_) {}
-  MappedFile& operator=(MappedFile&&) = delete;
-  ~MappedFile() {
-    if (address_ != nullptr) ::munmap(address_, size_);
-  }
-
-  absl::string_view content() const {
-    return absl::string_view(static_cast<const char*>(address_), size_);
-  }
-
- private:
-  MappedFile(void* address, size_t size) : address_(address), size_(size) {}
-
-  void* address_;
-  size_t size_;
-};
-
 // SplitMix64 (Steele, Lea, Flood 2014): the standard library's distributions differ between
 // implementations, and a seed has to mean the same everywhere.
 class SplitMix64 {
  public:
   explicit SplitMix64(uint64_t seed) : state_(seed) {}
   uint64_t Next() {
-    uint64_t z = (state_ += 0x9e3779b97f4a7c15);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return z ^ (z >> 31);
+    const uint64_t value = SplitMix(state_);
+    state_ += kSplitMixStep;
+    return value;
   }
   // 0 .. bound - 1, without bias.
   uint64_t Below(uint64_t bound) {
@@ -95,11 +45,19 @@ class SplitMix64 {
 
 class FileDataset : public Dataset {
  public:
-  FileDataset(TextSource source, const Tokenizer& tokenizer, MappedFile file)
+  FileDataset(TextSource source, const Tokenizer& tokenizer, std::unique_ptr<const MappedFile> file)
       : source_(std::move(source)), tokenizer_(tokenizer), file_(std::move(file)) {}
 
   absl::Status Initialize() {
-    const absl::string_view text = file_.content();
+    const absl::string_view text = file_->bytes();
+    if (static_cast<int64_t>(text.size()) > kMaxFileBytes) {
+      return absl::InvalidArgumentError(absl::StrCat("Text too large: ", source_.path, " has ",
+                                                     text.size(), " bytes, at most ", kMaxFileBytes,
+                                                     " are read"));
+    }
+    if (text.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat("Text is empty: ", source_.path));
+    }
     if (const int64_t position = FindInvalidUtf8(text); position >= 0) {
       return absl::InvalidArgumentError(
           absl::StrCat("Text is not UTF-8: ", source_.path, ", at byte ", position));
@@ -271,7 +229,7 @@ class FileDataset : public Dataset {
 
   const TextSource source_;
   const Tokenizer& tokenizer_;
-  const MappedFile file_;
+  const std::unique_ptr<const MappedFile> file_;
   std::vector<absl::string_view> documents_;  // Views into file_; empty if windowed.
   TokenIds ids_;                              // Of the whole file; empty unless windowed.
   int64_t document_count_ = 0;
@@ -310,46 +268,9 @@ std::vector<absl::string_view> SplitDocuments(absl::string_view text, absl::stri
   }
 }
 
-// The well-formed sequences of the Unicode Standard, table 3-7.
-int64_t FindInvalidUtf8(absl::string_view text) {
-  const auto* bytes = reinterpret_cast<const unsigned char*>(text.data());
-  const size_t size = text.size();
-  size_t i = 0;
-  while (i < size) {
-    const unsigned char first = bytes[i];
-    if (first < 0x80) {
-      ++i;
-      continue;
-    }
-    size_t length = 0;
-    unsigned char low = 0x80, high = 0xBF;  // Bounds of the second byte.
-    if (first >= 0xC2 && first <= 0xDF) {
-      length = 2;
-    } else if (first >= 0xE0 && first <= 0xEF) {
-      length = 3;
-      if (first == 0xE0) low = 0xA0;   // Overlong.
-      if (first == 0xED) high = 0x9F;  // Surrogates.
-    } else if (first >= 0xF0 && first <= 0xF4) {
-      length = 4;
-      if (first == 0xF0) low = 0x90;   // Overlong.
-      if (first == 0xF4) high = 0x8F;  // Beyond U+10FFFF.
-    } else {
-      return static_cast<int64_t>(i);
-    }
-    if (size - i < length || bytes[i + 1] < low || bytes[i + 1] > high) {
-      return static_cast<int64_t>(i);
-    }
-    for (size_t k = 2; k < length; ++k) {
-      if (bytes[i + k] < 0x80 || bytes[i + k] > 0xBF) return static_cast<int64_t>(i);
-    }
-    i += length;
-  }
-  return -1;
-}
-
 absl::StatusOr<std::unique_ptr<Dataset>> Dataset::Open(const TextSource& source,
                                                        const Tokenizer& tokenizer) {
-  ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(source.path));
+  ASSIGN_OR_RETURN(auto file, MappedFile::Open(source.path));
   auto dataset = std::make_unique<FileDataset>(source, tokenizer, std::move(file));
   RETURN_IF_ERROR(dataset->Initialize());
   return dataset;

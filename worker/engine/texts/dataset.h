@@ -38,9 +38,6 @@ struct TextSource {
 // `text`. An empty separator gives one document.
 std::vector<absl::string_view> SplitDocuments(absl::string_view text, absl::string_view separator);
 
-// Position of the first byte that is not part of valid UTF-8; -1 if there is none.
-int64_t FindInvalidUtf8(absl::string_view text);
-
 // An open text. Tokenizes a share only when it is asked for, and only as much as is asked for. Not
 // thread-safe.
 class Dataset {

@@ -83,18 +83,6 @@ TEST(SplitDocumentsTest, StripsAndDropsEmptyOnes) {
   EXPECT_THAT(SplitDocuments(" | ", "|"), ElementsAre());
 }
 
-TEST(Utf8Test, FindsTheFirstBadByte) {
-  EXPECT_EQ(FindInvalidUtf8("plain"), -1);
-  EXPECT_EQ(FindInvalidUtf8("\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80 \xF4\x8F\xBF\xBF"), -1);
-  EXPECT_EQ(FindInvalidUtf8("ab\x80"), 2);              // Continuation alone.
-  EXPECT_EQ(FindInvalidUtf8("ab\xC0\xAF"), 2);          // Overlong.
-  EXPECT_EQ(FindInvalidUtf8("ab\xE0\x80\xAF"), 2);      // Overlong.
-  EXPECT_EQ(FindInvalidUtf8("ab\xED\xA0\x80"), 2);      // Surrogate.
-  EXPECT_EQ(FindInvalidUtf8("ab\xF4\x90\x80\x80"), 2);  // Beyond Unicode.
-  EXPECT_EQ(FindInvalidUtf8("ab\xE2\x82"), 2);          // Cut off.
-  EXPECT_EQ(FindInvalidUtf8("\xFF"), 0);
-}
-
 TEST_F(DatasetTest, DealsDocumentsByPosition) {
   Write(NumberedDocuments(20));
   auto dataset = Open();
