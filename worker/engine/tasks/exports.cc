@@ -19,6 +19,7 @@
 #include "worker/engine/export/peft_adapter.h"
 #include "worker/engine/finetune/merged_source.h"
 #include "worker/engine/model/cast_source.h"
+#include "worker/engine/quantize/dequantized_source.h"
 #include "worker/engine/tasks/gguf_export.h"
 #include "worker/engine/tasks/spec_mapping.h"
 
@@ -184,18 +185,19 @@ absl::Status CheckExports(const v1::CompressionSpec& spec, const ModelConfig& co
 
 ExportedWeights::ExportedWeights(const v1::Export& options, QuantizedSource& base,
                                  const LoraAdapter* adapter)
-    : in_folder_(&base), measured_(&base) {
+    : dequantized_(&base) {
   const auto add = [this](auto layer) -> WeightSource* {
     return layers_.emplace_back(std::move(layer)).get();
   };
+  if (base.dtype() != at::kFloat) dequantized_ = add(std::make_unique<DequantizedSource>(base));
   const bool merge = adapter != nullptr && Merged(options);
-  if (merge) in_folder_ = add(std::make_unique<MergedSource>(base, *adapter));
+  in_folder_ = merge ? add(std::make_unique<MergedSource>(*dequantized_, *adapter)) : dequantized_;
   measured_ = in_folder_;
   if (WantsExport(options, v1::Export::HUGGING_FACE)) {
-    // As it is written, then as it is computed with.
     measured_ = add(std::make_unique<CastSource>(*in_folder_, ExportDTypeOf(options)));
-    measured_ = add(std::make_unique<CastSource>(*measured_, base.dtype()));
   }
+  // As it is written, then as it is computed with.
+  measured_ = add(std::make_unique<CastSource>(*measured_, base.dtype()));
   if (adapter != nullptr && !merge) {
     measured_ = add(std::make_unique<MergedSource>(*measured_, *adapter));
   }
@@ -232,7 +234,7 @@ absl::Status WriteExports(const ExportContext& context, QuantizedSource& base,
   }
   if (WantsExport(options, v1::Export::GGUF)) {
     std::optional<MergedSource> merged;
-    if (context.adapter != nullptr) merged.emplace(base, *context.adapter);
+    if (context.adapter != nullptr) merged.emplace(weights.dequantized(), *context.adapter);
     ASSIGN_OR_RETURN(const GgufExport gguf,
                      ExportGguf(folder(kGgufFolder), options, base.assignment(),
                                 merged ? static_cast<WeightSource&>(*merged) : context.unquantized,

@@ -6,8 +6,8 @@
 //   bitsandbytes/        BITSANDBYTES: the packed base
 //   gguf/                GGUF: model.gguf (gguf_export.h)
 //   adapter/             with fine-tuning: the adapter in PEFT's layout. Its
-//   base_model_name_or_path is
-//                        one of the folders beside it that holds the weights it belongs on.
+//                        base_model_name_or_path is one of the folders beside it that holds the
+//                        weights it belongs on.
 //
 // Each model folder has a README.md. With export.adapter MERGED the adapter is in model/, too.
 #ifndef QPRUNER_WORKER_ENGINE_TASKS_EXPORTS_H_
@@ -37,20 +37,24 @@ absl::Status CheckExports(const v1::CompressionSpec& spec, const ModelConfig& co
 
 // The weights whose scores are reported after fine-tuning, or instead without: those of model/ as
 // written, with the adapter merged into them or added on top; without model/, the dequantized base
-// with the adapter. `adapter` is null without fine-tuning. Both must outlive it.
+// with the adapter. `adapter` is null without fine-tuning. Both must outlive it. All are made in
+// float32 and rounded once, so what is written does not depend on what the device computes in.
 class ExportedWeights {
  public:
   ExportedWeights(const v1::Export& options, QuantizedSource& base, const LoraAdapter* adapter);
 
-  // What model/ holds before it is rounded to the export's dtype.
+  // The base, in float32.
+  WeightSource& dequantized() { return *dequantized_; }
+  // What model/ holds before it is rounded to the export's dtype. In float32.
   WeightSource& in_model_folder() { return *in_folder_; }
-  // What is measured.
+  // What is measured. In what the base computes in.
   WeightSource& measured() { return *measured_; }
 
  private:
   std::vector<std::unique_ptr<WeightSource>> layers_;
-  WeightSource* in_folder_;
-  WeightSource* measured_;
+  WeightSource* dequantized_ = nullptr;
+  WeightSource* in_folder_ = nullptr;
+  WeightSource* measured_ = nullptr;
 };
 
 struct ExportContext {
