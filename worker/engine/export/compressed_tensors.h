@@ -2,9 +2,9 @@
 //
 // Format "pack-quantized": one config group a width and kind of group, whose targets are regular
 // expressions on module names; linears in bfloat16 are in none. Per linear `weight_packed` I32
-// [rows, ceil(cols bits / 32)], `weight_scale` [rows, groups], `weight_shape` I64 [2] and, unless
-// symmetric, `weight_zero_point` I32 [ceil(rows bits / 32), groups], packed along the rows.
-// Integers of `int8-row` become a channel-wise group with float32 scales SCB / 127.
+// [rows, ceil(cols bits / 32)], `weight_scale` [rows, groups] and `weight_shape` I64 [2]; no zero
+// points, so groups are symmetric (docs/exports.md). Integers of `int8-row` become a channel-wise
+// group with float32 scales SCB / 127.
 #ifndef QPRUNER_WORKER_ENGINE_EXPORT_COMPRESSED_TENSORS_H_
 #define QPRUNER_WORKER_ENGINE_EXPORT_COMPRESSED_TENSORS_H_
 
@@ -21,8 +21,7 @@ namespace qpruner::engine {
 
 // Whether the export can hold a model whose linears take any of `formats`. INVALID_ARGUMENT names
 // the format or linear and the rule: symmetric integers of 4 or 8 bits in groups, int8-row and
-// bfloat16; rows
-// that are whole groups; blocks of one shape.
+// bfloat16; rows that are whole groups; blocks of one shape.
 absl::Status CheckCompressedTensors(const ModelConfig& config, const std::vector<Format>& formats);
 
 // Writes the folder. REQUIRES: CheckCompressedTensors. Otherwise as WriteQuantizedCheckpoint.

@@ -13,7 +13,7 @@ namespace qpruner::engine {
 
 // One model on the way from the original to the result.
 struct ModelCardRow {
-  std::string label;  // "original", "pruned", "chosen", ...
+  std::string label;  // "quantized", "fine-tuned", ...
   int64_t weight_bytes = 0;
   double average_bits = 0;
   double perplexity = 0;

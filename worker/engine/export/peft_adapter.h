@@ -28,9 +28,9 @@ struct PeftAdapter {
 int64_t AdapterBytes(const PeftAdapter& adapter);
 
 // Writes adapter_config.json and adapter_model.safetensors (float32) into `folder`, which is made
-// if it is missing. Returns their paths relative to it. The adapter belongs on the dequantized base
-// (quantized/), not on the merged model. INVALID_ARGUMENT names the linear whose factors do not fit
-// the rank, or says that there are none. Other codes: of the failed system call.
+// if it is missing. Returns their paths relative to it. The adapter belongs on the base that it was
+// trained on (`base_model`), not on a merged model. INVALID_ARGUMENT names the linear whose factors
+// do not fit the rank, or says that there are none. Other codes: of the failed system call.
 absl::StatusOr<std::vector<std::string>> WritePeftAdapter(const std::string& folder,
                                                           const PeftAdapter& adapter);
 

@@ -25,8 +25,9 @@ struct AdapterStart {
 
 // Makes the adapter for `quantized`, which must have been created over `source`, one block at a
 // time. With kLoftq every linear's stored weight is replaced (QuantizedSource::SetPacked) by the
-// base that belongs to its adapter; after one iteration that is the same weight. Linears in
-// bfloat16 start as with kZero: there is no error worth a direction; linears without an adapter
+// base that belongs to its adapter; after one iteration that is the same weight. Those that come
+// from the source's store stay, and allow one iteration only: throws c10::Error for more. Linears
+// in bfloat16 start as with kZero: there is no error worth a direction; linears without an adapter
 // stay as they were quantized. `on_progress(fraction)` may be empty.
 AdapterStart StartAdapter(WeightSource& source, QuantizedSource& quantized, AdapterInit init,
                           int loftq_iterations, const LoraOptions& options,

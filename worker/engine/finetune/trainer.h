@@ -20,8 +20,9 @@
 namespace qpruner::engine {
 
 struct TrainerOptions {
-  int64_t batch_size = 8;         // Sequences a step.
-  int64_t micro_batch_size = 8;   // Sequences on the device at a time; changes memory, not results.
+  int64_t batch_size = 8;  // Sequences a step.
+  // Sequences on the device at a time; changes memory, and results by rounding at most.
+  int64_t micro_batch_size = 8;
   int64_t sequence_length = 256;  // Tokens.
   LearningRateOptions learning_rate;
   double max_gradient_norm = 1;  // 0: no clipping.

@@ -3,9 +3,9 @@
 //
 // One safetensors file, all float32:
 //
-//   adapter.N, best.N                     the parameters in the order of TrainedParameters
-//   optimizer.mean.N, optimizer.square_mean.N   AdamW's moments, the same order; absent before a
-//   step
+//   adapter.N, best.N            the parameters in the order of TrainedParameters
+//   optimizer.mean.N,
+//   optimizer.square_mean.N      AdamW's moments, the same order; absent before a step
 //
 // and in its metadata "format" and "state", a JSON object with the numbers. Everything else that
 // training depends on (text, options, base) is a function of the job.

@@ -76,8 +76,8 @@ std::vector<ChannelScores> ScoreChannels(WeightSource& source,
 
 // Joins channel scores into group scores. The channels of the query heads that belong to one
 // key/value head (`fold`) are first added up position by position, so that query and output match
-// key and value; then the reduction over {query, key, value,
-// output}; then the sum over the head's channels. MLP: the reduction over {gate, up, down}.
+// key and value; then the reduction over {query, key, value, output}; then the sum over the head's
+// channels. MLP: the reduction over {gate, up, down}.
 BlockImportance ReduceToGroups(const ModelConfig& config, const BlockShape& shape,
                                const ChannelScores& scores, GroupReduction reduction,
                                HeadFold fold = HeadFold::kReaders);

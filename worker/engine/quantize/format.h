@@ -13,8 +13,8 @@
 //                         uint8 [blocks], codes of the dynamic map; `nested_absmax`
 //                         [ceil(blocks / 256)] float32; `offset` [1] float32, the mean of the
 //                         absmax values. 4.127 bits a weight.
-//   intB-groupG           B-bit integers, B = 2..8, with a scale and a zero point for each G weights
-//                         along a row (G = 32, 64, 128; a row's last group may be shorter).
+//   intB-groupG           B-bit integers, B = 2..8, with a scale and a zero point for each G of the
+//                         weights along a row (G = 32, 64, 128; a row's last group may be shorter).
 //                         w = (code - zero_point) scale. `codes` [rows, ceil(cols B / 8)] and
 //                         `zero_point` [rows, ceil(groups B / 8)] uint8, each row a little-endian
 //                         bit stream; `scale` [rows, groups] bfloat16. int4-group64: 4.3125 bits.

@@ -14,8 +14,7 @@ namespace qpruner::engine {
 enum class SearchGranularity {
   kBlock,       // A whole block: "model.layers.3".
   kFusedGroup,  // What serving engines fuse: "model.layers.3.attn_qkv", ".attn_out",
-                // ".mlp_gate_up",
-                // ".mlp_down".
+                // ".mlp_gate_up", ".mlp_down".
   kLinear,      // Each linear: "model.layers.3.self_attn.q_proj".
 };
 

@@ -12,8 +12,9 @@
 
 namespace qpruner::engine {
 
-// Writes the folders of exports.h into `output_dir`. What the result measures are the weights as
-// exported.
+// Writes the folders of exports.h into `output_dir`. The result measures the weights as exported
+// and, with fine-tuning, what it began with: chosen_test is the trial's assignment, base_test the
+// stored base where LoftQ has made another one of it.
 //
 // The original model is read again (`builtin_dir`: what builtin:// means) only to learn from it.
 // INVALID_ARGUMENT: the assignment does not fit the model, or fine-tuning's settings are bad.

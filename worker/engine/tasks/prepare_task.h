@@ -16,11 +16,13 @@ namespace qpruner::engine {
 // Opens and checks model, tokenizer and texts; measures the original; prunes; measures the pruned
 // model and scores its groups. Writes into `output_dir`:
 //
-//   prepared/  the pruned model as a Hugging Face folder, in the original's dtype, and
-//              reference.safetensors (reference_file.h): no later task reads the original,
-//   unless fine-tuning is to learn from it
-//   prepared/weights/  with GPTQ: every linear in every candidate format (weight_database.h)
+//   prepared/           the pruned model as a Hugging Face folder, in the original's dtype, and
+//                       reference.safetensors (reference_file.h): no later task reads the original,
+//                       unless fine-tuning is to learn from it
+//   prepared/tasks/     the questions of Evaluation.tasks
+//   prepared/weights/   with GPTQ: every linear in every candidate format (weight_database.h)
 //   report/scores.json  everything that was scored, for people
+//   report/tasks.*      what the original and the pruned model make of the questions
 //
 // Everything that can be known from configuration, tokenizer and texts is refused before the first
 // forward pass, also what only holds of the pruned model (budget, exports), unless scores decide
