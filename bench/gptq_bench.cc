@@ -54,10 +54,9 @@ absl::Status Run(const Arguments& arguments) {
                      WeightDatabase::Open(arguments.database, source->config(), {format}));
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  ASSIGN_OR_RETURN(
-      const auto quantized,
-      QuantizedSource::Create(*source, UniformAssignment(source->config(), format),
-                              QuantizedSource::Keep::kNothing, database.get()));
+  ASSIGN_OR_RETURN(const auto quantized,
+                   QuantizedSource::Create(*source, UniformAssignment(source->config(), format),
+                                           QuantizedSource::Keep::kNothing, database.get()));
   RETURN_IF_ERROR(WriteHfModel(arguments.output, *quantized,
                                {.dtype = at::kFloat, .tokenizer_from = arguments.model})
                       .status());

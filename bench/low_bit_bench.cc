@@ -46,8 +46,7 @@ at::Tensor Input(int64_t tokens, int64_t cols) {
 }
 
 void BM_Linear(benchmark::State& state, const Format& format, const Shape& shape, int64_t tokens) {
-  const auto linear =
-      RandomLinear(format, shape, at::make_generator<at::CPUGeneratorImpl>(1));
+  const auto linear = RandomLinear(format, shape, at::make_generator<at::CPUGeneratorImpl>(1));
   if (!linear.ok()) return state.SkipWithError(linear.status().ToString().c_str());
   const at::Tensor x = Input(tokens, shape.cols);
   for (auto _ : state) benchmark::DoNotOptimize((*linear)(x));
@@ -83,9 +82,7 @@ void BM_Model(benchmark::State& state, const Format& format, int64_t tokens) {
 
 template <typename... Args>
 void Register(const std::string& name, Args... args) {
-  benchmark::RegisterBenchmark(name.c_str(), args...)
-      ->UseRealTime()
-      ->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark(name.c_str(), args...)->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 
 }  // namespace

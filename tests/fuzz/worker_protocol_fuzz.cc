@@ -42,9 +42,9 @@ class Arena {
   Arena()
       : folder_("/dev/shm"),
         store_(OpenSqliteJobStore({.folder = folder_.path() + "/store"}).value()),
-        artifacts_(OpenLocalArtifactStore(
-                       {.folder = folder_.path() + "/artifacts", .clock = clock_})
-                       .value()),
+        artifacts_(
+            OpenLocalArtifactStore({.folder = folder_.path() + "/artifacts", .clock = clock_})
+                .value()),
         proposer_(MakeSearchProposer()),
         queue_(JobQueue::Create({}, *store_, *artifacts_, clock_, ids_, *proposer_, watches_,
                                 observer_)
@@ -87,8 +87,8 @@ class Arena {
             bytes, [&](const auto& request) { (void)queue_->Heartbeat(request); });
         return;
       case 3:
-        Send<CompleteTaskRequest>(bytes,
-                                  [&](const auto& request) { (void)queue_->CompleteTask(request); });
+        Send<CompleteTaskRequest>(
+            bytes, [&](const auto& request) { (void)queue_->CompleteTask(request); });
         return;
       case 4:
         Send<internal::v1::SaveCheckpointRequest>(

@@ -85,8 +85,9 @@ TEST(DistillationObjectiveTest, WeightZeroIsPlainTraining) {
   const LoraGradients found = computer.Gradients(adapter, batches, objective);
   const LoraGradients plain = computer.Gradients(adapter, batches, CrossEntropyObjective());
   EXPECT_NEAR(found.loss, plain.loss, 1e-6);
-  // The two sum in different orders, so an element that cancels to nearly nothing may differ by more
-  // than its own size allows (which one depends on the CPU's vectors): the tensor's scale counts.
+  // The two sum in different orders, so an element that cancels to nearly nothing may differ by
+  // more than its own size allows (which one depends on the CPU's vectors): the tensor's scale
+  // counts.
   for (size_t i = 0; i < plain.gradients.size(); ++i) {
     EXPECT_LE((found.gradients[i] - plain.gradients[i]).abs().max().item<double>(),
               1e-5 * plain.gradients[i].abs().max().item<double>())
