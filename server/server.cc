@@ -31,9 +31,9 @@
 #include "server/queue/watch_hub.h"
 #include "server/retention/retention_sweep.h"
 #include "server/retention/retention_thread.h"
+#include "server/rpc/callback_executor.h"
 #include "server/rpc/event_reads.h"
 #include "server/rpc/job_service.h"
-#include "server/rpc/stream_executor.h"
 #include "server/rpc/worker_service.h"
 #include "server/store/postgres_job_store.h"
 #include "server/store/sqlite_job_store.h"
@@ -129,8 +129,8 @@ struct Server::Parts {
   std::unique_ptr<JobQueue> queue;
   std::unique_ptr<RetentionSweep> sweep;
   std::unique_ptr<EventReads> events;
-  std::unique_ptr<StreamExecutor> downloads;
-  std::unique_ptr<StreamExecutor> reads;
+  std::unique_ptr<CallbackExecutor> downloads;
+  std::unique_ptr<CallbackExecutor> reads;
   std::unique_ptr<AccessControl> access;
   std::unique_ptr<JobServiceImpl> job_service;
   std::unique_ptr<WorkerServiceImpl> worker_service;
@@ -216,9 +216,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   p.events = std::make_unique<EventReads>(
       ReadStoredEvents(*p.store, p.watches),
       p.store->shared() ? kEventReadThreadsOfDatabase : kEventReadThreads);
-  p.downloads = std::make_unique<StreamExecutor>(kDownloadThreads);
+  p.downloads = std::make_unique<CallbackExecutor>(kDownloadThreads);
   p.reads =
-      std::make_unique<StreamExecutor>(p.store->shared() ? kReadThreadsOfDatabase : kReadThreads);
+      std::make_unique<CallbackExecutor>(p.store->shared() ? kReadThreadsOfDatabase : kReadThreads);
   p.job_service = std::make_unique<JobServiceImpl>(p.options.validation, p.options.version,
                                                    *p.queue, *p.store, *p.artifacts, p.watches,
                                                    *p.events, *p.downloads, *p.reads, *p.access);

@@ -19,7 +19,7 @@ namespace {
 class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifactResponse> {
  public:
   DownloadStream(std::string name, int64_t offset, JobStore& store, ArtifactStore& artifacts,
-                 StreamExecutor& executor, std::function<absl::Status()> admit,
+                 CallbackExecutor& executor, std::function<absl::Status()> admit,
                  std::unique_ptr<DownloadLimit::Place> place)
       : name_(std::move(name)),
         admit_(std::move(admit)),
@@ -98,7 +98,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
   const std::unique_ptr<DownloadLimit::Place> place_;
   JobStore& store_;
   ArtifactStore& artifacts_;
-  StreamExecutor& executor_;
+  CallbackExecutor& executor_;
   int64_t offset_;
   std::unique_ptr<ArtifactReader> reader_;
   v1::DownloadArtifactResponse chunk_;
@@ -108,7 +108,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
 
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
-    StreamExecutor& executor, std::function<absl::Status()> admit,
+    CallbackExecutor& executor, std::function<absl::Status()> admit,
     std::unique_ptr<DownloadLimit::Place> place) {
   return new DownloadStream(request.name(), request.offset(), store, artifacts, executor,
                             std::move(admit), std::move(place));

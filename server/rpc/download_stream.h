@@ -9,8 +9,8 @@
 #include "grpcpp/support/server_callback.h"
 #include "qpruner/v1/job_service.pb.h"
 #include "server/artifacts/artifact_store.h"
+#include "server/rpc/callback_executor.h"
 #include "server/rpc/download_limit.h"
-#include "server/rpc/stream_executor.h"
 #include "server/store/job_store.h"
 
 namespace qpruner::server {
@@ -23,7 +23,7 @@ inline constexpr int64_t kArtifactChunkBytes = int64_t{1} << 20;
 // itself when gRPC is done with it; the arguments must live until then.
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
-    StreamExecutor& executor, std::function<absl::Status()> admit,
+    CallbackExecutor& executor, std::function<absl::Status()> admit,
     std::unique_ptr<DownloadLimit::Place> place);
 
 }  // namespace qpruner::server

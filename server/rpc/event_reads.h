@@ -21,7 +21,7 @@
 #include "base/resource_name.h"
 #include "qpruner/v1/job.pb.h"
 #include "server/queue/watch_hub.h"
-#include "server/rpc/stream_executor.h"
+#include "server/rpc/callback_executor.h"
 #include "server/store/job_store.h"
 
 namespace qpruner::server {
@@ -62,7 +62,7 @@ class EventReads {
   // Reads that have not begun, and who waits for them.
   std::map<Key, std::vector<Done>> waiting_ ABSL_GUARDED_BY(mutex_);
   // Last: it ends before what its threads use.
-  StreamExecutor executor_;
+  CallbackExecutor executor_;
 };
 
 // Reads from the store, until the hub is closed. Both must outlive it.

@@ -23,6 +23,8 @@ constexpr int kDefaultJobPage = 50;
 constexpr int kMaxJobPage = 500;
 constexpr int kDefaultTrialPage = 100;
 constexpr int kMaxTrialPage = 1000;
+// GetJob calls that wait for a thread and a connection of the database.
+constexpr size_t kMostReads = 2048;
 
 absl::StatusOr<JobName> ParseJobName(const std::string& field, const std::string& name) {
   absl::StatusOr<JobName> parsed = JobName::Parse(name);
@@ -202,8 +204,10 @@ grpc::ServerUnaryReactor* JobServiceImpl::GetJob(grpc::CallbackServerContext* co
   };
   if (const std::optional<absl::Status> read = store_.ReadAtOnce(show)) {
     finish(*read);
-  } else {
-    reads_.Add([this, show, finish] { finish(store_.Read(show)); });
+  } else if (!reads_.TryAdd([this, show, finish] { finish(store_.Read(show)); }, kMostReads)) {
+    finish(QuotaError("TOO_MANY_READS", "server",
+                      absl::StrCat("More than ", kMostReads, " reads wait for the database"),
+                      absl::Seconds(1)));
   }
   return reactor;
 }

@@ -9,9 +9,9 @@
 #include "server/auth/access_control.h"
 #include "server/queue/job_queue.h"
 #include "server/queue/watch_hub.h"
+#include "server/rpc/callback_executor.h"
 #include "server/rpc/download_limit.h"
 #include "server/rpc/event_reads.h"
-#include "server/rpc/stream_executor.h"
 #include "server/store/job_store.h"
 #include "server/validation/job_validation.h"
 
@@ -29,7 +29,7 @@ class JobServiceImpl final : public JobServiceBase {
  public:
   JobServiceImpl(JobValidationOptions validation, std::string version, JobQueue& queue,
                  JobStore& store, ArtifactStore& artifacts, WatchHub& watches, EventReads& events,
-                 StreamExecutor& downloads, StreamExecutor& reads, AccessControl& access)
+                 CallbackExecutor& downloads, CallbackExecutor& reads, AccessControl& access)
       : validation_(std::move(validation)),
         version_(std::move(version)),
         access_(access),
@@ -98,8 +98,8 @@ class JobServiceImpl final : public JobServiceBase {
   ArtifactStore& artifacts_;
   WatchHub& watches_;
   EventReads& events_;
-  StreamExecutor& downloads_;
-  StreamExecutor& reads_;
+  CallbackExecutor& downloads_;
+  CallbackExecutor& reads_;
   // Far more than are served at once, and no more than the descriptors of a process and, with S3,
   // some GiB of read-ahead.
   DownloadLimit download_limit_{/*most=*/256, /*most_of_a_project=*/64};

@@ -1,8 +1,9 @@
-// A few threads for the blocking reads behind streams: reactions of gRPC's callback API must not
+// A few threads for the blocking work behind calls of gRPC's callback API, whose reactions must not
 // block.
-#ifndef QPRUNER_SERVER_RPC_STREAM_EXECUTOR_H_
-#define QPRUNER_SERVER_RPC_STREAM_EXECUTOR_H_
+#ifndef QPRUNER_SERVER_RPC_CALLBACK_EXECUTOR_H_
+#define QPRUNER_SERVER_RPC_CALLBACK_EXECUTOR_H_
 
+#include <cstddef>
 #include <deque>
 #include <functional>
 #include <thread>
@@ -14,25 +15,32 @@
 namespace qpruner::server {
 
 // Thread-safe. Destroyed after all work that was added has run.
-class StreamExecutor {
+class CallbackExecutor {
  public:
-  explicit StreamExecutor(int thread_count) {
+  explicit CallbackExecutor(int thread_count) {
     for (int i = 0; i < thread_count; ++i) threads_.emplace_back([this] { Run(); });
   }
-  ~StreamExecutor() {
+  ~CallbackExecutor() {
     {
       absl::MutexLock lock(&mutex_);
       stopping_ = true;
     }
     for (std::thread& thread : threads_) thread.join();
   }
-  StreamExecutor(const StreamExecutor&) = delete;
-  StreamExecutor& operator=(const StreamExecutor&) = delete;
+  CallbackExecutor(const CallbackExecutor&) = delete;
+  CallbackExecutor& operator=(const CallbackExecutor&) = delete;
 
-  // Never blocks.
+  // Never blocks. For work that something else bounds.
   void Add(std::function<void()> work) {
     absl::MutexLock lock(&mutex_);
     work_.push_back(std::move(work));
+  }
+  // Never blocks. False, and `work` is dropped, if `most_waiting` wait for a thread already.
+  bool TryAdd(std::function<void()> work, size_t most_waiting) {
+    absl::MutexLock lock(&mutex_);
+    if (work_.size() >= most_waiting) return false;
+    work_.push_back(std::move(work));
+    return true;
   }
 
  private:
@@ -42,7 +50,7 @@ class StreamExecutor {
       {
         absl::MutexLock lock(&mutex_);
         mutex_.Await(absl::Condition(
-            +[](StreamExecutor* self) ABSL_EXCLUSIVE_LOCKS_REQUIRED(self->mutex_) {
+            +[](CallbackExecutor* self) ABSL_EXCLUSIVE_LOCKS_REQUIRED(self->mutex_) {
               return self->stopping_ || !self->work_.empty();
             },
             this));
@@ -62,4 +70,4 @@ class StreamExecutor {
 
 }  // namespace qpruner::server
 
-#endif  // QPRUNER_SERVER_RPC_STREAM_EXECUTOR_H_
+#endif  // QPRUNER_SERVER_RPC_CALLBACK_EXECUTOR_H_
