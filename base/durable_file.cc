@@ -42,11 +42,15 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes)
   return content;
 }
 
+std::string FileMark(const struct stat& info) {
+  return absl::StrCat(info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec, ".",
+                      info.st_mtim.tv_nsec);
+}
+
 absl::StatusOr<std::string> FileMark(const std::string& path) {
   struct stat info {};
   if (stat(path.c_str(), &info) != 0) return absl::ErrnoToStatus(errno, path);
-  return absl::StrCat(info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec, ".",
-                      info.st_mtim.tv_nsec);
+  return FileMark(info);
 }
 
 absl::Status SyncFolder(const std::string& folder) {

@@ -2,6 +2,7 @@
 #ifndef QPRUNER_BASE_DURABLE_FILE_H_
 #define QPRUNER_BASE_DURABLE_FILE_H_
 
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include <cstdint>
@@ -18,6 +19,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes)
 
 // Of inode, size and time: differs once the file was written or replaced. NOT_FOUND.
 absl::StatusOr<std::string> FileMark(const std::string& path);
+// The same of a file that was looked at already.
+std::string FileMark(const struct stat& info);
 
 // Writes aside, syncs, renames over `path`, syncs the folder. When it returns OK the content is on
 // disk. `mode`: 0600 for secrets.

@@ -1,8 +1,9 @@
-// Quantizes every linear of a model to 4 bits with GPTQ, or to nearest, and writes the dequantized
-// model as a Hugging Face folder. Prints one line of JSON: seconds and peak memory.
+// Quantizes every linear of a model to integers with GPTQ, or to nearest, and writes the
+// dequantized model as a Hugging Face folder. Prints one line of JSON: seconds and peak memory.
 //
 //   ninja -C build/release qpruner_gptq_bench
-//   build/release/bin/qpruner_gptq_bench --model FOLDER --samples FILE --output FOLDER
+//   build/release/bin/qpruner_gptq_bench --model FOLDER --samples FILE --output FOLDER --database
+//   FOLDER
 //
 // FILE: a sample a line, token ids divided by spaces. bench/gptq_peer.py runs this beside
 // llm-compressor on the same samples and measures both results with transformers.
@@ -36,7 +37,6 @@ struct Arguments {
   int bits = 4;
   int64_t group_size = 64;
   int threads = 2;
-  bool nearest = false;
 };
 
 absl::Status Run(const Arguments& arguments) {
@@ -48,7 +48,7 @@ absl::Status Run(const Arguments& arguments) {
   AnonymousPeak peak;
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<WeightDatabase> database;
-  if (!arguments.nearest) {
+  if (!arguments.database.empty()) {
     RETURN_IF_ERROR(WriteWeightDatabase(arguments.database, *source, batches, {format}, {}));
     ASSIGN_OR_RETURN(database,
                      WeightDatabase::Open(arguments.database, source->config(), {format}));
@@ -73,11 +73,11 @@ int Main(int argc, char** argv) {
   app.add_option("--model", a.model, "Hugging Face model folder")->required();
   app.add_option("--samples", a.samples, "token ids, a sample a line")->required();
   app.add_option("--output", a.output, "folder of the dequantized model, float32")->required();
-  app.add_option("--database", a.database, "folder of the packed weights; needed for GPTQ");
+  app.add_option("--database", a.database,
+                 "folder of GPTQ's packed weights; without it: to nearest");
   app.add_option("--bits", a.bits)->capture_default_str();
   app.add_option("--group-size", a.group_size)->capture_default_str();
   app.add_option("--threads", a.threads)->capture_default_str();
-  app.add_flag("--nearest", a.nearest, "round to nearest instead");
   CLI11_PARSE(app, argc, argv);
   at::set_num_threads(a.threads);
   at::NoGradGuard no_grad;

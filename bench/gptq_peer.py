@@ -7,7 +7,8 @@
 Both quantize all seven linears of every block to 4 bits in groups of 64, with zero points, act-order and damping 0.01.
 llm-compressor calibrates each block on what the quantized blocks before it give ("sequential"), QPruner on the unquantized
 model's (docs/adr/0014). Perplexity is transformers', in float32 on dequantized weights, over the first windows of TEST;
-round-to-nearest and the original stand beside. Neither time has reading or writing the model in it.
+round-to-nearest and the original stand beside. QPruner's time has reading the blocks and writing the packed weights in it,
+llm-compressor's has neither.
 
 PYTHON: of the virtual environment of tests/compat/run, with llm-compressor beside:
 pip install --no-deps llmcompressor==0.14.0.1 loguru
@@ -84,7 +85,7 @@ def main() -> None:
     samples, windows = ids(args.text, args.samples, args.length), ids(args.test, args.windows, 512)
     print(f"original: perplexity {perplexity(load(args.model), windows):.4f}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        _, model = ours(args, samples, folder, "--nearest")
+        _, model = ours(args, samples, folder)
         print(f"nearest: perplexity {perplexity(model, windows):.4f}", flush=True)
         seconds, model = ours(args, samples, folder, "--database", f"{folder}/database")
         print(f"QPruner: {seconds:.1f} s, perplexity {perplexity(model, windows):.4f}", flush=True)

@@ -235,7 +235,8 @@ class Matrix {
   }
 
   absl::StatusOr<std::unique_ptr<WeightSource>> Prune(double ratio, ImportanceMethod method) {
-    if (ratio == 0) return std::make_unique<PrunedSource>(*original_, Everything());
+    if (ratio == 0)
+      return std::make_unique<PrunedSource>(*original_, FullPlan(original_->config()));
     const PruningOptions pruning{.ratio = ratio};
     ASSIGN_OR_RETURN(
         PruningPlan plan,
@@ -244,16 +245,6 @@ class Matrix {
                         pruning));
     PrunedSource pruned(*original_, std::move(plan));
     return std::make_unique<MemoryWeightSource>(LoadIntoMemory(pruned));
-  }
-
-  PruningPlan Everything() const {
-    PruningPlan plan;
-    for (const BlockShape& shape : original_->config().blocks) {
-      BlockPlan& block = plan.blocks.emplace_back();
-      for (int64_t head = 0; head < shape.num_kv_heads; ++head) block.kv_heads.push_back(head);
-      for (int64_t i = 0; i < shape.intermediate_size; ++i) block.mlp_channels.push_back(i);
-    }
-    return plan;
   }
 
   // 4 or 8 bits for each fused group: the smallest sum of measured sensitivities within

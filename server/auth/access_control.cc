@@ -37,7 +37,7 @@ absl::StatusOr<std::string> MarkOf(const std::string& path) {
     return absl::FailedPreconditionError(
         absl::StrCat(path, ": others than its owner may write it; chmod go-w"));
   }
-  return FileMark(path);
+  return FileMark(info);
 }
 
 void WriteLine(const grpc::ServerContextBase& context, absl::string_view caller,

@@ -54,7 +54,7 @@ class JobChanges {
                                               absl::Time now, CommitEffects& effects)>;
   absl::Status Run(const JobName& name, Body body);
 
-  // For changes that are made otherwise.
+  // For changes that are made otherwise: to be read once for each.
   ChangeTime Now() const { return {clock_.Now(), limit_clock_.Now()}; }
   // What follows from a commit: wakes watchers and the queue's threads, drops leases of finished
   // jobs.

@@ -96,11 +96,8 @@ class JobQueueTest : public testing::Test {
     return queue_->CompleteTask(request);
   }
   void StoreContent(const std::string& content) {
-    const internal::v1::ArtifactRef ref = ArtifactOf("", content);
-    auto writer = artifacts_->Create(ref.sha256(), ref.size_bytes());
-    ASSERT_TRUE(writer.ok()) << writer.status();
-    ASSERT_TRUE((*writer)->Append(content).ok());
-    ASSERT_TRUE((*writer)->Commit().ok());
+    const absl::Status stored = server::StoreContent(*artifacts_, content);
+    ASSERT_TRUE(stored.ok()) << stored;
   }
   absl::Status Fail(const AcquireTaskResponse& held, const absl::Status& error) {
     internal::v1::CompleteTaskRequest request;

@@ -382,7 +382,7 @@ absl::Status TaskLeasing::LeaseToPolls() {
 
   size_t missed_count = 0;
   RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
-    const absl::Time now = clock_.Now();
+    const ChangeTime now = changes_.Now();
     missed_count = 0;
     std::vector<TaskRecord> held_elsewhere;
     if (store_.shared()) {
@@ -402,14 +402,14 @@ absl::Status TaskLeasing::LeaseToPolls() {
         continue;
       }
       ASSIGN_OR_RETURN(std::optional<TaskRecord> task,
-                       store.TakeTask(grant.job, grant.task_id, now));
+                       store.TakeTask(grant.job, grant.task_id, now.wall));
       if (!task) {
         ++missed_count;
         continue;
       }
-      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, grant.job, changes_.Now()));
-      grant.lease.expire_time = now + options_.lease_duration;
-      RETURN_IF_ERROR(LeaseTask(store, change, *task, grant.lease, now));
+      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, grant.job, now));
+      grant.lease.expire_time = now.wall + options_.lease_duration;
+      RETURN_IF_ERROR(LeaseTask(store, change, *task, grant.lease, now.wall));
       RETURN_IF_ERROR(change.Save());
       grant.task = std::move(task);
     }

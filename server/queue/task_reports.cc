@@ -95,8 +95,8 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
   HeartbeatResponse response;
   int64_t renewal_count = 0;
   RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
-    const absl::Time now = clock_.Now();
-    ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, changes_.Now()));
+    const ChangeTime now = changes_.Now();
+    ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, name, now));
     ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(name, lease.task()));
     if (!IsCurrentLease(task, lease)) return LeaseSuperseded();
     response = Reply(change.job());
@@ -104,7 +104,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
     if (held) task.set_fraction(held->fraction);
     renewal_count = task.renewal_count() + 1;
     task.set_renewal_count(renewal_count);
-    *task.mutable_lease_expire_time() = ToTimestamp(now + options_.lease_duration);
+    *task.mutable_lease_expire_time() = ToTimestamp(now.wall + options_.lease_duration);
     RETURN_IF_ERROR(store.PutTask(task));
     if (!progress) return absl::OkStatus();
     RETURN_IF_ERROR(StoreLogs(change, request.logs()));

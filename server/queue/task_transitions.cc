@@ -68,14 +68,14 @@ absl::Status CountTrial(JobChange& change, const std::vector<v1::Trial>& trials,
                    " trials done"));
 }
 
-// Tells of the front if `measured`, which was not on it before, is on it now.
+// Tells of the front if the trial `measured`, which was not on it before, is on it now.
 absl::Status ShowFront(JobChange& change, const std::vector<v1::Trial>& trials,
-                       const v1::Trial& measured) {
+                       const std::string& measured) {
   ASSIGN_OR_RETURN(const v1::ParetoFront front,
                    BuildFront(change.record().prepare(), change.job().spec(), trials, 0));
   const bool on_it =
       std::any_of(front.points().begin(), front.points().end(),
-                  [&](const v1::ParetoPoint& point) { return point.trial() == measured.name(); });
+                  [&](const v1::ParetoPoint& point) { return point.trial() == measured; });
   return on_it ? change.ChangeFront(front) : absl::OkStatus();
 }
 
@@ -92,7 +92,7 @@ absl::Status StoreTrial(StoreTransaction& store, JobChange& change, const TaskRe
   if (result.has_test()) *trial->mutable_test_metrics() = result.test();
   *trial->mutable_end_time() = ToTimestamp(now);
   RETURN_IF_ERROR(change.PutTrial(*trial));
-  const v1::Trial measured = *trial;
+  const std::string measured = trial->name();
   const internal::v1::JobRecord& record = change.record();
   if (record.search_time_over() && !record.search_ended()) {
     // It may cancel others.

@@ -301,11 +301,9 @@ absl::StatusOr<std::vector<v1::Artifact>> SqliteTransaction::ListArtifacts(const
 absl::StatusOr<std::vector<JobName>> SqliteTransaction::UnplannedJobs() {
   return ReadNames(connection_.Prepare(
       "SELECT project, job FROM jobs INDEXED BY jobs_unfinished WHERE state IN (1, 2, 3) AND "
-      "(state = 2 OR (state = 1 AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.job_id = "
-      "jobs.id))) "
-      "ORDER BY state DESC, (SELECT priority FROM tasks WHERE tasks.job_id = jobs.id LIMIT 1) "
-      "DESC, "
-      "id"));
+      "(state = 2 OR (state = 1 AND NOT EXISTS "
+      "(SELECT 1 FROM tasks WHERE tasks.job_id = jobs.id))) ORDER BY state DESC, "
+      "(SELECT priority FROM tasks WHERE tasks.job_id = jobs.id LIMIT 1) DESC, id"));
 }
 
 absl::StatusOr<std::vector<JobName>> SqliteTransaction::StalledJobs() {

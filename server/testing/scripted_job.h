@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "base/id_generator.h"
 #include "base/sha256.h"
+#include "base/status_macros.h"
 #include "gtest/gtest.h"
 #include "qpruner/internal/v1/task.pb.h"
 #include "server/artifacts/artifact_store.h"
@@ -28,14 +29,19 @@ class CountingIds final : public IdGenerator {
   std::atomic<int64_t> next_ = 1;
 };
 
-// Puts the files of a task in place, as UploadArtifact does.
+// Puts a file in place, as UploadArtifact does.
+inline absl::Status StoreContent(ArtifactStore& artifacts, const std::string& content) {
+  ASSIGN_OR_RETURN(const auto writer,
+                   artifacts.Create(Sha256Hex(content), static_cast<int64_t>(content.size())));
+  RETURN_IF_ERROR(writer->Append(content));
+  return writer->Commit();
+}
+
+// And those of a task.
 inline void UploadOutputs(ArtifactStore& artifacts, const internal::v1::TaskSpec& task) {
   for (const std::string& path : OutputsOf(task)) {
-    const std::string content = ContentOf(path);
-    auto writer = artifacts.Create(Sha256Hex(content), static_cast<int64_t>(content.size()));
-    ASSERT_TRUE(writer.ok()) << writer.status();
-    ASSERT_TRUE((*writer)->Append(content).ok());
-    ASSERT_TRUE((*writer)->Commit().ok());
+    const absl::Status stored = StoreContent(artifacts, ContentOf(path));
+    ASSERT_TRUE(stored.ok()) << stored;
   }
 }
 

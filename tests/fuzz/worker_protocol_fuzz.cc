@@ -12,7 +12,6 @@
 #include <optional>
 #include <string>
 
-#include "absl/strings/str_cat.h"
 #include "google/protobuf/stubs/logging.h"
 #include "server/artifacts/local_artifact_store.h"
 #include "server/queue/job_queue.h"
@@ -146,9 +145,7 @@ class Arena {
 
   CompleteTaskRequest HonestAnswer(const AcquireTaskResponse& held) {
     for (const std::string& path : OutputsOf(held.task())) {
-      const std::string content = ContentOf(path);
-      auto writer = artifacts_->Create(Sha256Hex(content), static_cast<int64_t>(content.size()));
-      Check(writer.ok() && (*writer)->Append(content).ok() && (*writer)->Commit().ok());
+      Check(StoreContent(*artifacts_, ContentOf(path)).ok());
     }
     CompleteTaskRequest request;
     *request.mutable_lease() = held.lease();

@@ -39,6 +39,19 @@ std::vector<int64_t> Spread(int64_t first, int64_t last, int64_t most) {
   return values;
 }
 
+// What is wrong with the ratio or the options, whatever they come to.
+absl::Status CheckRequest(const ModelConfig& config, double parameter_ratio,
+                          const PruningOptions& options) {
+  PruningOptions checked = options;
+  checked.ratio = 0.5;  // So that the alignment is checked; no ratio is given.
+  RETURN_IF_ERROR(CheckPruning(config, checked));
+  if (!(parameter_ratio > 0 && parameter_ratio < 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pruning.parameter_ratio must be in (0, 1), not ", parameter_ratio));
+  }
+  return absl::OkStatus();
+}
+
 // The smallest one ratio for heads and channels that leaves at most `allowed` parameters.
 // INVALID_ARGUMENT: there is none.
 absl::StatusOr<std::vector<KeptCounts>> PlainPlan(const ModelConfig& config,
@@ -292,13 +305,7 @@ int64_t AllowedParameters(const ModelConfig& config, double parameter_ratio) {
 
 absl::Status CheckWidthSearch(const ModelConfig& config, double parameter_ratio,
                               const PruningOptions& options) {
-  PruningOptions checked = options;
-  checked.ratio = 0.5;  // So that the alignment is checked; no ratio is given.
-  RETURN_IF_ERROR(CheckPruning(config, checked));
-  if (!(parameter_ratio > 0 && parameter_ratio < 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pruning.parameter_ratio must be in (0, 1), not ", parameter_ratio));
-  }
+  RETURN_IF_ERROR(CheckRequest(config, parameter_ratio, options));
   return PlainPlan(config, options, AllowedParameters(config, parameter_ratio)).status();
 }
 
@@ -309,7 +316,7 @@ absl::StatusOr<WidthSearchOutcome> SearchWidths(WeightSource& source,
                                                 const PruningOptions& options,
                                                 const std::function<void(double)>& on_progress) {
   at::NoGradGuard no_grad;
-  RETURN_IF_ERROR(CheckWidthSearch(source.config(), parameter_ratio, options));
+  RETURN_IF_ERROR(CheckRequest(source.config(), parameter_ratio, options));
   RETURN_IF_ERROR(
       CheckImportance(source.config(), importance, PrunedBlocks(source.config(), options)));
   return WidthSearch(source, batches, importance,
