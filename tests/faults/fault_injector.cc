@@ -192,13 +192,16 @@ std::string FaultInjector::DamageStored() {
   const std::vector<fs::path> files = FilesBelow(fleet_.data_dir() + "/artifacts/objects");
   if (files.empty()) return ": there is none";
   const fs::path path = files[random_() % files.size()];
+  // What is kept of a damaged file would be restored last.
+  if (!damaged_.insert(path).second) return ": it is damaged already";
   const fs::path kept = absl::StrCat(fleet_.data_dir(), "/kept-", ++kept_count_);
   Damage(path, kept, random_);
   const absl::Duration damaged = Uniform(absl::Milliseconds(300), absl::Seconds(1));
   // As an operator restores it from a backup.
-  Until(damaged, [path, kept] {
+  Until(damaged, [this, path, kept] {
     std::error_code ignored;
     fs::rename(kept, path, ignored);
+    damaged_.erase(path);
   });
   return For(damaged);
 }

@@ -6,6 +6,7 @@
 #include <list>
 #include <map>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -60,6 +61,7 @@ class FaultInjector {
   std::vector<internal::v1::AcquireTaskResponse> silent_;
   int silent_count_ = 0;
   int kept_count_ = 0;
+  std::set<std::string> damaged_;  // Files of the store, until they are restored.
 };
 
 }  // namespace qpruner
