@@ -20,6 +20,8 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "docs", "results")
 TASKS = ["arc_challenge", "arc_easy", "boolq", "hellaswag", "openbook_qa", "piqa", "winogrande"]
+# Measured with answers' log-likelihoods divided by their lengths, as the papers report them.
+BY_LENGTH = {"arc_challenge", "hellaswag", "openbook_qa"}
 PRECISIONS = ["bf16", "8", "mixed", "4"]
 RECOVERIES = ["none", "lora", "loftq", "distillation"]
 RECOVERY_NAMES = {"none": "none", "lora": "LoRA", "loftq": "LoftQ", "distillation": "LoftQ + distillation"}
@@ -76,14 +78,24 @@ def size(count):
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
+def metric(task):
+    return "acc_norm" if task in BY_LENGTH else "acc"
+
+
+def accuracy(row, task):
+    """In per cent, and its standard error."""
+    scores = row["tasks"][task]
+    return 100 * scores[metric(task)], 100 * scores[metric(task) + "_stderr"]
+
+
 def average(row):
     """Mean accuracy over the tasks and the standard error of that mean, in per cent."""
-    tasks = row["tasks"].values()
-    if not tasks:
+    accuracies = [accuracy(row, task) for task in row["tasks"]]
+    if not accuracies:
         return None
-    mean = sum(task["acc"] for task in tasks) / len(tasks)
-    error = math.sqrt(sum(task["acc_stderr"] ** 2 for task in tasks)) / len(tasks)
-    return 100 * mean, 100 * error
+    mean = sum(mean for mean, _ in accuracies) / len(accuracies)
+    error = math.sqrt(sum(error ** 2 for _, error in accuracies)) / len(accuracies)
+    return mean, error
 
 
 def table(header, rows):
@@ -205,9 +217,8 @@ def section(name):
         lines += [f"Accuracy in per cent ± standard error on the first {original['tasks'][tasks[0]]['items']} items of each "
                   "task, scored as lm-eval scores them without examples.", ""]
         order = ["original"] + [cell for cell in cells if cell != "original" and not cell.startswith("importance")]
-        lines += table(["", *tasks], [[cell.replace("/", ", ")] + [
-            f"{100 * cells[cell]['tasks'][task]['acc']:.0f} ± {100 * cells[cell]['tasks'][task]['acc_stderr']:.0f}"
-            for task in tasks] for cell in order])
+        lines += table(["", *(f"{task}, {metric(task)}" for task in tasks)], [[cell.replace("/", ", ")] + [
+            "{:.0f} ± {:.0f}".format(*accuracy(cells[cell], task)) for task in tasks] for cell in order])
         lines.append("")
     importances = [row for cell, row in cells.items() if cell.startswith("importance")]
     if importances:

@@ -55,6 +55,7 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr int64_t kSeed = 42;
+constexpr int64_t kTaskLength = 2048;  // lm-eval's default.
 
 struct Arguments {
   std::string model;
@@ -158,7 +159,7 @@ class Matrix {
       ASSIGN_OR_RETURN(std::vector<ChoiceItem> items,
                        ReadChoiceFile(task.substr(equals + 1), {.limit = arguments_.task_items}));
       ASSIGN_OR_RETURN(ChoiceTask made, MakeChoiceTask(task.substr(0, equals), std::move(items),
-                                                       *tokenizer, arguments_.length));
+                                                       *tokenizer, kTaskLength));
       tasks_.push_back(std::move(made));
     }
     return absl::OkStatus();
@@ -211,7 +212,9 @@ class Matrix {
         const ChoiceScores scores = MeasureChoiceTask(source, task);
         row["tasks"][task.name] = {{"items", scores.items.size()},
                                    {"acc", scores.acc.mean},
-                                   {"acc_stderr", scores.acc.standard_error}};
+                                   {"acc_stderr", scores.acc.standard_error},
+                                   {"acc_norm", scores.acc_norm.mean},
+                                   {"acc_norm_stderr", scores.acc_norm.standard_error}};
       }
       return absl::OkStatus();
     }));

@@ -5,8 +5,8 @@
 
 FOLDER holds one folder an export (what engine_export_test leaves: see worker/engine/export/engine_exports_test.cc), each a
 Hugging Face folder with a documents.json: {"documents": [[token ids], ...], "perplexity": what QPruner measured}.
-transformers loads each with the library that its quantization_config names (compressed-tensors, bitsandbytes), on the
-CPU. Its perplexity is shown twice: as the engine computes (bfloat16; 8-bit bitsandbytes with LLM.int8's 8-bit
+transformers loads each with the library that its quantization_config names (compressed-tensors, bitsandbytes; or
+none), on the CPU. Its perplexity is shown twice: as the engine computes (bfloat16; 8-bit bitsandbytes with LLM.int8's 8-bit
 activations), and in float32 arithmetic on the weights as the library dequantizes them, which is what QPruner reports.
 Ends with status 1 if the latter differs by more than 0.2 %.
 """
@@ -46,8 +46,7 @@ def plain_copy(model) -> torch.nn.Module:
         if weight is not None:
             state[f"{name}.weight"] = weight
     for name, tensor in model.state_dict().items():
-        module, _, leaf = name.rpartition(".")
-        if f"{module}.weight" not in state and leaf in ("weight", "bias"):
+        if name not in state and name.rpartition(".")[2] in ("weight", "bias"):
             state[name] = tensor.float()
     config = copy.deepcopy(model.config)
     del config.quantization_config
@@ -62,12 +61,15 @@ def main() -> None:
     failed = []
     for folder in sorted(path.parent for path in pathlib.Path(sys.argv[1]).glob("*/documents.json")):
         documents, reported = export_check.read_documents(folder / "documents.json")
-        method = json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
+        if not (folder / "config.json").exists():
+            continue  # A GGUF file.
+        config = json.loads((folder / "config.json").read_text())
+        method = config.get("quantization_config", {}).get("quant_method")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         if method == "bitsandbytes":
             plain = plain_copy(model)  # Before a forward pass, which lays the weights out anew for the CPU.
         else:
-            # compressed-tensors dequantizes in the model's type by itself.
+            # compressed-tensors dequantizes in the model's type by itself; others have nothing to.
             plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         found, _ = export_check.perplexity(plain, documents)
         as_served, _ = export_check.perplexity(model, documents)

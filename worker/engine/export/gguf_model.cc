@@ -26,14 +26,9 @@ absl::Status Cannot(absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("GGUF cannot hold this model: ", what));
 }
 
-// Architecture names of llama.cpp, which reads Mistral's as Llama's.
-absl::string_view ArchitectureOf(const ModelConfig& config) {
-  return config.model_type == "mistral" ? "llama" : absl::string_view(config.model_type);
-}
-
-GgufMetadataToWrite ModelMetadata(const ModelConfig& config, const GgufModelOptions& options) {
+GgufMetadataToWrite ModelMetadata(const ModelConfig& config, absl::string_view architecture,
+                                  const GgufModelOptions& options) {
   GgufMetadataToWrite metadata;
-  const absl::string_view architecture = ArchitectureOf(config);
   const auto key = [&](absl::string_view name) { return absl::StrCat(architecture, ".", name); };
   const auto number = [&](absl::string_view name, int64_t value) {
     metadata.AddUint32(key(name), static_cast<uint32_t>(value));
@@ -92,12 +87,15 @@ std::string Encode(const at::Tensor& tensor, GgmlType type, int64_t head_dim, bo
   return bytes;
 }
 
-absl::Status CheckShapes(const ModelConfig& config) {
-  if (config.uniform()) return absl::OkStatus();
-  return Cannot(
-      "its blocks differ in shape (pruning layout PER_LAYER), and llama.cpp takes one shape for "
-      "all; "
-      "use layout UNIFORM");
+absl::StatusOr<std::string> ArchitectureThatHolds(const ModelConfig& config) {
+  if (!config.uniform()) {
+    return Cannot(
+        "its blocks differ in shape (pruning layout PER_LAYER), and llama.cpp takes one shape for "
+        "all; use layout UNIFORM");
+  }
+  absl::StatusOr<std::string> architecture = GgufArchitectureOf(config);
+  if (!architecture.ok()) return Cannot(architecture.status().message());
+  return architecture;
 }
 
 }  // namespace
@@ -110,18 +108,18 @@ GgmlType FittingType(GgmlType wanted, int64_t width) {
 }
 
 absl::Status CheckGgufModel(const ModelConfig& config, const TokenizerFiles& tokenizer) {
-  RETURN_IF_ERROR(CheckShapes(config));
+  RETURN_IF_ERROR(ArchitectureThatHolds(config).status());
   return GgufMetadataOfTokenizer(tokenizer, config.vocab_size).status();
 }
 
 absl::StatusOr<GgufModelSummary> WriteGgufModel(const std::string& path, WeightSource& source,
                                                 const GgufModelOptions& options) {
   const ModelConfig& config = source.config();
-  RETURN_IF_ERROR(CheckShapes(config));
+  ASSIGN_OR_RETURN(const std::string architecture, ArchitectureThatHolds(config));
   ASSIGN_OR_RETURN(const GgufMetadataToWrite tokenizer,
                    GgufMetadataOfTokenizer(options.tokenizer, config.vocab_size));
   RETURN_IF_ERROR(CreateFolders(std::filesystem::path(path).parent_path().string()));
-  GgufMetadataToWrite metadata = ModelMetadata(config, options);
+  GgufMetadataToWrite metadata = ModelMetadata(config, architecture, options);
   metadata.Append(tokenizer);
 
   GgufModelSummary summary;
@@ -165,7 +163,7 @@ absl::StatusOr<GgufModelSummary> WriteGgufModel(const std::string& path, WeightS
                                " weights are not a whole number of blocks of ",
                                InfoOf(wanted).block_size)];
     }
-    const bool reordered = HasReorderedRows(config.model_type, expected.name);
+    const bool reordered = HasReorderedRows(architecture, expected.name);
     add(gguf_name, type, expected.shape,
         [&tensors, name = expected.name, type, head_dim = config.head_dim, reordered] {
           return Encode(tensors.Get(name), type, head_dim, reordered);

@@ -33,6 +33,8 @@ class GgufCheckpoint : public Checkpoint {
       : Checkpoint(path, std::move(config)), file_(std::move(file)) {}
 
   absl::Status Initialize() {
+    ASSIGN_OR_RETURN(const absl::string_view architecture,
+                     file_->metadata().String("general.architecture", {}));
     std::map<std::string, CheckpointTensor> found;
     for (const auto& [gguf_name, tensor] : file_->tensors()) {
       if (gguf_name == kRopeFactorsTensor) continue;  // Part of the config.
@@ -46,7 +48,7 @@ class GgufCheckpoint : public Checkpoint {
             absl::StrCat("tensor ", gguf_name, " is a vector and must be F32, F16 or BF16, is ",
                          InfoOf(tensor.type).name));
       }
-      stored_[*name] = {tensor.type, HasReorderedRows(config().model_type, *name)};
+      stored_[*name] = {tensor.type, HasReorderedRows(architecture, *name)};
       found.emplace(*name, CheckpointTensor{
                                .dtype = DTypeOf(tensor.type),
                                .shape = tensor.shape,

@@ -35,6 +35,12 @@ constexpr Architecture kArchitectures[] = {
     {"qwen2", "qwen2", "Qwen2ForCausalLM"},
     {"qwen3", "qwen3", "Qwen3ForCausalLM"},
 };
+// Null if there is none.
+const Architecture* FindArchitecture(absl::string_view gguf) {
+  const auto* found = std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
+                                   [&](const Architecture& known) { return gguf == known.gguf; });
+  return found == std::end(kArchitectures) ? nullptr : found;
+}
 
 // Names within a block. GGUF's first.
 struct NamePair {
@@ -277,10 +283,30 @@ std::optional<std::string> GgufNameOf(absl::string_view hugging_face_name) {
                                                              "blk.");
 }
 
-bool HasReorderedRows(absl::string_view model_type, absl::string_view hugging_face_name) {
-  return (model_type == "llama" || model_type == "mistral") &&
-         (absl::StrContains(hugging_face_name, ".q_proj.") ||
-          absl::StrContains(hugging_face_name, ".k_proj."));
+absl::StatusOr<std::string> GgufArchitectureOf(const ModelConfig& config) {
+  const bool factors = config.rope_scaling.kind == RopeScaling::Kind::kLlama3;
+  if (config.model_type == "mistral") return "llama";
+  if (config.model_type == "qwen2") {
+    // llama.cpp takes the hidden size for Qwen2's heads together (so pruned ones do not load) and
+    // has no RoPE factors for it. Its llama has both, and biases where there are some.
+    const bool square =
+        std::all_of(config.blocks.begin(), config.blocks.end(), [&](const BlockShape& shape) {
+          return shape.num_heads * config.head_dim == config.hidden_size;
+        });
+    return square && !factors ? "qwen2" : "llama";
+  }
+  if (config.model_type == "qwen3" && config.query_key_value_bias) {
+    return absl::InvalidArgumentError("llama.cpp has no biases for Qwen3 (attention_bias)");
+  }
+  if (config.model_type == "qwen3" && factors) {
+    return absl::InvalidArgumentError("llama.cpp has no RoPE scaling llama3 for Qwen3");
+  }
+  return config.model_type;
+}
+
+bool HasReorderedRows(absl::string_view architecture, absl::string_view hugging_face_name) {
+  return architecture == "llama" && (absl::StrContains(hugging_face_name, ".q_proj.") ||
+                                     absl::StrContains(hugging_face_name, ".k_proj."));
 }
 
 std::vector<float> Llama3RopeFactors(const RopeScaling& scaling, double rope_theta,
@@ -311,10 +337,8 @@ std::vector<float> Llama3RopeFactors(const RopeScaling& scaling, double rope_the
 absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufReader& file) {
   const GgufMetadata& metadata = file.metadata();
   ASSIGN_OR_RETURN(const absl::string_view name, metadata.String("general.architecture", {}));
-  const auto* architecture =
-      std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
-                   [&](const Architecture& known) { return name == known.gguf; });
-  if (architecture == std::end(kArchitectures)) {
+  const Architecture* architecture = FindArchitecture(name);
+  if (architecture == nullptr) {
     return Invalid("key general.architecture",
                    absl::StrCat("is not supported: ", QuotedForMessage(name),
                                 "; supported: llama (Mistral too), qwen2, qwen3"));
@@ -350,6 +374,11 @@ absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufReader& file) {
     return Invalid("tensor token_embd.weight", "is missing, or not a matrix");
   }
 
+  // Llama has all biases of attention or none: see GgufArchitectureOf.
+  if (name == "llama" && file.tensors().count("blk.0.attn_q.bias") != 0 &&
+      file.tensors().count("blk.0.attn_output.bias") == 0) {
+    architecture = FindArchitecture("qwen2");
+  }
   Json config = {{"model_type", architecture->model_type},
                  {"architectures", Json::array({architecture->class_name})},
                  {"hidden_act", "silu"},

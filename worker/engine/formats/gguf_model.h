@@ -15,13 +15,17 @@
 
 namespace qpruner::engine {
 
-// The config of the model in `file`: architectures llama (which llama.cpp uses for Mistral too),
-// qwen2 and qwen3; head counts and MLP widths shared by all blocks or one for each; RoPE scaling
-// "linear", or Llama 3's where rope_freqs.weight holds its factors; a head that is tied if there is
-// no output.weight. INVALID_ARGUMENT names the key or tensor and the rule: anything that would
-// change the computation and is not known here is refused, so that no model is read wrongly in
-// silence.
+// The config of the model in `file`: architectures llama (which llama.cpp uses for Mistral too, and
+// GgufArchitectureOf for some of Qwen2), qwen2 and qwen3; head counts and MLP widths shared by all
+// blocks or one for each; RoPE scaling "linear", or Llama 3's where rope_freqs.weight holds its
+// factors; a head that is tied if there is no output.weight. INVALID_ARGUMENT names the key or
+// tensor and the rule: anything that would change the computation and is not known here is refused,
+// so that no model is read wrongly in silence.
 absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufReader& file);
+
+// The name of the architecture that computes this model in llama.cpp: llama for Mistral, and for
+// Qwen2 where its own cannot hold it. INVALID_ARGUMENT says what none of them has.
+absl::StatusOr<std::string> GgufArchitectureOf(const ModelConfig& config);
 
 // "blk.3.attn_q.weight" <-> "model.layers.3.self_attn.q_proj.weight". nullopt: no such name.
 std::optional<std::string> HuggingFaceNameOf(absl::string_view gguf_name);
@@ -40,8 +44,8 @@ inline int64_t GgufRowOf(int64_t row, int64_t head_dim) {
   const int64_t head = row / head_dim, within = row % head_dim, half = head_dim / 2;
   return head * head_dim + 2 * (within % half) + within / half;
 }
-// True if the rows of that Hugging Face tensor are stored so for `model_type`.
-bool HasReorderedRows(absl::string_view model_type, absl::string_view hugging_face_name);
+// True if the rows of that Hugging Face tensor are stored so for an architecture of GGUF.
+bool HasReorderedRows(absl::string_view architecture, absl::string_view hugging_face_name);
 
 }  // namespace qpruner::engine
 
