@@ -4,7 +4,7 @@
 A transcription of the rules (arXiv 2305.11627 and its published code), independent of the engine: channel scores from
 whole-model gradients, group scores, local or global selection, and steps with a linear schedule between which weights
 are really deleted and scores measured again. Widths are aligned after the last step, to the nearest multiple; LLM-Pruner
-has no such rounding (alignment 1). Doubles, so that no rounding decides.
+truncates (alignment 1). Doubles, so that no rounding decides.
 """
 
 import copy
@@ -104,10 +104,10 @@ def delete(model, block, heads, channels):
         module.weight = torch.nn.Parameter(module.weight.detach().index_select(1 if name in ("o", "down") else 0, keep).clone())
 
 
-def nearest(kept, alignment):
+def aligned(kept, alignment):
     if kept >= WIDTH:
         return WIDTH
-    return min(WIDTH, alignment * max(1, math.floor(kept / alignment + 0.5)))
+    return min(WIDTH, alignment * max(1, int(kept) if alignment == 1 else math.floor(kept / alignment + 0.5)))
 
 
 def highest(scores, count):
@@ -127,8 +127,8 @@ def prune(original, samples, importance, ratio, reduction="sum", selection="loca
         if selection == "local":
             for b in range(first, last):
                 heads = max(1, KV_HEADS - math.floor(share * KV_HEADS + 1e-9))
-                channels = nearest((1 - share) * WIDTH, alignment if step == steps else 1)
-                counts[b] = [heads, max(channels, nearest((1 - ratio) * WIDTH, alignment))]
+                channels = aligned((1 - share) * WIDTH, alignment if step == steps else 1)
+                counts[b] = [heads, max(channels, aligned((1 - ratio) * WIDTH, alignment))]
         else:
             pools = [[(s, b, kind) for kind in (0, 1) for b in range(first, last) for s in scores[b][kind].tolist()]]
             if selection == "global_per_kind":
@@ -142,7 +142,7 @@ def prune(original, samples, importance, ratio, reduction="sum", selection="loca
                     counts[b][kind] = max(1, counts[b][kind] - 1)
             if step == steps:
                 for b in counts:
-                    counts[b][1] = nearest(counts[b][1], alignment)
+                    counts[b][1] = aligned(counts[b][1], alignment)
                     # What is left after earlier steps may be less than the multiple above.
                     if counts[b][1] > len(kept[b]["channels"]):
                         left = len(kept[b]["channels"])

@@ -22,6 +22,7 @@ constexpr uint64_t kMaxKeyBytes = 65'535;
 constexpr uint64_t kMaxNameBytes = 64;
 constexpr uint64_t kMaxKeys = 1'000'000;
 constexpr uint64_t kMaxTensors = 1'000'000;
+constexpr uint64_t kMaxArrayElements = uint64_t{1} << 24;
 constexpr uint32_t kMaxDimensions = 4;
 constexpr int64_t kDefaultAlignment = 32;
 constexpr int64_t kMaxAlignment = int64_t{1} << 20;
@@ -93,6 +94,11 @@ absl::StatusOr<GgufArray> TakeArray(Cursor& cursor, const std::string& what) {
     return Invalid(what, " is an array of arrays, which is not supported");
   }
   ASSIGN_OR_RETURN(const auto count, cursor.Take<uint64_t>(what));
+  // The numbers and names that are made of elements are larger than they: a file of zeros must not
+  // become many times its size.
+  if (count > kMaxArrayElements) {
+    return Invalid(what, " claims ", count, " elements, more than ", kMaxArrayElements);
+  }
   // The least that an element takes; a string has its length before it.
   const auto size = array.element_type == GgufValueType::kString
                         ? uint64_t{8}

@@ -245,6 +245,8 @@ TEST_F(GgufTest, RefusesEveryLieOfAKey) {
   EXPECT_THAT(array(0, UINT64_MAX, "x"), HasSubstr("claims 18446744073709551615 elements"));
   EXPECT_THAT(array(12, (UINT64_MAX >> 3) + 2, "x"), HasSubstr("elements"));
   EXPECT_THAT(array(8, 3, std::string(16, '\0')), HasSubstr("truncated"));
+  EXPECT_THAT(array(0, (1 << 24) + 1, std::string((1 << 24) + 1, '\0')),
+              HasSubstr("claims 16777217 elements, more than 16777216"));
   EXPECT_THAT(array(8, 1, Bytes(UINT64_MAX)), HasSubstr("claims"));
   EXPECT_THAT(array(7, 2, std::string("\x01\x02", 2)), HasSubstr("must hold 0 or 1"));
   const std::string key = Key("k", GgufValueType::kUint8, "x");

@@ -151,9 +151,13 @@ absl::Status CheckFamily(const Fields& fields, ModelConfig& config) {
 
 // RoPE in both spellings: rope_theta with rope_scaling, or rope_parameters (transformers 5).
 absl::Status ReadRope(const Fields& fields, ModelConfig& config) {
-  const Json* parameters = fields.Find("rope_parameters");
-  const Json* scaling = parameters != nullptr ? parameters : fields.Find("rope_scaling");
-  const char* name = parameters != nullptr ? "rope_parameters" : "rope_scaling";
+  const char* name = "rope_scaling";
+  const Json* scaling = fields.Find(name);
+  if (scaling == nullptr || scaling->empty()) {
+    // transformers takes rope_scaling where both are there.
+    name = "rope_parameters";
+    scaling = fields.Find(name);
+  }
   ASSIGN_OR_RETURN(config.rope_theta, fields.Number("rope_theta", 10000.0, 0, 1e12));
   if (scaling == nullptr) return absl::OkStatus();
   if (!scaling->is_object()) return Invalid(name, "must be an object");

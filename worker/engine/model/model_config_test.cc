@@ -146,6 +146,12 @@ TEST(ModelConfigTest, ReadsRopeInBothSpellings) {
     EXPECT_EQ(config->rope_scaling.kind, RopeScaling::Kind::kLlama3);
     EXPECT_EQ(config->rope_scaling.original_max_position_embeddings, 128);
   }
+  // Both: as transformers, which takes rope_scaling unless it is empty.
+  Json both = newer;
+  both["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 2.0}};
+  EXPECT_EQ(ParseModelConfig(both.dump())->rope_scaling.kind, RopeScaling::Kind::kLinear);
+  both["rope_scaling"] = Json::object();
+  EXPECT_EQ(ParseModelConfig(both.dump())->rope_scaling.kind, RopeScaling::Kind::kLlama3);
   json["rope_scaling"].erase("factor");
   EXPECT_THAT(Refusal(json), HasSubstr("rope_scaling.factor is missing"));
 }

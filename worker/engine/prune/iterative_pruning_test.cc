@@ -148,6 +148,8 @@ TEST(PublishedSizesTest, Llama7b) {
   ASSERT_EQ(ParameterCount(config), 6738415616);
   EXPECT_EQ(PrunedParameterCount(config, 0.25, 4, 30), 5422977024);
   EXPECT_EQ(PrunedParameterCount(config, 0.6, 3, 31), 3350188032);
+  // 6714.88 channels are 6714.
+  EXPECT_EQ(PrunedParameterCount(config, 0.39, 4, 30), 4712222720);
 }
 
 TEST(PublishedSizesTest, Llama3With8b) {

@@ -31,9 +31,11 @@ std::vector<int64_t> Highest(const at::Tensor& scores, int64_t kept) {
 }
 
 // The multiple of `alignment` nearest to `kept` of `width`, at least one; `width` if nothing goes.
+// Without alignment `kept` is truncated, as LLM-Pruner's int(C * (1 - ratio)), in doubles too.
 int64_t Aligned(double kept, int64_t width, int64_t alignment) {
   if (kept >= static_cast<double>(width)) return width;
-  const int64_t multiples = std::llround(kept / static_cast<double>(alignment));
+  const int64_t multiples = alignment == 1 ? static_cast<int64_t>(kept)
+                                           : std::llround(kept / static_cast<double>(alignment));
   return std::min(width, alignment * std::max<int64_t>(1, multiples));
 }
 

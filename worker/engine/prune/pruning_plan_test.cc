@@ -30,6 +30,7 @@ TEST(PruningCountsTest, MlpChannels) {
   EXPECT_EQ(KeptMlpChannels(11008, 0.25, 64), 8256);  // Exact in LLM-Pruner too.
   EXPECT_EQ(KeptMlpChannels(11008, 0.6, 64), 4416);   // 4403.2 there: odd, slow.
   EXPECT_EQ(KeptMlpChannels(172, 1.0 / 3, 32), 128);  // 114.7: 128 is nearer than 96.
+  EXPECT_EQ(KeptMlpChannels(11008, 0.39, 1), 6714);   // 6714.88: truncated, as in LLM-Pruner.
   EXPECT_EQ(KeptMlpChannels(172, 0, 32), 172);        // Nothing asked for, nothing removed.
   EXPECT_EQ(KeptMlpChannels(172, 0.99, 32), 32);      // Never to 0.
   EXPECT_EQ(KeptMlpChannels(180, 0.01, 32), 180);     // 192 would be wider than the block.
@@ -49,10 +50,10 @@ TEST(PruningPlanTest, KeepsTheHighestAscending) {
   std::vector<BlockImportance> importance(1);
   importance[0].kv_heads = at::tensor({5., 1., 3.}, at::kDouble);
   importance[0].mlp_channels = at::tensor({1., 9., 2., 9., 0., 5., 2., 7.}, at::kDouble);
-  auto plan = MakePruningPlan(config, importance, {.ratio = 0.4, .alignment = 1});
+  auto plan = MakePruningPlan(config, importance, {.ratio = 0.375, .alignment = 1});
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_THAT(plan->blocks[0].kv_heads, ElementsAre(0, 2));
-  // 4.8 -> 5; of the two scores of 2 the earlier stays.
+  // 5 stay; of the two scores of 2 the earlier stays.
   EXPECT_THAT(plan->blocks[0].mlp_channels, ElementsAre(1, 2, 3, 5, 7));
 }
 
