@@ -117,7 +117,7 @@ def main():
     for _ in range(args.rounds):
         for name, run in contestants.items():
             results[name].append(run())
-    print(f"{args.windows} windows of {args.context} tokens, bfloat16, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
+    print(f"{args.windows} windows of {args.context} tokens, bfloat16, CPU, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
     best = {name: {key: max(run[key] for run in runs) for key in ("tokens_per_second", "tokens_per_cpu_second")} for name, runs in results.items()}
     ours = best["engine"]
     for name, figures in best.items():

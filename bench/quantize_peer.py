@@ -60,7 +60,7 @@ def main() -> None:
         for name, value in ours(args.bench).items():
             if name in ours_times:
                 ours_times[name].append(value)
-    print(f"bitsandbytes {bitsandbytes.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"bitsandbytes {bitsandbytes.__version__}, torch {torch.__version__}, CPU, {torch.get_num_threads()} threads")
     print(f"{'4096 x 4096, median ms':24} {'bitsandbytes':>12} {'QPruner':>10} {'ratio':>8}")
     for name in calls:
         theirs, mine = statistics.median(theirs_times[name]), statistics.median(ours_times[name])

@@ -93,7 +93,7 @@ def main():
         with open(samples, "w") as file:
             for _ in range(args.samples):
                 print(*(generator.randrange(vocabulary) for _ in range(args.length)), file=file)
-        print(f"load {os.getloadavg()[0]:.1f}; {args.samples} samples of {args.length}, {args.method}", flush=True)
+        print(f"CPU, load {os.getloadavg()[0]:.1f}; {args.samples} samples of {args.length}, {args.method}", flush=True)
         out = subprocess.run([BENCH, "--model", args.model, "--samples", samples, "--scores", ours, "--method", args.method,
                               "--threads", str(args.threads), "--limit-mib", str(args.limit_mib)],
                              check=True, capture_output=True, text=True).stdout

@@ -1,12 +1,19 @@
 // Every walk of the engine on every device, against the same walk on the CPU in double precision.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "worker/engine/calibrate/input_moments.h"
 #include "worker/engine/evaluate/token_metrics.h"
+#include "worker/engine/finetune/adapter_start.h"
+#include "worker/engine/finetune/distillation.h"
+#include "worker/engine/finetune/trainer.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/gradient/random_model.h"
 #include "worker/engine/model/checkpoint_source.h"
@@ -15,6 +22,7 @@
 #include "worker/engine/prune/importance.h"
 #include "worker/engine/prune/pruned_source.h"
 #include "worker/engine/prune/width_search.h"
+#include "worker/engine/quantize/gptq.h"
 #include "worker/engine/quantize/quantized_source.h"
 #include "worker/engine/score/gradient_score.h"
 #include "worker/engine/score/sensitivity.h"
@@ -29,6 +37,7 @@ constexpr double kFloatTolerance = 2e-4;
 class EngineOnDeviceTest : public OnDevice {
  protected:
   EngineOnDeviceTest() {
+    at::set_num_threads(1);  // A small model: threads would only wait for each other.
     const char* folder = std::getenv("QPRUNER_SOURCE_DIR");
     checkpoint_ = *Checkpoint::Open(std::string(folder != nullptr ? folder : ".") +
                                     "/data/models/stories260k");
@@ -127,6 +136,63 @@ TEST_P(EngineOnDeviceTest, LayerScores) {
     EXPECT_NEAR(gradient[group][0], expected_gradient[group][0],
                 1e-3 * expected_gradient[group][0]);
   }
+}
+
+TEST_P(EngineOnDeviceTest, Gptq) {
+  const std::vector<Format> formats = {Format::IntegerGroup(4, 32)};
+  const auto quantize = [&](WeightSource& source) {
+    std::vector<at::Tensor> weights;
+    WalkInputMoments(
+        source, batches_, [&](int64_t, const BlockWeights& block, const InputMoments& moments) {
+          for (const LinearKind kind : {LinearKind::kQuery, LinearKind::kUp}) {
+            weights.push_back(
+                Dequantize(QuantizeGptq(block.weight[kind], moments[kind], formats).front(),
+                           at::kFloat, at::kCPU));
+          }
+        });
+    return weights;
+  };
+  const auto on_host = MakeCheckpointSource(checkpoint_, at::kCPU, at::kFloat);
+  const std::vector<at::Tensor> expected = quantize(*on_host), found = quantize(*source_);
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    // A weight between two codes may fall to the other one, and those after it make up for it.
+    const double error = (found[i] - expected[i]).norm().item<double>();
+    EXPECT_LT(error, 0.02 * expected[i].norm().item<double>()) << i;
+  }
+}
+
+TEST_P(EngineOnDeviceTest, LoftqFineTuningAndDistillation) {
+  const auto train = [&](WeightSource& source) {
+    const auto base =
+        QuantizedSource::Create(source, UniformAssignment(source.config(), Format::NormalFloat(4)));
+    AdapterStart start =
+        StartAdapter(source, **base, AdapterInit::kLoftq, 1, {.rank = 4, .alpha = 8});
+    TrainingState state = StartTraining(std::move(start.adapter));
+    std::vector<TrainingSequence> sequences;
+    const at::Tensor ids = RandomBatch({32, 32, 32, 32}, 512, 7).ids.to(at::kInt);
+    for (int64_t row = 0; row < ids.size(0); ++row) {
+      const int32_t* const first = ids[row].const_data_ptr<int32_t>();
+      sequences.push_back({.ids = {first, first + ids.size(1)}});
+    }
+    DistillationObjective objective(source, source.config().vocab_size, {.weight = 0.5});
+    const TrainerOptions options{.batch_size = 4,
+                                 .micro_batch_size = 2,
+                                 .sequence_length = 32,
+                                 .learning_rate = {.peak = 1e-3, .warmup_steps = 1, .steps = 4},
+                                 .evaluate_every = 2};
+    const absl::Status trained =
+        Train(**base, sequences, batches_, options, state, {}, &objective);
+    EXPECT_TRUE(trained.ok()) << trained;
+    return state.curve;
+  };
+  const auto on_host = MakeCheckpointSource(checkpoint_, at::kCPU, at::kFloat);
+  const auto expected = train(*on_host), found = train(*source_);
+  ASSERT_EQ(found.size(), 3u);
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_NEAR(found[i].held_out_loss, expected[i].held_out_loss, 1e-3) << i;
+  }
+  EXPECT_LT(found.back().held_out_loss, found.front().held_out_loss);
 }
 
 }  // namespace
