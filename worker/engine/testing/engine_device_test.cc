@@ -181,8 +181,7 @@ TEST_P(EngineOnDeviceTest, LoftqFineTuningAndDistillation) {
                                  .sequence_length = 32,
                                  .learning_rate = {.peak = 1e-3, .warmup_steps = 1, .steps = 4},
                                  .evaluate_every = 2};
-    const absl::Status trained =
-        Train(**base, sequences, batches_, options, state, {}, &objective);
+    const absl::Status trained = Train(**base, sequences, batches_, options, state, {}, &objective);
     EXPECT_TRUE(trained.ok()) << trained;
     return state.curve;
   };
