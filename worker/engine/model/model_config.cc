@@ -434,6 +434,9 @@ nlohmann::json ModelConfigToJson(const ModelConfig& config, absl::string_view to
     outer.num_kv_heads = std::max(outer.num_kv_heads, shape.num_kv_heads);
     outer.intermediate_size = std::max(outer.intermediate_size, shape.intermediate_size);
   }
+  // As many readers for each head of keys, which is all that a reader checks of it.
+  outer.num_heads +=
+      (outer.num_kv_heads - outer.num_heads % outer.num_kv_heads) % outer.num_kv_heads;
   json["model_type"] = config.model_type;
   for (const Family& family : kFamilies) {
     if (config.model_type == family.model_type) {

@@ -128,6 +128,17 @@ TEST(ModelConfigTest, RefusesTextThatIsNoObject) {
   EXPECT_THAT(std::string(ParseModelConfig(deep).status().message()), HasSubstr("levels deep"));
 }
 
+TEST(ModelConfigTest, BlocksWithOtherGroupsAreReadBack) {
+  ModelConfig config = *ParseModelConfig(Llama().dump());
+  config.blocks.assign(2, {.num_heads = 7, .num_kv_heads = 1, .intermediate_size = 32});
+  config.blocks[1] = {.num_heads = 4, .num_kv_heads = 2, .intermediate_size = 96};
+  Json json = ModelConfigToJson(config, "float32");
+  json["num_hidden_layers"] = 2;
+  const auto again = ParseModelConfig(json.dump());
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->blocks, config.blocks);
+}
+
 TEST(ModelConfigTest, ReadsRopeInBothSpellings) {
   Json json = Llama();
   json["rope_theta"] = 5e5;
@@ -150,6 +161,8 @@ TEST(ModelConfigTest, ReadsRopeInBothSpellings) {
   Json both = newer;
   both["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 2.0}};
   EXPECT_EQ(ParseModelConfig(both.dump())->rope_scaling.kind, RopeScaling::Kind::kLinear);
+  both["rope_scaling"] = newer["rope_parameters"];
+  EXPECT_EQ(ParseModelConfig(both.dump())->rope_theta, 5e5);
   both["rope_scaling"] = Json::object();
   EXPECT_EQ(ParseModelConfig(both.dump())->rope_scaling.kind, RopeScaling::Kind::kLlama3);
   json["rope_scaling"].erase("factor");
