@@ -27,6 +27,17 @@ from gguf_tokenizer_check import random_texts
 TOLERANCE = 1e-2
 
 
+# llama.cpp calls it for as long as the process lives.
+QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
+def load(path: pathlib.Path):
+    """None: llama.cpp does not load it."""
+    llama_cpp.llama_log_set(QUIET, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+
+
 def perplexity(model, documents: list[list[int]]) -> tuple[float, int]:
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = max(map(len, documents))
@@ -84,10 +95,7 @@ def main() -> None:
     parser.add_argument("--perplexity", type=float, required=True)
     parser.add_argument("--folder", type=pathlib.Path)
     args = parser.parse_args()
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(str(args.model).encode(), llama_cpp.llama_model_default_params())
+    model = load(args.model)
     assert model, f"llama.cpp does not load {args.model}"
     measured, count = perplexity(model, read_documents(args.ids)[0])
     difference = measured / args.perplexity - 1

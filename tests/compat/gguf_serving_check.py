@@ -7,23 +7,19 @@ FOLDER holds folders with a model.gguf and a documents.json: {"documents": [[tok
 measured}, which engine_export_test leaves (worker/engine/export/pruned_heads_test.cc). Needs llama-cpp-python: see
 gguf_export_check.py. Ends with status 1 if llama.cpp does not load one, or its perplexity differs by more than 1 %.
 """
-import ctypes
 import pathlib
 import sys
 
 import llama_cpp
 from export_check import read_documents
-from gguf_export_check import TOLERANCE, perplexity
+from gguf_export_check import TOLERANCE, load, perplexity
 
 
 def main() -> None:
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
     failed = []
     for path in sorted(pathlib.Path(sys.argv[1]).glob("*/model.gguf")):
         documents, reported = read_documents(path.parent / "documents.json")
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        model = load(path)
         if not model:
             print(f"{path.parent.name:28} is not loaded")
             failed.append(path.parent.name)

@@ -192,16 +192,15 @@ std::string FaultInjector::DamageStored() {
   const std::vector<fs::path> files = FilesBelow(fleet_.data_dir() + "/artifacts/objects");
   if (files.empty()) return ": there is none";
   const fs::path path = files[random_() % files.size()];
+  const fs::path kept = absl::StrCat(fleet_.data_dir(), "/kept-", path.filename().string());
   // What is kept of a damaged file would be restored last.
-  if (!damaged_.insert(path).second) return ": it is damaged already";
-  const fs::path kept = absl::StrCat(fleet_.data_dir(), "/kept-", ++kept_count_);
+  if (fs::exists(kept)) return ": it is damaged already";
   Damage(path, kept, random_);
   const absl::Duration damaged = Uniform(absl::Milliseconds(300), absl::Seconds(1));
   // As an operator restores it from a backup.
-  Until(damaged, [this, path, kept] {
+  Until(damaged, [path, kept] {
     std::error_code ignored;
     fs::rename(kept, path, ignored);
-    damaged_.erase(path);
   });
   return For(damaged);
 }

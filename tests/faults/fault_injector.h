@@ -6,7 +6,6 @@
 #include <list>
 #include <map>
 #include <random>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -60,8 +59,6 @@ class FaultInjector {
   absl::Time server_down_until_ = absl::InfinitePast();
   std::vector<internal::v1::AcquireTaskResponse> silent_;
   int silent_count_ = 0;
-  int kept_count_ = 0;
-  std::set<std::string> damaged_;  // Files of the store, until they are restored.
 };
 
 }  // namespace qpruner

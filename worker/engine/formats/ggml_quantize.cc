@@ -80,82 +80,49 @@ QPRUNER_INLINE void StoreFifthBits(const int* codes, char* out) {
   std::memcpy(out, &bits, sizeof(bits));
 }
 
-struct Q8_0 {
-  static QPRUNER_INLINE void Block(const float* values, char* out) {
-    const float scale = Magnitude(values) / 127;
-    const float inverse = Inverse(scale);
-    StoreScale(scale, out);
-    for (int i = 0; i < 32; ++i) out[2 + i] = static_cast<char>(Rounded(values[i] * inverse));
-  }
-};
-
-// Types of `kBits` for each of 32 weights: the value of largest magnitude gets the code 0, that is
-// -2^(kBits - 1) steps.
-template <int kBits>
-struct Symmetric {
-  static QPRUNER_INLINE void Block(const float* values, char* out) {
-    constexpr int kHalf = 1 << (kBits - 1);
-    const float scale = SignedMaximum(values) / -kHalf;
-    const float inverse = Inverse(scale);
-    int codes[32];
-    for (int i = 0; i < 32; ++i) {
-      codes[i] = Truncated(values[i] * inverse + (kHalf + 0.5f), 2 * kHalf - 1);
-    }
-    StoreScale(scale, out);
-    if (kBits == 5) StoreFifthBits(codes, out + 2);
-    StoreNibbles(codes, out + (kBits == 5 ? 6 : 2));
-  }
-};
-
-// The smallest value gets the code 0, the largest the last one.
-template <int kBits>
-struct Asymmetric {
-  static QPRUNER_INLINE void Block(const float* values, char* out) {
-    constexpr int kLast = (1 << kBits) - 1;
-    const float minimum = Minimum(values);
-    const float scale = (Maximum(values) - minimum) / kLast;
-    const float inverse = Inverse(scale);
-    int codes[32];
-    for (int i = 0; i < 32; ++i) {
-      codes[i] = Truncated((values[i] - minimum) * inverse + 0.5f, kLast);
-    }
-    StoreScale(scale, out);
-    StoreScale(minimum, out + 2);
-    if (kBits == 5) StoreFifthBits(codes, out + 4);
-    StoreNibbles(codes, out + (kBits == 5 ? 8 : 4));
-  }
-};
-
-template <typename Type>
-QPRUNER_INLINE void Blocks(const GgmlTypeInfo& info, const float* values, int64_t count,
-                           char* out) {
-  for (int64_t i = 0; i < count / info.block_size; ++i) {
-    Type::Block(values + i * info.block_size, out + i * info.block_bytes);
-  }
+QPRUNER_INLINE void BlockQ8_0(const float* values, char* out) {
+  const float scale = Magnitude(values) / 127;
+  const float inverse = Inverse(scale);
+  StoreScale(scale, out);
+  for (int i = 0; i < 32; ++i) out[2 + i] = static_cast<char>(Rounded(values[i] * inverse));
 }
 
-// A clone cannot be a template.
-QPRUNER_VECTOR_CLONES
-void BlocksOf32(GgmlType type, const float* values, int64_t count, char* out) {
-  const GgmlTypeInfo& info = InfoOf(type);
-  switch (type) {
-    case GgmlType::kQ8_0:
-      return Blocks<Q8_0>(info, values, count, out);
-    case GgmlType::kQ4_0:
-      return Blocks<Symmetric<4>>(info, values, count, out);
-    case GgmlType::kQ4_1:
-      return Blocks<Asymmetric<4>>(info, values, count, out);
-    case GgmlType::kQ5_0:
-      return Blocks<Symmetric<5>>(info, values, count, out);
-    case GgmlType::kQ5_1:
-      return Blocks<Asymmetric<5>>(info, values, count, out);
-    default:
-      return;
+// Symmetric types of `kBits`: the value of largest magnitude gets the code 0, that is -2^(kBits -
+// 1) steps.
+template <int kBits>
+QPRUNER_INLINE void BlockSymmetric(const float* values, char* out) {
+  constexpr int kHalf = 1 << (kBits - 1);
+  const float scale = SignedMaximum(values) / -kHalf;
+  const float inverse = Inverse(scale);
+  int codes[32];
+  for (int i = 0; i < 32; ++i) {
+    codes[i] = Truncated(values[i] * inverse + (kHalf + 0.5f), 2 * kHalf - 1);
   }
+  StoreScale(scale, out);
+  if (kBits == 5) StoreFifthBits(codes, out + 2);
+  StoreNibbles(codes, out + (kBits == 5 ? 6 : 2));
+}
+
+// Asymmetric types of `kBits`: the smallest value gets the code 0, the largest the last one.
+template <int kBits>
+QPRUNER_INLINE void BlockAsymmetric(const float* values, char* out) {
+  constexpr int kLast = (1 << kBits) - 1;
+  const float minimum = Minimum(values);
+  const float scale = (Maximum(values) - minimum) / kLast;
+  const float inverse = Inverse(scale);
+  int codes[32];
+  for (int i = 0; i < 32; ++i) {
+    codes[i] = Truncated((values[i] - minimum) * inverse + 0.5f, kLast);
+  }
+  StoreScale(scale, out);
+  StoreScale(minimum, out + 2);
+  if (kBits == 5) StoreFifthBits(codes, out + 4);
+  StoreNibbles(codes, out + (kBits == 5 ? 8 : 4));
 }
 
 template <void (*kBlock)(const float*, char*)>
-void BlocksOf256(const GgmlTypeInfo& info, const float* values, int64_t count, char* out) {
+QPRUNER_INLINE void Blocks(const GgmlTypeInfo& info, const float* values, int64_t count,
+                           char* out) {
   for (int64_t i = 0; i < count / info.block_size; ++i) {
     kBlock(values + i * info.block_size, out + i * info.block_bytes);
   }
@@ -169,6 +136,7 @@ void QuantizeBlockQ6_K(const float* values, char* out);
 
 bool CanQuantizeGgml(GgmlType type) { return type != GgmlType::kQ5_K; }
 
+QPRUNER_VECTOR_CLONES
 void QuantizeGgml(GgmlType type, const float* values, int64_t count, char* out) {
   const GgmlTypeInfo& info = InfoOf(type);
   switch (type) {
@@ -182,15 +150,19 @@ void QuantizeGgml(GgmlType type, const float* values, int64_t count, char* out) 
       for (int64_t i = 0; i < count; ++i) StoreU16(Bf16FromFloat(values[i]), out + 2 * i);
       return;
     case GgmlType::kQ8_0:
+      return Blocks<BlockQ8_0>(info, values, count, out);
     case GgmlType::kQ4_0:
+      return Blocks<BlockSymmetric<4>>(info, values, count, out);
     case GgmlType::kQ4_1:
+      return Blocks<BlockAsymmetric<4>>(info, values, count, out);
     case GgmlType::kQ5_0:
+      return Blocks<BlockSymmetric<5>>(info, values, count, out);
     case GgmlType::kQ5_1:
-      return BlocksOf32(type, values, count, out);
+      return Blocks<BlockAsymmetric<5>>(info, values, count, out);
     case GgmlType::kQ4_K:
-      return BlocksOf256<QuantizeBlockQ4_K>(info, values, count, out);
+      return Blocks<QuantizeBlockQ4_K>(info, values, count, out);
     case GgmlType::kQ6_K:
-      return BlocksOf256<QuantizeBlockQ6_K>(info, values, count, out);
+      return Blocks<QuantizeBlockQ6_K>(info, values, count, out);
     case GgmlType::kQ5_K:
       return;  // CanQuantizeGgml says so.
   }

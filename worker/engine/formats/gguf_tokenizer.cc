@@ -57,7 +57,6 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const GgufMetadata& metadata) {
   ASSIGN_OR_RETURN(vocabulary.tokens, metadata.Strings(kTokensKey));
   const size_t count = vocabulary.tokens.size();
   if (count == 0) return Invalid(kTokensKey, "must not be empty");
-  if (count > size_t{1} << 24) return Invalid(kTokensKey, "has too many tokens");
   vocabulary.types.assign(count, kNormal);
   if (metadata.Has(kTypesKey)) {
     ASSIGN_OR_RETURN(vocabulary.types, metadata.Integers(kTypesKey));

@@ -427,16 +427,15 @@ nlohmann::json ModelConfigToJson(const ModelConfig& config, absl::string_view to
   Json json = config.source;
   if (!json.is_object()) json = Json::object();
   // The outer values must hold every block: plain transformers then refuses a non-uniform model by
-  // shape instead of reading it wrongly.
+  // shape instead of reading it wrongly. Head counts are one block's: those of two may not divide.
   BlockShape outer;
   for (const BlockShape& shape : config.blocks) {
-    outer.num_heads = std::max(outer.num_heads, shape.num_heads);
-    outer.num_kv_heads = std::max(outer.num_kv_heads, shape.num_kv_heads);
+    if (shape.num_heads > outer.num_heads) {
+      outer.num_heads = shape.num_heads;
+      outer.num_kv_heads = shape.num_kv_heads;
+    }
     outer.intermediate_size = std::max(outer.intermediate_size, shape.intermediate_size);
   }
-  // As many readers for each head of keys, which is all that a reader checks of it.
-  outer.num_heads +=
-      (outer.num_kv_heads - outer.num_heads % outer.num_kv_heads) % outer.num_kv_heads;
   json["model_type"] = config.model_type;
   for (const Family& family : kFamilies) {
     if (config.model_type == family.model_type) {

@@ -50,7 +50,8 @@ struct PruningPlan {
 int64_t KeptKvHeads(int64_t count, double ratio);
 
 // MLP channels kept of `width`: the multiple of `alignment` nearest to (1 - ratio) width, at least
-// one multiple, at most `width`. Ratio 0 keeps `width`, multiple or not.
+// one multiple, at most `width`; with alignment 1 that product truncated, LLM-Pruner's rule. Ratio
+// 0 keeps `width`, multiple or not.
 int64_t KeptMlpChannels(int64_t width, double ratio, int64_t alignment);
 
 // INVALID_ARGUMENT names the rule that `options` break for `config`. Needs no scores, so that a bad
