@@ -239,7 +239,7 @@ def draw():
              "quantization and training, over all threads; \"wall s\" is the whole cell with its measurement, while the "
              "machine had other work too (compare CPU seconds); \"peak memory\" is the whole process's, with the "
              "original held beside.", "",
-             "Machine: CPU only, 2 cores (AMD EPYC, AVX-512), 24 GiB. One thread for SmolLM2.", ""]
+             "Machine: CPU only, 2 cores (AMD EPYC or Intel Xeon, AVX-512), 24 GiB; SmolLM2 on the AMD EPYC, one thread.", ""]
     for name in SETTINGS:
         lines += section(name)
     with open(os.path.join(ROOT, "docs", "results.md"), "w") as out:
