@@ -77,8 +77,8 @@ class JobServiceImpl final : public JobServiceBase {
     Principal caller;
     JobName job;
   };
-  absl::StatusOr<Admitted> Admit(const grpc::ServerContextBase& context, const std::string& field,
-                                 const std::string& name);
+  absl::StatusOr<Admitted> Admit(const grpc::ServerContextBase& context, absl::string_view method,
+                                 const std::string& field, const std::string& name);
 
   // CancelJob, PauseJob and ResumeJob.
   grpc::Status MoveJob(const grpc::ServerContextBase& context, absl::string_view method,
@@ -87,7 +87,7 @@ class JobServiceImpl final : public JobServiceBase {
                        v1::CompressionJob& response);
 
   // The same for streams, which themselves refuse a name that is none, together with other fields.
-  absl::Status AdmitStream(const grpc::ServerContextBase& context,
+  absl::Status AdmitStream(const grpc::ServerContextBase& context, absl::string_view method,
                            const absl::StatusOr<JobName>& job);
 
   const JobValidationOptions validation_;

@@ -97,7 +97,7 @@ absl::StatusOr<internal::v1::TaskRecord> WorkerServiceImpl::AdmitLease(
 grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext* context,
                                                const internal::v1::RegisterWorkerRequest* request,
                                                internal::v1::RegisterWorkerResponse* response) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "RegisterWorker");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   absl::Status status = CheckWorkerAccess(*caller, request->worker());
   if (status.ok()) status = queue_.RegisterWorker(*request);
@@ -111,7 +111,7 @@ grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext* context,
 grpc::ServerUnaryReactor* WorkerServiceImpl::AcquireTask(
     grpc::CallbackServerContext* context, const internal::v1::AcquireTaskRequest* request,
     internal::v1::AcquireTaskResponse* response) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "AcquireTask");
   absl::Status status = caller.status();
   if (status.ok()) status = CheckWorkerAccess(*caller, request->worker());
   if (!status.ok()) {
@@ -125,7 +125,7 @@ grpc::ServerUnaryReactor* WorkerServiceImpl::AcquireTask(
 grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext* context,
                                           const internal::v1::HeartbeatRequest* request,
                                           internal::v1::HeartbeatResponse* response) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "Heartbeat");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   // Whose lease it is costs a read, which is spared where anyone may act as any worker.
   if (caller->role != Role::kAnyone) {
@@ -141,7 +141,7 @@ grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext* context,
 grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext* context,
                                              const internal::v1::CompleteTaskRequest* request,
                                              google::protobuf::Empty*) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "CompleteTask");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   // ABORTED: a lease that is not current any more is the queue's to judge; a repeated completion is
   // fine. Whoever's lease cannot be looked up completes nothing.
@@ -155,7 +155,7 @@ grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext* context,
 grpc::Status WorkerServiceImpl::SaveCheckpoint(grpc::ServerContext* context,
                                                const internal::v1::SaveCheckpointRequest* request,
                                                google::protobuf::Empty*) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "SaveCheckpoint");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   const auto task = AdmitLease(*caller, request->lease());
   if (!task.ok()) return ToGrpcStatus(task.status());
@@ -165,7 +165,7 @@ grpc::Status WorkerServiceImpl::SaveCheckpoint(grpc::ServerContext* context,
 grpc::Status WorkerServiceImpl::UploadArtifact(
     grpc::ServerContext* context, grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
     google::protobuf::Empty*) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "UploadArtifact");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   return ToGrpcStatus(Receive(*caller, *reader));
 }
@@ -200,7 +200,7 @@ absl::Status WorkerServiceImpl::Receive(
 grpc::Status WorkerServiceImpl::FetchArtifact(
     grpc::ServerContext* context, const internal::v1::FetchArtifactRequest* request,
     grpc::ServerWriter<internal::v1::FetchArtifactResponse>* writer) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "FetchArtifact");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   return ToGrpcStatus(Send(*caller, *request, *writer));
 }
