@@ -125,7 +125,8 @@ int Main(int argc, char** argv) {
       "JSON file of projects' weights and quotas (docs/operations.md); read again when it "
       "changes");
   app.add_flag("--insecure", options.insecure,
-               "Listen beyond loopback without TLS or without tokens: for private networks");
+               "Listen beyond loopback without TLS or without tokens, and with --metrics-listen: "
+               "for private networks");
   app.add_option("--data-dir", options.data_dir, "Folder of jobs and artifacts")
       ->capture_default_str();
   app.add_option("--artifacts-dir", options.artifacts_dir,
@@ -206,6 +207,8 @@ int Main(int argc, char** argv) {
   app.add_option("--metrics-listen", options.metrics_listen,
                  "HOST:PORT of /metrics for Prometheus, or off")
       ->capture_default_str();
+  app.add_flag("--insecure-metrics", options.insecure_metrics,
+               "Let --metrics-listen be beyond loopback: whoever reaches it sees the metrics");
   app.add_option("--port-file", port_file,
                  "Write the address to this file once the server listens");
   app.add_option("--log-level", log_level, "debug, info, warning, error")

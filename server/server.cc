@@ -75,12 +75,20 @@ constexpr int kMaxCallsAConnection = 4096;
 
 }  // namespace
 
-absl::Status CheckListenAddress(const std::string& listen, bool secured, bool insecure) {
-  if (listen.empty() || absl::StartsWith(listen, "unix:")) return absl::OkStatus();
+namespace {
+
+bool IsHostAndPort(const std::string& listen) {
   const size_t colon = listen.rfind(':');
   int port = -1;
-  if (colon == std::string::npos || colon == 0 ||
-      !absl::SimpleAtoi(listen.substr(colon + 1), &port) || port < 0 || port > 65535) {
+  return colon != std::string::npos && colon != 0 &&
+         absl::SimpleAtoi(listen.substr(colon + 1), &port) && port >= 0 && port <= 65535;
+}
+
+}  // namespace
+
+absl::Status CheckListenAddress(const std::string& listen, bool secured, bool insecure) {
+  if (listen.empty() || absl::StartsWith(listen, "unix:")) return absl::OkStatus();
+  if (!IsHostAndPort(listen)) {
     return absl::InvalidArgumentError(
         absl::StrCat("--listen must be HOST:PORT with a port from 0 to 65535, or unix:PATH, is \"",
                      listen, "\""));
@@ -92,6 +100,21 @@ absl::Status CheckListenAddress(const std::string& listen, bool secured, bool in
                    "the port can read models and run jobs. Give --tls-cert, --tls-key and "
                    "--token-file, listen on 127.0.0.1 or a unix: socket, or pass --insecure if the "
                    "network is private"));
+}
+
+absl::Status CheckMetricsAddress(const std::string& listen, bool insecure) {
+  if (listen == "off") return absl::OkStatus();
+  if (!IsHostAndPort(listen)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--metrics-listen must be HOST:PORT with a port from 0 to 65535, or off, is \"", listen,
+        "\""));
+  }
+  if (IsLocalAddress(listen) || insecure) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--metrics-listen ", listen,
+                   " is not a loopback address, and /metrics answers whoever reaches the port, "
+                   "without TLS or a token. Listen on 127.0.0.1, or pass --insecure-metrics if "
+                   "only who may see metrics reaches it"));
 }
 
 absl::Status CheckQueueTimes(const JobQueueOptions& queue) {
@@ -160,6 +183,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
                                                       IdGenerator& ids) {
   RETURN_IF_ERROR(CheckListenAddress(
       options.listen, options.tls.enabled() && !options.token_file.empty(), options.insecure));
+  RETURN_IF_ERROR(
+      CheckMetricsAddress(options.metrics_listen, options.insecure || options.insecure_metrics));
   if (options.data_dir.empty()) return absl::InvalidArgumentError("--data-dir is required");
   RETURN_IF_ERROR(CheckQueueTimes(options.queue));
   if (options.local_workers < 0 || options.local_workers > 64) {
