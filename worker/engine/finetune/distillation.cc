@@ -73,7 +73,8 @@ ObjectiveCosts DistillationCosts(const ModelConfig& teacher, at::ScalarType teac
                                  at::Device device, int64_t step_tokens) {
   const auto element = static_cast<int64_t>(c10::elementSize(teacher_dtype));
   const MemoryCosts walk = EstimateMemory(teacher, {.element_bytes = element});
-  ObjectiveCosts costs{.fixed_bytes = kLogitTemporaries * kLogitsPerChunk * kFloatBytes +
+  const int64_t chunk = std::min(kLogitsPerChunk, step_tokens * teacher.vocab_size);
+  ObjectiveCosts costs{.fixed_bytes = kLogitTemporaries * chunk * kFloatBytes +
                                       teacher.vocab_size * teacher.hidden_size * element +
                                       walk.block_bytes,
                        .token_bytes = walk.position_bytes};

@@ -625,7 +625,7 @@ TEST_F(EngineTest, ImpossibleTargetsAreRefusedBeforeAnyForwardPass) {
 
 // Enough memory for all but fine-tuning: known before any work, by the field's name.
 TEST_F(EngineTest, FineTuningHonoursTheMemoryLimit) {
-  constexpr int64_t kLimit = int64_t{560} << 20;
+  constexpr int64_t kLimit = int64_t{256} << 20, kTooSmall = int64_t{224} << 20;
   TaskSpec task = Task();
   auto& spec = *task.mutable_spec();
   spec.mutable_limits()->set_device_memory_bytes(kLimit);
@@ -644,14 +644,15 @@ TEST_F(EngineTest, FineTuningHonoursTheMemoryLimit) {
 
   spec.mutable_fine_tune()->mutable_distillation()->set_weight(0.5);
   prepare.mutable_spec()->CopyFrom(spec);
-  prepare.mutable_spec()->mutable_limits()->set_device_memory_bytes(int64_t{256} << 20);
+  prepare.mutable_spec()->mutable_limits()->set_device_memory_bytes(kTooSmall);
+  log_.clear();
   const auto refused = Run(prepare, "refused");
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << refused.status();
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("fine_tune.sequence_length"));
   EXPECT_EQ(log_, "");
 
   // PREPARE had more.
-  task.mutable_spec()->mutable_limits()->set_device_memory_bytes(int64_t{256} << 20);
+  task.mutable_spec()->mutable_limits()->set_device_memory_bytes(kTooSmall);
   const auto short_of = Run(task, "finalize-again");
   EXPECT_EQ(short_of.status().code(), absl::StatusCode::kResourceExhausted) << short_of.status();
 }
