@@ -17,6 +17,7 @@
 #include "base/durable_file.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/dynamic_message.h"
+#include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "gtest/gtest.h"
 #include "proto/channel_security.h"
