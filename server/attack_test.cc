@@ -2,6 +2,7 @@
 // listed in docs/security.md, each with its test here.
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include "base/durable_file.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/dynamic_message.h"
+#include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "gtest/gtest.h"
 #include "proto/channel_security.h"
@@ -24,6 +26,7 @@
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "qpruner/v1/job_service.grpc.pb.h"
 #include "server/auth/token_table.h"
+#include "server/rpc/connection_acceptor.h"
 #include "server/server.h"
 #include "server/testing/scripted_job.h"
 #include "server/testing/test_certificates.h"
@@ -402,18 +405,58 @@ TEST_F(AttackTest, OversizedMessagesAndHeadersAreRefused) {
   EXPECT_TRUE(Answers());
 }
 
-TEST_F(AttackTest, SilentConnectionsDoNotStopTheServer) {
-  Start();
-  const std::string address = server_->address();
+// A TCP connection to 127.0.0.1 at the port of `address`.
+int ConnectTo(const std::string& address) {
   sockaddr_in to{};
   to.sin_family = AF_INET;
   to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
   to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  EXPECT_GE(fd, 0);
+  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+  return fd;
+}
+
+// gRPC's own listener never accepts again once the process is out of descriptors.
+TEST_F(AttackTest, ConnectionsBeyondTheLimitAreClosedAndOthersGoOn) {
+  ServerOptions options;
+  options.max_connections = 16;
+  Start(std::move(options));
+  ASSERT_TRUE(Answers());  // One of the sixteen.
+  std::vector<int> sockets;
+  int refused = 0;
+  for (int i = 0; i < 50; ++i) {
+    sockets.push_back(ConnectTo(server_->address()));
+    pollfd wait{.fd = sockets.back(), .events = POLLIN, .revents = 0};
+    // The server's settings frame, or the end.
+    ASSERT_EQ(poll(&wait, 1, 30'000), 1);
+    char byte;
+    refused += read(sockets.back(), &byte, 1) == 1 ? 0 : 1;
+  }
+  EXPECT_EQ(refused, 50 - 15);
+  EXPECT_TRUE(Answers());
+  for (const int fd : sockets) close(fd);
+  // A stranger to the attack finds the door open again.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  channel_ =
+      grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments);
+  jobs_ = v1::JobService::NewStub(channel_);
+  EXPECT_TRUE(Answers());
+}
+
+TEST(ConnectionsWithin, LeaveDescriptorsToTheStore) {
+  EXPECT_EQ(ConnectionsWithin(10'000, 1 << 20), 10'000);
+  EXPECT_EQ(ConnectionsWithin(10'000, 4096), 3072);
+  EXPECT_EQ(ConnectionsWithin(10'000, 1024), 512);
+  EXPECT_EQ(ConnectionsWithin(100, 1024), 100);
+}
+
+TEST_F(AttackTest, SilentConnectionsDoNotStopTheServer) {
+  Start();
   std::vector<int> sockets;
   for (int i = 0; i < 300; ++i) {
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    ASSERT_GE(fd, 0);
-    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+    const int fd = ConnectTo(server_->address());
     // Some begin a handshake that never goes on, or speak another language.
     if (i % 3 == 1) EXPECT_EQ(write(fd, "PRI * HTTP/2", 12), 12);
     if (i % 3 == 2) EXPECT_EQ(write(fd, "\x16\x03\x01\x02garbage", 11), 11);

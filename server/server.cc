@@ -1,8 +1,11 @@
 #include "server/server.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
+#include <limits>
 #include <stop_token>
 #include <thread>
 #include <utility>
@@ -32,6 +35,7 @@
 #include "server/retention/retention_sweep.h"
 #include "server/retention/retention_thread.h"
 #include "server/rpc/callback_executor.h"
+#include "server/rpc/connection_acceptor.h"
 #include "server/rpc/event_reads.h"
 #include "server/rpc/job_service.h"
 #include "server/rpc/worker_service.h"
@@ -72,6 +76,13 @@ constexpr absl::Duration kIdleShutdownGrace = absl::Milliseconds(300);
 constexpr int kMaxHeaderBytes = 8 << 10;
 // Thousands of watchers may share a proxy's connection; an honest client has a handful of calls.
 constexpr int kMaxCallsAConnection = 4096;
+
+// Files that this process may have open.
+int DescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 1024;
+  return static_cast<int>(std::min<rlim_t>(limit.rlim_cur, std::numeric_limits<int>::max()));
+}
 
 }  // namespace
 
@@ -158,6 +169,8 @@ struct Server::Parts {
   std::unique_ptr<JobServiceImpl> job_service;
   std::unique_ptr<WorkerServiceImpl> worker_service;
   std::unique_ptr<grpc::Server> grpc_server;
+  // Null: a Unix socket is listened on, or nothing.
+  std::unique_ptr<ConnectionAcceptor> connections;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint;
   std::unique_ptr<LocalWorkers> local_workers;
   std::unique_ptr<RetentionThread> retention;
@@ -254,7 +267,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   grpc::ServerBuilder builder;
   int port = 0;
   if (!p.options.listen.empty()) {
-    builder.AddListeningPort(p.options.listen, credentials, &port);
+    if (absl::StartsWith(p.options.listen, "unix:")) {
+      builder.AddListeningPort(p.options.listen, credentials, &port);
+    } else {
+      ASSIGN_OR_RETURN(
+          p.connections,
+          ConnectionAcceptor::Listen(
+              p.options.listen, ConnectionsWithin(p.options.max_connections, DescriptorLimit()),
+              credentials, builder));
+      port = p.connections->port();
+    }
   }
   // Local workers come in by a door of their own, whatever name the server's certificate has.
   const std::string side_door = absl::StrCat("unix:", p.options.data_dir, "/workers.sock");
@@ -279,8 +301,6 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              static_cast<int>(absl::ToInt64Milliseconds(kMinPingInterval)));
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  // Two servers on one port would each get half of the calls.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(p.metrics.CallCounter());
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
@@ -290,6 +310,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
     return absl::UnavailableError(
         absl::StrCat("Cannot listen on ", p.options.listen, ": is it in use?"));
   }
+  if (p.connections) p.connections->Start();
   p.address = p.options.listen;
   if (!p.address.empty() && !absl::StartsWith(p.address, "unix:")) {
     p.address = absl::StrCat(p.address.substr(0, p.address.rfind(':')), ":", port);
@@ -365,6 +386,7 @@ void Server::Shutdown() {
   p.is_shut_down = true;
   if (auto* health = p.grpc_server->GetHealthCheckService()) health->SetServingStatus(false);
   p.queue->StopLeasing();
+  if (p.connections) p.connections->Stop();
   // While their calls are still answered.
   if (p.local_workers) p.local_workers->Stop();
   p.watches.Close();

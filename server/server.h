@@ -31,6 +31,8 @@ struct ServerOptions {
   // Without TLS and tokens, everybody who reaches the port is a client and a worker: other
   // addresses than loopback and unix sockets need both of them, or this.
   bool insecure = false;
+  // Of TCP at a time; fewer where the process may not open so many files. Those beyond are closed.
+  int max_connections = 10'000;
   // Holds the SQLite store, the artifacts and the local workers' scratch. One server at a time.
   std::string data_dir;
   // Jobs in a PostgreSQL database, which several servers may share, instead of SQLite.
