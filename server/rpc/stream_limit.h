@@ -1,8 +1,8 @@
-// Bounds how many downloads are open at a time. Each holds a file or a piece of one for as long as
-// its client cares to read, so that without a bound one client could take all descriptors, or the
-// memory, of the server.
-#ifndef QPRUNER_SERVER_RPC_DOWNLOAD_LIMIT_H_
-#define QPRUNER_SERVER_RPC_DOWNLOAD_LIMIT_H_
+// Bounds how many streams of a kind are open at a time. Each holds something of the server's (a
+// thread, a file, a piece of one) for as long as its peer cares to go on, so that without a bound
+// one peer could take all of it.
+#ifndef QPRUNER_SERVER_RPC_STREAM_LIMIT_H_
+#define QPRUNER_SERVER_RPC_STREAM_LIMIT_H_
 
 #include <map>
 #include <memory>
@@ -19,58 +19,72 @@
 namespace qpruner::server {
 
 // Thread-safe.
-class DownloadLimit {
+class StreamLimit {
  public:
-  DownloadLimit(int most, int most_of_a_project)
-      : most_(most), most_of_a_project_(most_of_a_project) {}
+  struct Options {
+    // What is bounded, for people: "downloads".
+    std::string what;
+    // ErrorInfo of a refusal: "TOO_MANY_DOWNLOADS".
+    std::string reason;
+    int most = 0;
+    // Of one holder, so that none can take them all.
+    int most_of_a_holder = 0;
+  };
+  explicit StreamLimit(Options options) : options_(std::move(options)) {}
 
-  // Held by a download until it ends. The limit must outlive it.
+  // Held by a stream until it ends. The limit must outlive it.
   class Place {
    public:
-    Place(DownloadLimit& limit, std::string project)
-        : limit_(limit), project_(std::move(project)) {}
-    ~Place() { limit_.Leave(project_); }
+    Place(StreamLimit& limit, std::string holder) : limit_(limit), holder_(std::move(holder)) {}
+    ~Place() { limit_.Leave(holder_); }
     Place(const Place&) = delete;
     Place& operator=(const Place&) = delete;
 
    private:
-    DownloadLimit& limit_;
-    const std::string project_;
+    StreamLimit& limit_;
+    const std::string holder_;
   };
 
+  // `holder` names whose stream it is in a refusal: "projects/default".
   // RESOURCE_EXHAUSTED, with RetryInfo: there is none left.
-  absl::StatusOr<std::unique_ptr<Place>> Take(const std::string& project) {
+  absl::StatusOr<std::unique_ptr<Place>> Take(const std::string& holder) {
     absl::MutexLock lock(&mutex_);
-    int& of_project = by_project_[project];
-    const bool server_is_full = count_ >= most_;
-    if (server_is_full || of_project >= most_of_a_project_) {
-      if (of_project == 0) by_project_.erase(project);
-      const std::string subject = server_is_full ? "server" : absl::StrCat("projects/", project);
-      return QuotaError("TOO_MANY_DOWNLOADS", subject,
-                        absl::StrCat("Too many downloads are open at a time, at most ",
-                                     server_is_full ? most_ : most_of_a_project_, ": ", subject),
-                        absl::Seconds(1));
+    const auto found = by_holder_.find(holder);
+    const bool server_is_full = count_ >= options_.most;
+    if (server_is_full ||
+        (found != by_holder_.end() && found->second >= options_.most_of_a_holder)) {
+      const std::string subject = server_is_full ? "server" : holder;
+      return QuotaError(
+          options_.reason, subject,
+          absl::StrCat("Too many ", options_.what, " are open at a time, at most ",
+                       server_is_full ? options_.most : options_.most_of_a_holder, ": ", subject),
+          absl::Seconds(1));
     }
-    ++of_project;
+    ++by_holder_[holder];
     ++count_;
-    return std::make_unique<Place>(*this, project);
+    return std::make_unique<Place>(*this, holder);
+  }
+
+  // How many places are taken.
+  int count() {
+    absl::MutexLock lock(&mutex_);
+    return count_;
   }
 
  private:
-  void Leave(const std::string& project) {
+  void Leave(const std::string& holder) {
     absl::MutexLock lock(&mutex_);
     --count_;
-    const auto of_project = by_project_.find(project);
-    if (--of_project->second == 0) by_project_.erase(of_project);
+    const auto found = by_holder_.find(holder);
+    if (--found->second == 0) by_holder_.erase(found);
   }
 
-  const int most_;
-  const int most_of_a_project_;
+  const Options options_;
   absl::Mutex mutex_;
   int count_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::map<std::string, int> by_project_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, int> by_holder_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace qpruner::server
 
-#endif  // QPRUNER_SERVER_RPC_DOWNLOAD_LIMIT_H_
+#endif  // QPRUNER_SERVER_RPC_STREAM_LIMIT_H_
