@@ -63,17 +63,20 @@ class WorkerServiceTest : public testing::Test {
     worker.set_worker("w1");
     worker.set_incarnation("a");
     EXPECT_TRUE(queue_->RegisterWorker(worker).ok());
+    Acquire();
+  }
+  ~WorkerServiceTest() override { server_->Shutdown(); }
+
+  void Acquire() {
     internal::v1::AcquireTaskRequest poll;
     poll.set_worker("w1");
     poll.set_incarnation("a");
     std::optional<internal::v1::AcquireTaskResponse> held;
     queue_->AcquireTask(poll, [&](auto response) { held = *response; });
     if (!held) queue_->Tick();
-    EXPECT_TRUE(held && held->has_lease());
+    ASSERT_TRUE(held && held->has_lease());
     lease_ = held->lease();
   }
-  ~WorkerServiceTest() override { server_->Shutdown(); }
-
   std::string Tokens() const { return folder_.path() + "/tokens.json"; }
   std::string TokenOf(const std::string& worker) {
     return AddNewToken({.file = Tokens(), .id = worker, .role = "worker", .workers = {worker}},
@@ -229,6 +232,47 @@ TEST_F(WorkerServiceTest, AnUploadEndsWithItsToken) {
   call->stream->Write(message);
   call->stream->WritesDone();
   EXPECT_EQ(call->stream->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(WorkerServiceTest, AFetchThatIsNotReadIsEndedAndGoesOn) {
+  // More than the buffers on the way take. A checkpoint is an input of the next attempt.
+  const std::string content(64 << 20, 'x');
+  ASSERT_TRUE(StoreContent(*artifacts_, content).ok());
+  internal::v1::SaveCheckpointRequest checkpoint;
+  *checkpoint.mutable_lease() = lease_;
+  *checkpoint.mutable_ref() = ArtifactOf("checkpoint/x", content);
+  ASSERT_TRUE(queue_->SaveCheckpoint(checkpoint).ok());
+  internal::v1::CompleteTaskRequest back;
+  *back.mutable_lease() = lease_;
+  back.mutable_returned()->set_reason("draining");
+  ASSERT_TRUE(queue_->CompleteTask(back).ok());
+  Acquire();
+
+  internal::v1::FetchArtifactRequest request;
+  *request.mutable_lease() = lease_;
+  request.set_sha256(Sha256Hex(content));
+  internal::v1::FetchArtifactResponse response;
+  int64_t got = 0;
+  {
+    const auto context = As(holder_);
+    const auto stream = stub_->FetchArtifact(context.get(), request);
+    ASSERT_TRUE(stream->Read(&response));
+    while (service_->transfer_count() > 0) {
+      clock_.Advance(absl::Seconds(61));
+      peers_.Look();
+    }
+    do got += static_cast<int64_t>(response.data().size());
+    while (stream->Read(&response));
+    EXPECT_LT(got, static_cast<int64_t>(content.size()));
+    const absl::Status ended = FromGrpcStatus(stream->Finish());
+    EXPECT_TRUE(absl::IsUnavailable(ended)) << ended;
+  }
+  const auto context = As(holder_);
+  request.set_offset(got);
+  const auto stream = stub_->FetchArtifact(context.get(), request);
+  while (stream->Read(&response)) got += static_cast<int64_t>(response.data().size());
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(got, static_cast<int64_t>(content.size()));
 }
 
 TEST_F(WorkerServiceTest, AnUploadOfAnAbsurdSizeIsRefusedByName) {
