@@ -9,10 +9,14 @@
 
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_replace.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "base/durable_file.h"
 #include "gmock/gmock.h"
@@ -30,6 +34,7 @@
 #include "server/server.h"
 #include "server/testing/scripted_job.h"
 #include "server/testing/test_certificates.h"
+#include "tests/testing/simulated_clock.h"
 
 namespace qpruner::server {
 namespace {
@@ -94,13 +99,13 @@ std::unique_ptr<Message> RequestAbout(const MethodDescriptor& method, const std:
 
 class AttackTest : public testing::Test {
  protected:
-  void Start(ServerOptions options = {}) {
+  void Start(ServerOptions options = {}, Clock& clock = RealClock()) {
     options.listen = "127.0.0.1:0";
     options.data_dir = folder_.path() + "/data";
     options.metrics_listen = "off";
     options.version = "1.2.3";
     absl::StatusOr<std::unique_ptr<Server>> server =
-        Server::Start(std::move(options), RealClock(), SystemIdGenerator());
+        Server::Start(std::move(options), clock, SystemIdGenerator());
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     channel_ = OpenSecureChannel(server_->address(), {}, {}).value();
@@ -341,6 +346,14 @@ TEST_F(AttackTest, UploadsStayInTheirJob) {
     request.set_data("x");
     EXPECT_TRUE(absl::IsInvalidArgument(CallAny(channel_, upload, request, {}))) << path;
   }
+  // What nobody stores is refused before it is begun.
+  internal::v1::UploadArtifactRequest huge;
+  *huge.mutable_lease() = held.lease();
+  *huge.mutable_ref() = ArtifactOf("model/x", "x");
+  huge.mutable_ref()->set_size_bytes(int64_t{1} << 60);
+  const absl::Status refused = CallAny(channel_, upload, huge, {});
+  ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
+  EXPECT_EQ(FieldViolations(refused)[0].field, "ref.size_bytes");
   // Content that is not what its hash says is not kept.
   internal::v1::UploadArtifactRequest request;
   *request.mutable_lease() = held.lease();
@@ -467,6 +480,57 @@ TEST_F(AttackTest, SilentConnectionsDoNotStopTheServer) {
   for (const int fd : sockets) close(fd);
 }
 
+TEST_F(AttackTest, UploadsThatSendNothingAreBoundedAndEnded) {
+  SimulatedClock clock;
+  Start({}, clock);
+  struct Upload {
+    grpc::ClientContext context;
+    google::protobuf::Empty response;
+    std::unique_ptr<grpc::ClientWriter<internal::v1::UploadArtifactRequest>> stream;
+  };
+  std::vector<std::unique_ptr<Upload>> uploads;
+  for (int i = 0; i < 200; ++i) {
+    uploads.push_back(std::make_unique<Upload>());
+    Upload& upload = *uploads.back();
+    upload.stream = workers_->UploadArtifact(&upload.context, &upload.response);
+  }
+  absl::Mutex mutex;
+  int refused = 0, ended = 0;
+  std::vector<std::thread> watchers;
+  for (const auto& upload : uploads) {
+    watchers.emplace_back([&, stream = upload->stream.get()] {
+      const absl::Status status = FromGrpcStatus(stream->Finish());
+      absl::MutexLock lock(&mutex);
+      if (ErrorReason(status) == "TOO_MANY_TRANSFERS") {
+        EXPECT_TRUE(RetryDelay(status)) << status;
+        ++refused;
+      } else {
+        EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+        ++ended;
+      }
+    });
+  }
+  const auto all_refused = [&] { return refused == 200 - 128; };
+  const auto all_ended = [&] { return ended == 128; };
+  {
+    absl::MutexLock lock(&mutex);
+    mutex.Await(absl::Condition(&all_refused));
+    EXPECT_EQ(ended, 0);
+  }
+  // The others hold threads, but not all.
+  EXPECT_TRUE(Answers());
+  EXPECT_FALSE(Create().empty());
+  {
+    absl::MutexLock lock(&mutex);
+    do {
+      clock.Advance(absl::Seconds(61));
+      // Whoever had not begun to wait does by now.
+    } while (!mutex.AwaitWithTimeout(absl::Condition(&all_ended), absl::Seconds(10)));
+  }
+  for (std::thread& watcher : watchers) watcher.join();
+  EXPECT_EQ(refused, 200 - 128);
+}
+
 class TlsTest : public AttackTest {
  protected:
   std::string Write(const std::string& name, const std::string& content) {
@@ -531,6 +595,51 @@ TEST_F(TlsTest, ARenewedCertificateIsTakenUp) {
   Write("server.pem", next.certificate);
   const absl::Time deadline = absl::Now() + absl::Seconds(60);
   while (!Try(renewed).ok()) ASSERT_LT(absl::Now(), deadline) << "it was not read again";
+}
+
+TEST_F(TlsTest, AClientsRenewedCertificateIsTakenUp) {
+  ServerOptions options = TlsOptions(MakeTestCertificate("server", authority_));
+  options.tls.client_ca = Write("client-ca.pem", authority_.certificate);
+  Start(std::move(options));
+  const auto write_identity = [&](const PemPair& pair) {
+    return ChannelSecurity{.ca = Write("ca.pem", authority_.certificate),
+                           .certificate = Write("client.pem", pair.certificate),
+                           .key = Write("client.key", pair.key)};
+  };
+  // One channel all the time, as a worker has it.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 100);
+  const auto channel = OpenSecureChannel(
+      server_->address(), write_identity(MakeTestCertificate("client", foreign_)), arguments);
+  ASSERT_TRUE(channel.ok()) << channel.status();
+  const auto stub = v1::JobService::NewStub(*channel);
+  const auto list = [&] {
+    v1::ListCapabilitiesResponse response;
+    return Call(*stub, &v1::JobService::Stub::ListCapabilities, v1::ListCapabilitiesRequest(),
+                &response);
+  };
+  ASSERT_FALSE(list().ok()) << "another authority's";
+  write_identity(MakeTestCertificate("client", authority_));
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (!list().ok()) ASSERT_LT(absl::Now(), deadline) << "it was not read again";
+}
+
+TEST_F(TlsTest, AClientsBadFilesAreNamed) {
+  const std::string ca = Write("ca.pem", authority_.certificate);
+  const PemPair good = MakeTestCertificate("client", authority_);
+  const std::string certificate = Write("client.pem", good.certificate);
+  const auto refusal = [](const ChannelSecurity& security) {
+    const absl::Status status = OpenSecureChannel("127.0.0.1:1", security, {}).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal({.ca = Write("x", "no certificate")}), HasSubstr("--tls-ca"));
+  EXPECT_THAT(refusal({.ca = ca, .certificate = certificate}), HasSubstr("go together"));
+  EXPECT_THAT(refusal({.ca = ca, .certificate = certificate, .key = certificate}),
+              HasSubstr("--tls-key"));
+  EXPECT_THAT(refusal({.ca = ca, .certificate = folder_.path() + "/absent", .key = certificate}),
+              HasSubstr("--tls-cert"));
 }
 
 TEST_F(TlsTest, BadFilesAreNamedAtTheStart) {

@@ -25,6 +25,7 @@
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "proto/channel_security.h"
+#include "proto/keepalive.h"
 #include "server/artifacts/local_artifact_store.h"
 #include "server/auth/access_control.h"
 #include "server/local_workers.h"
@@ -38,6 +39,7 @@
 #include "server/rpc/connection_acceptor.h"
 #include "server/rpc/event_reads.h"
 #include "server/rpc/job_service.h"
+#include "server/rpc/peer_watchdog.h"
 #include "server/rpc/worker_service.h"
 #include "server/store/postgres_job_store.h"
 #include "server/store/sqlite_job_store.h"
@@ -50,11 +52,6 @@ namespace {
 // A result of 4096 groups with names and scores stays below 4 MiB.
 constexpr int kMaxRequestBytes = 16 << 20;
 constexpr int kMaxReplyBytes = 16 << 20;
-// Clients and workers ping at most so often (gRPC's own bound of five minutes is too long for
-// connections through NAT).
-constexpr absl::Duration kMinPingInterval = absl::Seconds(10);
-constexpr absl::Duration kKeepaliveTime = absl::Seconds(60);
-constexpr absl::Duration kKeepaliveTimeout = absl::Seconds(20);
 // Of the reads for watchers. Those of a database wait for the network.
 constexpr int kEventReadThreads = 2;
 constexpr int kEventReadThreadsOfDatabase = 8;
@@ -70,6 +67,11 @@ constexpr int kDownloadThreads = 8;
 // Of unary calls and uploads, each of which takes one while it waits for a disk; gRPC's own bound
 // is none.
 constexpr int kMaxCallThreads = 2048;
+// A peer that takes nothing, or sends nothing of what it announced, for so long has lost its
+// stream: far longer than a connection that works pauses, and a few such at a time are all there
+// are.
+constexpr absl::Duration kPeerPatience = absl::Seconds(60);
+constexpr absl::Duration kPeerLookInterval = absl::Seconds(2);
 // For a call that begins while the last thread looks whether there are any.
 constexpr absl::Duration kIdleShutdownGrace = absl::Milliseconds(300);
 // All headers of a call; ours are a token and what gRPC adds.
@@ -166,6 +168,7 @@ struct Server::Parts {
   std::unique_ptr<CallbackExecutor> downloads;
   std::unique_ptr<CallbackExecutor> reads;
   std::unique_ptr<AccessControl> access;
+  std::unique_ptr<PeerWatchdog> peers;
   std::unique_ptr<JobServiceImpl> job_service;
   std::unique_ptr<WorkerServiceImpl> worker_service;
   std::unique_ptr<grpc::Server> grpc_server;
@@ -257,10 +260,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   p.downloads = std::make_unique<CallbackExecutor>(kDownloadThreads);
   p.reads =
       std::make_unique<CallbackExecutor>(p.store->shared() ? kReadThreadsOfDatabase : kReadThreads);
-  p.job_service = std::make_unique<JobServiceImpl>(p.options.validation, p.options.version,
-                                                   *p.queue, *p.store, *p.artifacts, p.watches,
-                                                   *p.events, *p.downloads, *p.reads, *p.access);
-  p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access);
+  p.peers = std::make_unique<PeerWatchdog>(clock, kPeerPatience, kPeerLookInterval);
+  p.job_service = std::make_unique<JobServiceImpl>(
+      p.options.validation, p.options.version, *p.queue, *p.store, *p.artifacts, p.watches,
+      *p.events, *p.downloads, *p.reads, *p.access, *p.peers);
+  p.worker_service =
+      std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access, *p.peers);
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -294,13 +299,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   builder.SetMaxSendMessageSize(kMaxReplyBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxCallsAConnection);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
-                             static_cast<int>(absl::ToInt64Milliseconds(kKeepaliveTime)));
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                             static_cast<int>(absl::ToInt64Milliseconds(kKeepaliveTimeout)));
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                             static_cast<int>(absl::ToInt64Milliseconds(kMinPingInterval)));
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  SetKeepalive(builder);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(p.metrics.CallCounter());
   builder.experimental().SetInterceptorCreators(std::move(interceptors));

@@ -152,6 +152,14 @@ absl::Status DoListArtifacts(JobStore& store, const JobName& name,
   });
 }
 
+// A place for a stream about `job` that was admitted; none for a name that is none, which the
+// stream itself refuses.
+absl::StatusOr<std::unique_ptr<StreamLimit::Place>> TakePlace(StreamLimit& limit,
+                                                              const absl::StatusOr<JobName>& job) {
+  if (!job.ok()) return nullptr;
+  return limit.Take("projects/" + job->project);
+}
+
 }  // namespace
 
 absl::StatusOr<JobServiceImpl::Admitted> JobServiceImpl::Admit(
@@ -240,7 +248,9 @@ grpc::ServerWriteReactor<v1::JobEvent>* JobServiceImpl::WatchJob(
   if (absl::Status status = admit(); !status.ok()) {
     return RefusedStream<v1::JobEvent>::Start(status);
   }
-  return StartWatchStream(*request, events_, watches_, admit);
+  auto place = TakePlace(watch_limit_, JobName::Parse(request->name()));
+  if (!place.ok()) return RefusedStream<v1::JobEvent>::Start(place.status());
+  return StartWatchStream(*context, *request, events_, watches_, peers_, admit, *std::move(place));
 }
 
 grpc::Status JobServiceImpl::MoveJob(
@@ -319,16 +329,13 @@ grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* JobServiceImpl::Download
   const auto admit = [this, context, job] {
     return AdmitStream(*context, "DownloadArtifact", job);
   };
-  absl::Status status = admit();
-  std::unique_ptr<DownloadLimit::Place> place;
-  if (status.ok() && job.ok()) {
-    absl::StatusOr<std::unique_ptr<DownloadLimit::Place>> taken =
-        download_limit_.Take(job->project);
-    status = taken.status();
-    if (taken.ok()) place = *std::move(taken);
+  if (absl::Status status = admit(); !status.ok()) {
+    return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
   }
-  if (!status.ok()) return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
-  return StartDownloadStream(*request, store_, artifacts_, downloads_, admit, std::move(place));
+  auto place = TakePlace(download_limit_, job);
+  if (!place.ok()) return RefusedStream<v1::DownloadArtifactResponse>::Start(place.status());
+  return StartDownloadStream(*context, *request, store_, artifacts_, downloads_, peers_, admit,
+                             *std::move(place));
 }
 
 grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext* context,
