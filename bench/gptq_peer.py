@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--bench", default=str(ROOT / "build/release/bin/qpruner_gptq_bench"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if not torch.cuda.is_available():
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor  # llm-compressor's AWQ asks for it, whatever the device.
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     ids = lambda path, rows, length: torch.tensor(
         tokenizer(pathlib.Path(path).read_text(), add_special_tokens=False).input_ids[: rows * length]).split(length)
