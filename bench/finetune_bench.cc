@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <iostream>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "bench/anonymous_peak.h"
 #include "worker/engine/finetune/adam_w.h"
 #include "worker/engine/finetune/lora_gradients.h"
 #include "worker/engine/finetune/trainer.h"
@@ -25,7 +27,8 @@ int Main(int argc, char** argv) {
   int threads = 0;
   int64_t steps = 10, batch_size = 8, length = 256, rank = 8;
   double dropout = 0;
-  bool bfloat16 = false, streamed = false;
+  int64_t limit_mb = int64_t{1} << 20;
+  bool bfloat16 = false;
   CLI::App app("Prints milliseconds of each training step, one a line, then the last loss.");
   app.add_option("model", folder, "Folder of the model")->required();
   app.add_option("--threads", threads, "0: LibTorch's default");
@@ -34,7 +37,9 @@ int Main(int argc, char** argv) {
   app.add_option("--length", length, "Tokens a sequence")->capture_default_str();
   app.add_option("--rank", rank, "")->capture_default_str();
   app.add_option("--dropout", dropout, "")->capture_default_str();
-  app.add_flag("--streamed", streamed, "One block at a time, as where memory is short");
+  app.add_option("--memory-limit-mb", limit_mb,
+                 "Megabytes: where they are short, one block and fewer sequences at a time")
+      ->capture_default_str();
   app.add_flag("--bfloat16", bfloat16, "Compute in bfloat16");
   CLI11_PARSE(app, argc, argv);
   if (threads > 0) at::set_num_threads(threads);
@@ -49,25 +54,31 @@ int Main(int argc, char** argv) {
       source->config(), {.rank = rank, .alpha = 2.0 * static_cast<double>(rank)}, at::kCPU);
   std::vector<at::Tensor> parameters = TrainedParameters(adapter);
   const at::ScalarType dtype = bfloat16 ? at::kBFloat16 : at::kFloat;
-  auto plan = PlanTraining(source->config(), {.rank = rank,
-                                              .batch_size = batch_size,
-                                              .micro_batch_size = batch_size,
-                                              .sequence_length = length,
-                                              .objective = kCrossEntropyCosts,
-                                              .dtype = dtype,
-                                              .memory_limit_bytes = int64_t{1} << 50});
+  const auto plan = PlanTraining(source->config(), {.rank = rank,
+                                                    .batch_size = batch_size,
+                                                    .micro_batch_size = batch_size,
+                                                    .sequence_length = length,
+                                                    .objective = kCrossEntropyCosts,
+                                                    .dtype = dtype,
+                                                    .memory_limit_bytes = limit_mb * 1'000'000});
   if (!plan.ok()) {
     std::cerr << plan.status().message() << "\n";
     return 1;
   }
-  if (streamed) plan->kind = TrainingPlan::Kind::kStreamed;
+  std::cerr << plan->Describe() << "\n";
+  AnonymousPeak peak;
   LoraGradientComputer computer(*source, *plan, dtype);
   at::Generator generator = at::detail::createCPUGenerator(1);
-  TokenBatch tokens;
-  tokens.ids =
-      at::empty({batch_size, length}, at::kLong).random_(0, source->config().vocab_size, generator);
-  tokens.lengths = at::full({batch_size}, length, at::kLong);
-  const std::vector<TrainingBatch> batches = {PlainBatch(tokens)};
+  std::vector<TrainingBatch> batches;
+  for (int64_t first = 0; first < batch_size; first += plan->micro_batch_size) {
+    const int64_t count = std::min(plan->micro_batch_size, batch_size - first);
+    TokenBatch tokens;
+    tokens.ids =
+        at::empty({count, length}, at::kLong).random_(0, source->config().vocab_size, generator);
+    tokens.lengths = at::full({count}, length, at::kLong);
+    batches.push_back(PlainBatch(tokens));
+    batches.back().first_sequence = first;
+  }
   AdamWState optimizer;
   double loss = 0;
   for (int64_t step = 0; step < steps; ++step) {
@@ -80,7 +91,8 @@ int Main(int argc, char** argv) {
     std::cout << took.count() << std::endl;
     loss = found.loss;
   }
-  std::cerr << "loss " << loss << "\n";
+  std::cerr << "loss " << loss << ", peak of anonymous memory "
+            << static_cast<double>(peak.Finish()) / 1e6 << " MB\n";
   return 0;
 }
 
