@@ -136,20 +136,24 @@ S3Client::S3Client(S3Options options, std::string bucket)
   if (absl::StartsWith(endpoint_, "http://")) host_ = std::string(absl::StripSuffix(host_, ":80"));
 }
 
+std::string S3Client::Path(const std::string& key) const {
+  return key.empty() ? absl::StrCat("/", bucket_)
+                     : absl::StrCat("/", bucket_, "/", PercentEncode(key, true));
+}
+
 absl::StatusOr<HttpResponse> S3Client::SendOnce(const Call& call, const std::stop_token& stop) {
   if (stop.stop_requested()) {
     return absl::CancelledError(absl::StrCat("Stopped before talking to ", endpoint_));
   }
   AwsRequest signing{.method = call.method,
                      .host = host_,
-                     .path = absl::StrCat("/", bucket_),
+                     .path = Path(call.key),
                      .query = call.query,
                      .headers = call.headers,
                      .payload_sha256 = Sha256Hex(call.body)};
   if (call.method == "PUT" || call.method == "POST") {
     signing.headers["content-type"] = "application/octet-stream";
   }
-  if (!call.key.empty()) absl::StrAppend(&signing.path, "/", PercentEncode(call.key, true));
   HttpRequest request;
   request.method = call.method;
   request.url = absl::StrCat(endpoint_, signing.path);
@@ -350,6 +354,15 @@ absl::StatusOr<std::vector<S3Upload>> S3Client::ListUploads(const std::string& p
     call.query["key-marker"] = std::move(key);
     call.query["upload-id-marker"] = std::move(id);
   }
+}
+
+std::string S3Client::PresignGet(const std::string& key, absl::Time now,
+                                 absl::Duration lifetime) const {
+  const AwsRequest request{
+      .method = "GET", .host = host_, .path = Path(key), .payload_sha256 = kUnsignedPayload};
+  return absl::StrCat(
+      endpoint_, request.path, "?",
+      PresignedQuery(request, options_.credentials, {.region = options_.region}, now, lifetime));
 }
 
 absl::Status S3Client::Check(const std::string& prefix) {

@@ -107,6 +107,11 @@ class S3Client {
   // Uploads that were begun and neither completed nor aborted.
   absl::StatusOr<std::vector<S3Upload>> ListUploads(const std::string& prefix);
 
+  // A URL from which whoever has it may read this object, or any part of it, until `lifetime`
+  // (whole seconds) after `now`: a secret, as long as it lives. Asks nobody: the object may not be
+  // there.
+  std::string PresignGet(const std::string& key, absl::Time now, absl::Duration lifetime) const;
+
   // Checks that the bucket is there and the credentials may list it.
   absl::Status Check(const std::string& prefix);
 
@@ -129,6 +134,8 @@ class S3Client {
   absl::StatusOr<HttpResponse> SendOnce(const Call& call, const std::stop_token& stop);
   // With retries.
   absl::StatusOr<HttpResponse> Send(const Call& call);
+  // Of a key, or of the bucket if it is empty; percent-encoded.
+  std::string Path(const std::string& key) const;
 
   const S3Options options_;
   const std::string bucket_;
