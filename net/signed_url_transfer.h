@@ -1,14 +1,17 @@
-// Reads content from where a server says that it lies, instead of through the server.
-#ifndef QPRUNER_NET_SIGNED_URL_READER_H_
-#define QPRUNER_NET_SIGNED_URL_READER_H_
+// Reads content from where a server says that it lies, and writes it where it shall lie, instead of
+// through the server.
+#ifndef QPRUNER_NET_SIGNED_URL_TRANSFER_H_
+#define QPRUNER_NET_SIGNED_URL_TRANSFER_H_
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <stop_token>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -18,13 +21,14 @@
 namespace qpruner {
 
 // Thread-safe.
-class SignedUrlReader {
+class SignedUrlTransfer {
  public:
   // `clock` must outlive it.
-  explicit SignedUrlReader(Clock& clock) : clock_(clock) {}
+  explicit SignedUrlTransfer(Clock& clock) : clock_(clock) {}
 
   // Whether to ask for URLs. False for five minutes after one brought less than a MiB before it
-  // failed: a machine without a way to the storage then waits for it once, not for each file.
+  // failed, or took no content: a machine without a way to the storage then waits for it once, not
+  // for each file.
   bool usable();
   // Not usable for five minutes: what came was wrong.
   void Pause();
@@ -39,6 +43,13 @@ class SignedUrlReader {
                     const std::function<absl::Status(absl::string_view data)>& sink,
                     std::stop_token stop);
 
+  // Stores `size_bytes` that `source` gives (as HttpRequest::source does), with one PUT. Errors of
+  // `source` are returned, others as above.
+  absl::Status Write(const std::string& url, const std::map<std::string, std::string>& headers,
+                     int64_t size_bytes,
+                     const std::function<absl::StatusOr<size_t>(char* buffer, size_t size)>& source,
+                     std::stop_token stop);
+
  private:
   Clock& clock_;
   HttpClient http_;
@@ -49,4 +60,4 @@ class SignedUrlReader {
 
 }  // namespace qpruner
 
-#endif  // QPRUNER_NET_SIGNED_URL_READER_H_
+#endif  // QPRUNER_NET_SIGNED_URL_TRANSFER_H_
