@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "worker/artifact_cache.h"
 
@@ -13,11 +14,17 @@ namespace qpruner::worker {
 
 // One attempt each: the caller retries UNAVAILABLE. A stop cancels the call (CANCELLED).
 
-// Streams the artifact's bytes from `offset` on to `sink`.
+// Streams the artifact's bytes from `offset` on to `sink`. With a `url` the server may give that
+// instead, and no bytes (direct_transfer.h follows it).
 // UNAVAILABLE: the connection broke. ABORTED: the lease is stale. Codes of the sink are kept.
 absl::Status FetchArtifact(internal::v1::WorkerService::StubInterface& server,
                            const internal::v1::Lease& lease, const std::string& sha256,
-                           int64_t offset, const ArtifactCache::Sink& sink, std::stop_token stop);
+                           int64_t offset, const ArtifactCache::Sink& sink, std::stop_token stop,
+                           v1::SignedUrl* url = nullptr);
+
+// Opens the file at `path`, which the engine made, for reading; the caller closes it. INTERNAL: it
+// is not a plain file of ref's size.
+absl::StatusOr<int> OpenOutput(const internal::v1::ArtifactRef& ref, const std::string& path);
 
 // Stores the file at `path` as `ref`. DATA_LOSS: the file is not what `ref` says.
 absl::Status UploadArtifact(internal::v1::WorkerService::StubInterface& server,
