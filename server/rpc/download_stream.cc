@@ -10,6 +10,7 @@
 #include "base/status_macros.h"
 #include "proto/grpc_status.h"
 #include "proto/status_codec.h"
+#include "server/rpc/artifact_url.h"
 
 namespace qpruner::server {
 namespace {
@@ -18,15 +19,16 @@ namespace {
 // starts after the one before it has ended.
 class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifactResponse> {
  public:
-  DownloadStream(std::string name, int64_t offset, JobStore& store, ArtifactStore& artifacts,
-                 CallbackExecutor& executor, std::function<absl::Status()> admit,
-                 std::unique_ptr<DownloadLimit::Place> place)
+  DownloadStream(std::string name, int64_t offset, bool accept_url, JobStore& store,
+                 ArtifactStore& artifacts, CallbackExecutor& executor,
+                 std::function<absl::Status()> admit, std::unique_ptr<DownloadLimit::Place> place)
       : name_(std::move(name)),
         admit_(std::move(admit)),
         place_(std::move(place)),
         store_(store),
         artifacts_(artifacts),
         executor_(executor),
+        accept_url_(accept_url),
         offset_(offset) {
     executor_.Add([this] { Step(); });
   }
@@ -83,6 +85,13 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
           "OFFSET_BEYOND_END", {{"size_bytes", absl::StrCat(found->size_bytes())}});
     }
     ASSIGN_OR_RETURN(reader_, artifacts_.Open(found->sha256()));
+    if (accept_url_) {
+      if (auto url =
+              UrlInsteadOfBytes(artifacts_, found->sha256(), reader_->size_bytes(), offset_)) {
+        *chunk_.mutable_url() = *std::move(url);
+        offset_ = reader_->size_bytes();  // Nothing is left to be sent.
+      }
+    }
     *chunk_.mutable_artifact() = std::move(*found);
     return absl::OkStatus();
   }
@@ -99,6 +108,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
   JobStore& store_;
   ArtifactStore& artifacts_;
   CallbackExecutor& executor_;
+  const bool accept_url_;
   int64_t offset_;
   std::unique_ptr<ArtifactReader> reader_;
   v1::DownloadArtifactResponse chunk_;
@@ -110,8 +120,8 @@ grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
     CallbackExecutor& executor, std::function<absl::Status()> admit,
     std::unique_ptr<DownloadLimit::Place> place) {
-  return new DownloadStream(request.name(), request.offset(), store, artifacts, executor,
-                            std::move(admit), std::move(place));
+  return new DownloadStream(request.name(), request.offset(), request.accept_url(), store,
+                            artifacts, executor, std::move(admit), std::move(place));
 }
 
 }  // namespace qpruner::server

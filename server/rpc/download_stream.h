@@ -18,9 +18,10 @@ namespace qpruner::server {
 // At most this many bytes of a file in one message.
 inline constexpr int64_t kArtifactChunkBytes = int64_t{1} << 20;
 
-// Streams an artifact's bytes from request.offset() on; one chunk is in memory at a time. Before
-// each it asks `admit`, whose error ends the stream: tokens expire. `place` may be null. Deletes
-// itself when gRPC is done with it; the arguments must live until then.
+// Streams an artifact's bytes from request.offset() on, or where they lie (artifact_url.h); one
+// chunk is in memory at a time. Before each it asks `admit`, whose error ends the stream: tokens
+// expire. `place` may be null. Deletes itself when gRPC is done with it; the arguments must live
+// until then.
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
     CallbackExecutor& executor, std::function<absl::Status()> admit,
