@@ -29,7 +29,7 @@ VOLUME /var/lib/qpruner
 FROM runtime AS server
 COPY --from=build /opt/server /usr/local
 EXPOSE 7421 9464
-ENTRYPOINT ["qpruner-server", "--data-dir=/var/lib/qpruner", "--listen=0.0.0.0:7421", "--metrics-listen=0.0.0.0:9464"]
+ENTRYPOINT ["qpruner-server", "--data-dir=/var/lib/qpruner", "--listen=0.0.0.0:7421", "--metrics-listen=0.0.0.0:9464", "--insecure-metrics"]
 # Without certificates and tokens the network must be private. Arguments take the place of this one: see
 # docs/security.md for both.
 CMD ["--insecure"]

@@ -23,9 +23,9 @@ namespace {
 int Main(int argc, char** argv) {
   std::string folder;
   int threads = 0;
-  int64_t steps = 10, batch_size = 8, length = 256, rank = 8, limit_mb = 1 << 16;
+  int64_t steps = 10, batch_size = 8, length = 256, rank = 8;
   double dropout = 0;
-  bool bfloat16 = false;
+  bool bfloat16 = false, streamed = false;
   CLI::App app("Prints milliseconds of each training step, one a line, then the last loss.");
   app.add_option("model", folder, "Folder of the model")->required();
   app.add_option("--threads", threads, "0: LibTorch's default");
@@ -34,7 +34,7 @@ int Main(int argc, char** argv) {
   app.add_option("--length", length, "Tokens a sequence")->capture_default_str();
   app.add_option("--rank", rank, "")->capture_default_str();
   app.add_option("--dropout", dropout, "")->capture_default_str();
-  app.add_option("--memory-limit-mb", limit_mb, "0: streamed")->capture_default_str();
+  app.add_flag("--streamed", streamed, "One block at a time, as where memory is short");
   app.add_flag("--bfloat16", bfloat16, "Compute in bfloat16");
   CLI11_PARSE(app, argc, argv);
   if (threads > 0) at::set_num_threads(threads);
@@ -49,13 +49,19 @@ int Main(int argc, char** argv) {
       source->config(), {.rank = rank, .alpha = 2.0 * static_cast<double>(rank)}, at::kCPU);
   std::vector<at::Tensor> parameters = TrainedParameters(adapter);
   const at::ScalarType dtype = bfloat16 ? at::kBFloat16 : at::kFloat;
-  const TrainingPlan plan = PlanTraining(source->config(), {.rank = rank,
-                                                            .batch_tokens = batch_size * length,
-                                                            .objective_bytes = kCrossEntropyBytes,
-                                                            .dtype = dtype,
-                                                            .memory_limit_bytes = limit_mb << 20});
-  std::cerr << plan.Describe() << "\n";
-  LoraGradientComputer computer(*source, plan, dtype);
+  auto plan = PlanTraining(source->config(), {.rank = rank,
+                                              .batch_size = batch_size,
+                                              .micro_batch_size = batch_size,
+                                              .sequence_length = length,
+                                              .objective = kCrossEntropyCosts,
+                                              .dtype = dtype,
+                                              .memory_limit_bytes = int64_t{1} << 50});
+  if (!plan.ok()) {
+    std::cerr << plan.status().message() << "\n";
+    return 1;
+  }
+  if (streamed) plan->kind = TrainingPlan::Kind::kStreamed;
+  LoraGradientComputer computer(*source, *plan, dtype);
   at::Generator generator = at::detail::createCPUGenerator(1);
   TokenBatch tokens;
   tokens.ids =

@@ -21,6 +21,7 @@
 #include "base/status_macros.h"
 #include "bench/anonymous_peak.h"
 #include "bench/token_samples.h"
+#include "worker/engine/calibrate/activation_scaling.h"
 #include "worker/engine/calibrate/weight_database.h"
 #include "worker/engine/export/hf_model.h"
 #include "worker/engine/formats/checkpoint.h"
@@ -37,6 +38,7 @@ struct Arguments {
   int bits = 4;
   int64_t group_size = 64;
   int threads = 2;
+  bool activation_scaling = false;
 };
 
 absl::Status Run(const Arguments& arguments) {
@@ -47,15 +49,20 @@ absl::Status Run(const Arguments& arguments) {
 
   AnonymousPeak peak;
   const auto start = std::chrono::steady_clock::now();
+  std::unique_ptr<WeightSource> scaled;
+  if (arguments.activation_scaling) {
+    scaled = std::make_unique<ScaledSource>(*source,
+                                            FindActivationScaling(*source, batches, format).blocks);
+  }
+  WeightSource& model = scaled ? *scaled : *source;
   std::unique_ptr<WeightDatabase> database;
   if (!arguments.database.empty()) {
-    RETURN_IF_ERROR(WriteWeightDatabase(arguments.database, *source, batches, {format}, {}));
-    ASSIGN_OR_RETURN(database,
-                     WeightDatabase::Open(arguments.database, source->config(), {format}));
+    RETURN_IF_ERROR(WriteWeightDatabase(arguments.database, model, batches, {format}, {}));
+    ASSIGN_OR_RETURN(database, WeightDatabase::Open(arguments.database, model.config(), {format}));
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   ASSIGN_OR_RETURN(const auto quantized,
-                   QuantizedSource::Create(*source, UniformAssignment(source->config(), format),
+                   QuantizedSource::Create(model, UniformAssignment(model.config(), format),
                                            QuantizedSource::Keep::kNothing, database.get()));
   RETURN_IF_ERROR(WriteHfModel(arguments.output, *quantized,
                                {.dtype = at::kFloat, .tokenizer_from = arguments.model})
@@ -69,12 +76,13 @@ absl::Status Run(const Arguments& arguments) {
 
 int Main(int argc, char** argv) {
   Arguments a;
-  CLI::App app("Time, memory and result of GPTQ");
+  CLI::App app("Time, memory and result of GPTQ, of activation-aware scaling (AWQ), or of both");
   app.add_option("--model", a.model, "Hugging Face model folder")->required();
   app.add_option("--samples", a.samples, "token ids, a sample a line")->required();
   app.add_option("--output", a.output, "folder of the dequantized model, float32")->required();
   app.add_option("--database", a.database,
                  "folder of GPTQ's packed weights; without it: to nearest");
+  app.add_flag("--activation-scaling", a.activation_scaling, "AWQ: scales channels first");
   app.add_option("--bits", a.bits)->capture_default_str();
   app.add_option("--group-size", a.group_size)->capture_default_str();
   app.add_option("--threads", a.threads)->capture_default_str();

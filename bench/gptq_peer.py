@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times GPTQ of llm-compressor and of QPruner on the same model and samples, and measures what each leaves.
+"""Times GPTQ and AWQ of llm-compressor and of QPruner on the same model and samples, and measures what each leaves.
 
   ninja -C build/release qpruner_gptq_bench
   PYTHON bench/gptq_peer.py --model HF_FOLDER --text CALIBRATION.txt --test TEST.txt [--threads 2] [--samples 32]
@@ -7,7 +7,8 @@
 Both quantize all seven linears of every block to 4 bits in groups of 64, with zero points, act-order and damping 0.01.
 llm-compressor calibrates each block on what the quantized blocks before it give ("sequential"), QPruner on the unquantized
 model's (docs/adr/0014). Perplexity is transformers', in float32 on dequantized weights, over the first windows of TEST;
-round-to-nearest and the original stand beside. QPruner's time has reading the blocks and writing the packed weights in it,
+round-to-nearest and the original stand beside. AWQ is each one's own search of the scales (llm-compressor's takes the weights'
+magnitudes into account, too: its duo_scaling), then round-to-nearest in the same format. QPruner's time has reading the blocks and writing the packed weights in it,
 llm-compressor's has neither.
 
 PYTHON: of the virtual environment of tests/compat/run, with llm-compressor beside:
@@ -49,20 +50,30 @@ def ours(args, samples, folder, *options):
     return line["seconds"], load(output)
 
 
-def theirs(args, samples):
+def recipe_of(method):
     from compressed_tensors.quantization import ActivationOrdering, QuantizationArgs, QuantizationScheme
-    from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.gptq import GPTQModifier
 
     weights = QuantizationArgs(num_bits=4, type="int", symmetric=False, strategy="group", group_size=GROUP,
-                               actorder=ActivationOrdering.WEIGHT)
-    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    recipe = GPTQModifier(config_groups={"all": scheme}, ignore=["lm_head"], dampening_frac=DAMPING)
+                               actorder=ActivationOrdering.WEIGHT if method == "GPTQ" else None)
+    groups = {"all": QuantizationScheme(targets=["Linear"], weights=weights)}
+    if method == "GPTQ":
+        from llmcompressor.modifiers.gptq import GPTQModifier
+
+        return GPTQModifier(config_groups=groups, ignore=["lm_head"], dampening_frac=DAMPING)
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    return [AWQModifier(), QuantizationModifier(config_groups=groups, ignore=["lm_head"])]
+
+
+def theirs(args, samples, method):
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
     rows = [{"input_ids": ids.tolist(), "attention_mask": [1] * len(ids)} for ids in samples]
     model = load(args.model)
     start = time.monotonic()
-    oneshot(model=model, tokenizer=AutoTokenizer.from_pretrained(args.model), dataset=Dataset.from_list(rows), recipe=recipe,
+    oneshot(model=model, tokenizer=AutoTokenizer.from_pretrained(args.model), dataset=Dataset.from_list(rows), recipe=recipe_of(method),
             max_seq_length=len(samples[0]), num_calibration_samples=len(samples))
     return time.monotonic() - start, model
 
@@ -75,10 +86,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--windows", type=int, default=16, help="of 512 tokens")
+    parser.add_argument("--methods", nargs="+", choices=["GPTQ", "AWQ"], default=["GPTQ", "AWQ"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bench", default=str(ROOT / "build/release/bin/qpruner_gptq_bench"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if not torch.cuda.is_available():
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor  # llm-compressor's AWQ asks for it, whatever the device.
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     ids = lambda path, rows, length: torch.tensor(
         tokenizer(pathlib.Path(path).read_text(), add_special_tokens=False).input_ids[: rows * length]).split(length)
@@ -87,11 +101,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _, model = ours(args, samples, folder)
         print(f"nearest: perplexity {perplexity(model, windows):.4f}", flush=True)
-        seconds, model = ours(args, samples, folder, "--database", f"{folder}/database")
-        print(f"QPruner: {seconds:.1f} s, perplexity {perplexity(model, windows):.4f}", flush=True)
-    peer_seconds, model = theirs(args, samples)
-    print(f"llm-compressor: {peer_seconds:.1f} s, perplexity {perplexity(model, windows):.4f}; "
-          f"{peer_seconds / seconds:.2f} x the time of QPruner")
+        options = {"GPTQ": ["--database", f"{folder}/database"], "AWQ": ["--activation-scaling"]}
+        for method in args.methods:
+            seconds, model = ours(args, samples, folder, *options[method])
+            print(f"{method}, QPruner: {seconds:.1f} s, perplexity {perplexity(model, windows):.4f}", flush=True)
+            peer_seconds, model = theirs(args, samples, method)
+            print(f"{method}, llm-compressor: {peer_seconds:.1f} s, perplexity {perplexity(model, windows):.4f}; "
+                  f"{peer_seconds / seconds:.2f} x the time of QPruner", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ inline ExitCode ExitCodeOf(const absl::Status& status) {
     case absl::StatusCode::kAlreadyExists:
     case absl::StatusCode::kAborted:
       return ExitCode::kConflict;
+    case absl::StatusCode::kCancelled:
+      return ExitCode::kInterrupted;
     case absl::StatusCode::kUnauthenticated:
     case absl::StatusCode::kPermissionDenied:
       return ExitCode::kDenied;

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <utility>
@@ -117,12 +118,6 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenChannel(const std::string& ad
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
-  // Finds connections that died without a word. A server ends connections that ping more often than
-  // every five minutes, unless it is told otherwise.
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 310'000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
-  // A proxy of the environment is for the web, not for a server that was named.
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return OpenSecureChannel(address, security, arguments);
 }
 
@@ -148,10 +143,13 @@ class JobClient::Retry {
 
   // Waits and returns true if `failure` may be tried again.
   bool Again(const absl::Status& failure) {
-    const bool busy = ErrorReason(failure) == "TOO_MANY_DOWNLOADS";
+    const std::optional<absl::Duration> told = RetryDelay(failure);
+    const bool busy = absl::IsResourceExhausted(failure) && told;
     if (!absl::IsUnavailable(failure) && !busy) return false;
-    const absl::Duration delay = backoff_.Next();
-    if (client_.clock_.Monotonic() + delay - good_since_ > patience_) return false;
+    const absl::Duration delay = std::max(backoff_.Next(), told.value_or(absl::ZeroDuration()));
+    const absl::Duration patience =
+        busy ? std::max(patience_, client_.options_.busy_patience) : patience_;
+    if (client_.clock_.Monotonic() + delay - good_since_ > patience) return false;
     if (client_.options_.on_retry) client_.options_.on_retry(failure, delay);
     client_.sleeper_.SleepFor(delay, cancellation_);
     return cancellation_ == nullptr || !cancellation_->cancelled();
@@ -176,8 +174,9 @@ JobClient::JobClient(std::shared_ptr<grpc::Channel> channel, Options options, Cl
 template <typename Request, typename Response>
 absl::StatusOr<Response> JobClient::Call(grpc::Status (v1::JobService::StubInterface::*method)(
                                              grpc::ClientContext*, const Request&, Response*),
-                                         const Request& request, bool repeatable) {
-  Retry retry(*this, options_.patience, nullptr);
+                                         const Request& request, bool repeatable,
+                                         Cancellation* cancellation) {
+  Retry retry(*this, options_.patience, cancellation);
   for (;;) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + options_.call_timeout));
@@ -185,13 +184,18 @@ absl::StatusOr<Response> JobClient::Call(grpc::Status (v1::JobService::StubInter
     const grpc::Status status = ((*stub_).*method)(&context, request, &response);
     if (status.ok()) return response;
     absl::Status failure = FromGrpcStatus(status);
-    if (!repeatable || !retry.Again(failure)) return failure;
+    if (!repeatable) return failure;
+    if (retry.Again(failure)) continue;
+    if (cancellation == nullptr || !cancellation->cancelled()) return failure;
+    return absl::CancelledError(absl::StrCat("Given up: ", failure.message()));
   }
 }
 
-absl::StatusOr<v1::CompressionJob> JobClient::CreateJob(v1::CreateJobRequest request) {
+absl::StatusOr<v1::CompressionJob> JobClient::CreateJob(v1::CreateJobRequest request,
+                                                        Cancellation* cancellation) {
   if (request.request_id().empty()) request.set_request_id(SystemIdGenerator().Hex(16));
-  return Call(&v1::JobService::StubInterface::CreateJob, request, /*repeatable=*/true);
+  return Call(&v1::JobService::StubInterface::CreateJob, request, /*repeatable=*/true,
+              cancellation);
 }
 
 absl::StatusOr<v1::CompressionJob> JobClient::GetJob(const std::string& name) {

@@ -1,9 +1,11 @@
 // A client of JobService that survives what a network does: it repeats what may be repeated, and
 // resumes streams where they broke.
 //
-// Repeated after UNAVAILABLE, with back-off: reads, CreateJob (its request_id makes that safe) and
-// CancelJob, PauseJob and ResumeJob (twice is fine). Never repeated: DeleteJob, whose answer could
-// then wrongly be NOT_FOUND. No other code is repeated.
+// Repeated after UNAVAILABLE, with back-off, and after a refusal that says when to come again
+// (RESOURCE_EXHAUSTED with RetryInfo: a full queue, too many streams), after that time: reads,
+// CreateJob (its request_id makes that safe) and CancelJob, PauseJob and ResumeJob (twice is fine).
+// Never repeated: DeleteJob, whose answer could then wrongly be NOT_FOUND. No other code is
+// repeated.
 #ifndef QPRUNER_CLIENT_JOB_CLIENT_H_
 #define QPRUNER_CLIENT_JOB_CLIENT_H_
 
@@ -54,6 +56,9 @@ class JobClient {
     absl::Duration patience = absl::Seconds(5);
     // The same for WatchJob and DownloadArtifact once they have begun.
     absl::Duration stream_patience = absl::Minutes(10);
+    // How long a call waits, in all and without progress, for a server that refuses it for now. One
+    // that says it will be longer is believed at once.
+    absl::Duration busy_patience = absl::Seconds(30);
     // Of one attempt of a unary call.
     absl::Duration call_timeout = absl::Seconds(30);
     // Told of each failure that will be tried again, from the calling thread.
@@ -64,8 +69,10 @@ class JobClient {
   JobClient(std::shared_ptr<grpc::Channel> channel, Options options, Clock& clock,
             Sleeper& sleeper);
 
-  // Gives the request a request_id if it has none.
-  absl::StatusOr<v1::CompressionJob> CreateJob(v1::CreateJobRequest request);
+  // Gives the request a request_id if it has none. `cancellation` ends the waits between tries
+  // (CANCELLED), not a try.
+  absl::StatusOr<v1::CompressionJob> CreateJob(v1::CreateJobRequest request,
+                                               Cancellation* cancellation = nullptr);
   absl::StatusOr<v1::CompressionJob> GetJob(const std::string& name);
   // One page.
   absl::StatusOr<v1::ListJobsResponse> ListJobs(const v1::ListJobsRequest& request);
@@ -106,7 +113,8 @@ class JobClient {
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(grpc::Status (v1::JobService::StubInterface::*method)(
                                     grpc::ClientContext*, const Request&, Response*),
-                                const Request& request, bool repeatable);
+                                const Request& request, bool repeatable,
+                                Cancellation* cancellation = nullptr);
 
   const std::unique_ptr<v1::JobService::StubInterface> stub_;
   const Options options_;

@@ -138,11 +138,78 @@ TEST_F(JobClientTest, NeverRepeatsDeleteNorOtherCodes) {
 
 TEST_F(JobClientTest, ADownloadWaitsForItsTurn) {
   server_.service().AddArtifact("weights", "content");
-  server_.service().Fail("DownloadArtifact", 2,
-                         ToGrpcStatus(WithErrorInfo(absl::ResourceExhaustedError("many are open"),
-                                                    "TOO_MANY_DOWNLOADS")));
+  server_.service().Fail(
+      "DownloadArtifact", 2,
+      ToGrpcStatus(QuotaError("TOO_MANY_DOWNLOADS", "server", "many are open", absl::Seconds(1))));
   EXPECT_TRUE(client_.DownloadArtifact(OnlyArtifact(), (folder_ / "weights").string()).ok());
   EXPECT_EQ(server_.service().calls("DownloadArtifact"), 3);
+}
+
+TEST_F(JobClientTest, WaitsAsARefusalSays) {
+  const auto refuse = [this](const char* method, int times, absl::Duration retry_after) {
+    server_.service().Fail(
+        method, times, ToGrpcStatus(QuotaError("QUEUE_FULL", "server", "it is full", retry_after)));
+  };
+  refuse("CreateJob", 2, absl::Seconds(10));
+  ASSERT_TRUE(client_.CreateJob({}).ok());
+  EXPECT_THAT(sleeper_.slept, ElementsAre(absl::Seconds(10), absl::Seconds(10)));
+  const std::vector<v1::CreateJobRequest> sent = server_.service().created();
+  ASSERT_THAT(sent, SizeIs(3));
+  EXPECT_EQ(sent[2].request_id(), sent[0].request_id()) << "one job, however often it is asked";
+  // Half a minute in all.
+  sleeper_.slept.clear();
+  refuse("CreateJob", 1000, absl::Seconds(10));
+  const absl::Status given_up = client_.CreateJob({}).status();
+  EXPECT_EQ(given_up.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ErrorReason(given_up), "QUEUE_FULL");
+  EXPECT_THAT(sleeper_.slept, SizeIs(3));
+}
+
+TEST_F(JobClientTest, DoesNotWaitForWhatTakesLongerNorRepeatsWhatIsNotSafe) {
+  server_.service().Fail("CreateJob", 1,
+                         ToGrpcStatus(QuotaError("PROJECT_SPACE_USED_UP", "projects/default",
+                                                 "no space", absl::Minutes(5))));
+  EXPECT_EQ(client_.CreateJob({}).status().code(), absl::StatusCode::kResourceExhausted);
+  // Without a hint there is nothing to wait for.
+  server_.service().Fail("GetJob", 1, grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "no"));
+  EXPECT_EQ(client_.GetJob(kJob).status().code(), absl::StatusCode::kResourceExhausted);
+  server_.service().Fail(
+      "DeleteJob", 1,
+      ToGrpcStatus(QuotaError("TOO_MANY_READS", "server", "busy", absl::Seconds(1))));
+  EXPECT_EQ(client_.DeleteJob(kJob).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(sleeper_.slept, SizeIs(0));
+}
+
+TEST_F(JobClientTest, AWaitForABusyServerCanBeCancelled) {
+  server_.service().Fail(
+      "CreateJob", 1000,
+      ToGrpcStatus(QuotaError("QUEUE_FULL", "server", "it is full", absl::Seconds(10))));
+  Cancellation cancellation;
+  cancellation.Cancel();
+  const absl::Status status = client_.CreateJob({}, &cancellation).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("it is full"));
+  EXPECT_EQ(server_.service().calls("CreateJob"), 1);
+}
+
+TEST_F(JobClientTest, AWatchThatWasTooSlowGoesOn) {
+  server_.service().AddFault("WatchJob", {.after_messages = 3});
+  absl::Status status;
+  int seen = 0;
+  status = client_.WatchJob(kJob, 0, [&](const v1::JobEvent&) {
+    if (++seen == 3) {
+      server_.service().Fail(
+          "WatchJob", 1,
+          grpc::Status(grpc::StatusCode::UNAVAILABLE, "WATCHER_TOO_SLOW: no event was taken"));
+      server_.service().Fail(
+          "WatchJob", 1,
+          ToGrpcStatus(QuotaError("TOO_MANY_WATCHES", "server", "many", absl::Seconds(1))));
+    }
+    return true;
+  });
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(seen, last_);
+  EXPECT_EQ(server_.service().calls("WatchJob"), 4);
 }
 
 TEST_F(JobClientTest, ErrorsKeepTheirDetails) {

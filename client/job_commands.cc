@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/resource_name.h"
 #include "base/status_macros.h"
+#include "client/cancel_on_signal.h"
 #include "client/commands.h"
 #include "client/job_download.h"
 #include "client/job_file.h"
@@ -140,6 +141,14 @@ Waited Wait(Session& session, const v1::CompressionJob& job, SignalQueue& signal
   return waited;
 }
 
+// Ctrl-C ends the wait for a server that is busy or away, where `signals` takes it.
+absl::StatusOr<v1::CompressionJob> Create(Session& session, const v1::CreateJobRequest& request,
+                                          SignalQueue* signals) {
+  if (signals == nullptr) return session.client().CreateJob(request);
+  CancelOnSignal interrupt(*signals);
+  return session.client().CreateJob(request, &interrupt.cancellation());
+}
+
 }  // namespace
 
 ExitCode RunCommand(const CommandOptions& common, const RunOptions& options) {
@@ -167,7 +176,7 @@ ExitCode RunCommand(const CommandOptions& common, const RunOptions& options) {
   v1::CreateJobRequest request;
   request.set_parent(absl::StrCat("projects/", common.project));
   *request.mutable_job() = file->job;
-  absl::StatusOr<v1::CompressionJob> job = session.client().CreateJob(request);
+  absl::StatusOr<v1::CompressionJob> job = Create(session, request, signals->get());
   if (!job.ok()) return FailJob(session, job.status(), *file);
 
   FollowOptions follow;
@@ -200,7 +209,7 @@ ExitCode SubmitCommand(const CommandOptions& common, const SubmitOptions& option
   request.set_job_id(options.job_id);
   request.set_request_id(options.request_id);
   *request.mutable_job() = file->job;
-  absl::StatusOr<v1::CompressionJob> job = session.client().CreateJob(request);
+  absl::StatusOr<v1::CompressionJob> job = Create(session, request, signals.get());
   if (!job.ok()) return FailJob(session, job.status(), *file);
   if (!options.wait) {
     Print(common.json ? absl::StrCat(ToJson(*job, /*indented=*/true), "\n")

@@ -77,7 +77,9 @@ ExitCode Session::Fail(const absl::Status& status) const {
 JobClient::Options Session::ClientOptions() {
   JobClient::Options options;
   options.on_retry = [this](const absl::Status& failure, absl::Duration) {
-    notice_.Set(absl::StrCat("No connection to the server; trying again. (",
+    notice_.Set(absl::StrCat(absl::IsResourceExhausted(failure)
+                                 ? "The server is busy; trying again. ("
+                                 : "No connection to the server; trying again. (",
                              std::string(failure.message()), ")"));
   };
   return options;

@@ -16,7 +16,10 @@
 #include "base/status_macros.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
+#include "grpcpp/security/tls_certificate_provider.h"
+#include "grpcpp/security/tls_credentials_options.h"
 #include "grpcpp/support/client_interceptor.h"
+#include "proto/keepalive.h"
 
 namespace qpruner {
 namespace {
@@ -112,11 +115,22 @@ class TokenInterceptorFactory final : public ClientInterceptorFactoryInterface {
   const std::shared_ptr<TokenSource> tokens_;
 };
 
+// How often gRPC looks whether certificates have changed.
+constexpr unsigned kReloadSeconds = 5;
+
 // What `security` comes to, read from its files.
 struct Secrets {
-  std::optional<grpc::SslCredentialsOptions> tls;  // None: plain text.
+  bool tls = false;
   std::optional<std::string> token;
 };
+
+absl::Status CheckPem(const char* flag, const std::string& path, absl::string_view what) {
+  ASSIGN_OR_RETURN(const std::string content, ReadNamed(flag, path, kMaxPemBytes));
+  if (absl::StrContains(content, "-----BEGIN ") && absl::StrContains(content, what)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(flag, ": ", path, " holds no PEM ", what));
+}
 
 absl::StatusOr<Secrets> ReadSecrets(const std::string& address, const ChannelSecurity& security) {
   Secrets secrets;
@@ -127,12 +141,11 @@ absl::StatusOr<Secrets> ReadSecrets(const std::string& address, const ChannelSec
     return absl::InvalidArgumentError("--tls-cert needs --tls-ca, the server's authority");
   }
   if (!security.ca.empty()) {
-    grpc::SslCredentialsOptions& tls = secrets.tls.emplace();
-    ASSIGN_OR_RETURN(tls.pem_root_certs, ReadNamed("--tls-ca", security.ca, kMaxPemBytes));
+    secrets.tls = true;
+    RETURN_IF_ERROR(CheckPem("--tls-ca", security.ca, "CERTIFICATE"));
     if (!security.certificate.empty()) {
-      ASSIGN_OR_RETURN(tls.pem_cert_chain,
-                       ReadNamed("--tls-cert", security.certificate, kMaxPemBytes));
-      ASSIGN_OR_RETURN(tls.pem_private_key, ReadNamed("--tls-key", security.key, kMaxPemBytes));
+      RETURN_IF_ERROR(CheckPem("--tls-cert", security.certificate, "CERTIFICATE"));
+      RETURN_IF_ERROR(CheckPem("--tls-key", security.key, "PRIVATE KEY"));
     }
   }
   if (!security.token_file.empty()) {
@@ -145,6 +158,16 @@ absl::StatusOr<Secrets> ReadSecrets(const std::string& address, const ChannelSec
     ASSIGN_OR_RETURN(secrets.token, ReadToken(security.token_file));
   }
   return secrets;
+}
+
+std::shared_ptr<grpc::ChannelCredentials> ClientTls(const ChannelSecurity& security) {
+  grpc::experimental::TlsChannelCredentialsOptions options;
+  options.set_certificate_provider(
+      std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
+          security.key, security.certificate, security.ca, kReloadSeconds));
+  options.watch_root_certs();
+  if (!security.certificate.empty()) options.watch_identity_key_cert_pairs();
+  return grpc::experimental::TlsCredentials(options);
 }
 
 }  // namespace
@@ -171,15 +194,15 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenSecureChannel(const std::stri
   ASSIGN_OR_RETURN(const Secrets secrets, ReadSecrets(address, security));
   // A proxy of the environment is for the web, not for a server that was named.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  SetKeepalive(arguments);
   std::vector<std::unique_ptr<ClientInterceptorFactoryInterface>> interceptors;
   if (secrets.token) {
     interceptors.push_back(std::make_unique<TokenInterceptorFactory>(
         std::make_shared<TokenSource>(security.token_file, *secrets.token)));
   }
   return grpc::experimental::CreateCustomChannelWithInterceptors(
-      address,
-      secrets.tls ? grpc::SslCredentials(*secrets.tls) : grpc::InsecureChannelCredentials(),
-      arguments, std::move(interceptors));
+      address, secrets.tls ? ClientTls(security) : grpc::InsecureChannelCredentials(), arguments,
+      std::move(interceptors));
 }
 
 }  // namespace qpruner

@@ -12,19 +12,22 @@
 
 namespace qpruner {
 
+// Files are read again within seconds of a change, for the next connection or call: certificates
+// are renewed and tokens rotated in place.
 struct ChannelSecurity {
   // PEM certificates that the server's must be signed by. Empty: no TLS.
   std::string ca;
   // PEM certificate and key to present to a server that asks for them. Both or none.
   std::string certificate;
   std::string key;
-  // A file that holds a bearer token; read again when it changes. Empty: no token.
+  // A file that holds a bearer token. Empty: no token.
   std::string token_file;
   // Allows a token to travel unencrypted over a network.
   bool insecure = false;
 };
 
-// A channel to `address` ("host:port" or "unix:/path"). INVALID_ARGUMENT: a file cannot be used, or
+// A channel to `address` ("host:port" or "unix:/path") that notices a server that is gone (see
+// keepalive.h). INVALID_ARGUMENT: a file cannot be used, or
 // a token would travel in the clear; names the flag (--tls-ca, --tls-cert, --tls-key,
 // --token-file).
 absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenSecureChannel(const std::string& address,

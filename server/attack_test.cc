@@ -2,20 +2,26 @@
 // listed in docs/security.md, each with its test here.
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_replace.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "base/durable_file.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/dynamic_message.h"
+#include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "gtest/gtest.h"
 #include "proto/channel_security.h"
@@ -24,9 +30,11 @@
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "qpruner/v1/job_service.grpc.pb.h"
 #include "server/auth/token_table.h"
+#include "server/rpc/connection_acceptor.h"
 #include "server/server.h"
 #include "server/testing/scripted_job.h"
 #include "server/testing/test_certificates.h"
+#include "tests/testing/simulated_clock.h"
 
 namespace qpruner::server {
 namespace {
@@ -91,13 +99,13 @@ std::unique_ptr<Message> RequestAbout(const MethodDescriptor& method, const std:
 
 class AttackTest : public testing::Test {
  protected:
-  void Start(ServerOptions options = {}) {
+  void Start(ServerOptions options = {}, Clock& clock = RealClock()) {
     options.listen = "127.0.0.1:0";
     options.data_dir = folder_.path() + "/data";
     options.metrics_listen = "off";
     options.version = "1.2.3";
     absl::StatusOr<std::unique_ptr<Server>> server =
-        Server::Start(std::move(options), RealClock(), SystemIdGenerator());
+        Server::Start(std::move(options), clock, SystemIdGenerator());
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     channel_ = OpenSecureChannel(server_->address(), {}, {}).value();
@@ -338,6 +346,14 @@ TEST_F(AttackTest, UploadsStayInTheirJob) {
     request.set_data("x");
     EXPECT_TRUE(absl::IsInvalidArgument(CallAny(channel_, upload, request, {}))) << path;
   }
+  // What nobody stores is refused before it is begun.
+  internal::v1::UploadArtifactRequest huge;
+  *huge.mutable_lease() = held.lease();
+  *huge.mutable_ref() = ArtifactOf("model/x", "x");
+  huge.mutable_ref()->set_size_bytes(int64_t{1} << 60);
+  const absl::Status refused = CallAny(channel_, upload, huge, {});
+  ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
+  EXPECT_EQ(FieldViolations(refused)[0].field, "ref.size_bytes");
   // Content that is not what its hash says is not kept.
   internal::v1::UploadArtifactRequest request;
   *request.mutable_lease() = held.lease();
@@ -402,18 +418,58 @@ TEST_F(AttackTest, OversizedMessagesAndHeadersAreRefused) {
   EXPECT_TRUE(Answers());
 }
 
-TEST_F(AttackTest, SilentConnectionsDoNotStopTheServer) {
-  Start();
-  const std::string address = server_->address();
+// A TCP connection to 127.0.0.1 at the port of `address`.
+int ConnectTo(const std::string& address) {
   sockaddr_in to{};
   to.sin_family = AF_INET;
   to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
   to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  EXPECT_GE(fd, 0);
+  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+  return fd;
+}
+
+// gRPC's own listener never accepts again once the process is out of descriptors.
+TEST_F(AttackTest, ConnectionsBeyondTheLimitAreClosedAndOthersGoOn) {
+  ServerOptions options;
+  options.max_connections = 16;
+  Start(std::move(options));
+  ASSERT_TRUE(Answers());  // One of the sixteen.
+  std::vector<int> sockets;
+  int refused = 0;
+  for (int i = 0; i < 50; ++i) {
+    sockets.push_back(ConnectTo(server_->address()));
+    pollfd wait{.fd = sockets.back(), .events = POLLIN, .revents = 0};
+    // The server's settings frame, or the end.
+    ASSERT_EQ(poll(&wait, 1, 30'000), 1);
+    char byte;
+    refused += read(sockets.back(), &byte, 1) == 1 ? 0 : 1;
+  }
+  EXPECT_EQ(refused, 50 - 15);
+  EXPECT_TRUE(Answers());
+  for (const int fd : sockets) close(fd);
+  // A stranger to the attack finds the door open again.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  channel_ =
+      grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments);
+  jobs_ = v1::JobService::NewStub(channel_);
+  EXPECT_TRUE(Answers());
+}
+
+TEST(ConnectionsWithin, LeaveDescriptorsToTheStore) {
+  EXPECT_EQ(ConnectionsWithin(10'000, 1 << 20), 10'000);
+  EXPECT_EQ(ConnectionsWithin(10'000, 4096), 3072);
+  EXPECT_EQ(ConnectionsWithin(10'000, 1024), 512);
+  EXPECT_EQ(ConnectionsWithin(100, 1024), 100);
+}
+
+TEST_F(AttackTest, SilentConnectionsDoNotStopTheServer) {
+  Start();
   std::vector<int> sockets;
   for (int i = 0; i < 300; ++i) {
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    ASSERT_GE(fd, 0);
-    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+    const int fd = ConnectTo(server_->address());
     // Some begin a handshake that never goes on, or speak another language.
     if (i % 3 == 1) EXPECT_EQ(write(fd, "PRI * HTTP/2", 12), 12);
     if (i % 3 == 2) EXPECT_EQ(write(fd, "\x16\x03\x01\x02garbage", 11), 11);
@@ -422,6 +478,57 @@ TEST_F(AttackTest, SilentConnectionsDoNotStopTheServer) {
   EXPECT_TRUE(Answers());
   EXPECT_FALSE(Create().empty());
   for (const int fd : sockets) close(fd);
+}
+
+TEST_F(AttackTest, UploadsThatSendNothingAreBoundedAndEnded) {
+  SimulatedClock clock;
+  Start({}, clock);
+  struct Upload {
+    grpc::ClientContext context;
+    google::protobuf::Empty response;
+    std::unique_ptr<grpc::ClientWriter<internal::v1::UploadArtifactRequest>> stream;
+  };
+  std::vector<std::unique_ptr<Upload>> uploads;
+  for (int i = 0; i < 200; ++i) {
+    uploads.push_back(std::make_unique<Upload>());
+    Upload& upload = *uploads.back();
+    upload.stream = workers_->UploadArtifact(&upload.context, &upload.response);
+  }
+  absl::Mutex mutex;
+  int refused = 0, ended = 0;
+  std::vector<std::thread> watchers;
+  for (const auto& upload : uploads) {
+    watchers.emplace_back([&, stream = upload->stream.get()] {
+      const absl::Status status = FromGrpcStatus(stream->Finish());
+      absl::MutexLock lock(&mutex);
+      if (ErrorReason(status) == "TOO_MANY_TRANSFERS") {
+        EXPECT_TRUE(RetryDelay(status)) << status;
+        ++refused;
+      } else {
+        EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+        ++ended;
+      }
+    });
+  }
+  const auto all_refused = [&] { return refused == 200 - 128; };
+  const auto all_ended = [&] { return ended == 128; };
+  {
+    absl::MutexLock lock(&mutex);
+    mutex.Await(absl::Condition(&all_refused));
+    EXPECT_EQ(ended, 0);
+  }
+  // The others hold threads, but not all.
+  EXPECT_TRUE(Answers());
+  EXPECT_FALSE(Create().empty());
+  {
+    absl::MutexLock lock(&mutex);
+    do {
+      clock.Advance(absl::Seconds(61));
+      // Whoever had not begun to wait does by now.
+    } while (!mutex.AwaitWithTimeout(absl::Condition(&all_ended), absl::Seconds(10)));
+  }
+  for (std::thread& watcher : watchers) watcher.join();
+  EXPECT_EQ(refused, 200 - 128);
 }
 
 class TlsTest : public AttackTest {
@@ -488,6 +595,51 @@ TEST_F(TlsTest, ARenewedCertificateIsTakenUp) {
   Write("server.pem", next.certificate);
   const absl::Time deadline = absl::Now() + absl::Seconds(60);
   while (!Try(renewed).ok()) ASSERT_LT(absl::Now(), deadline) << "it was not read again";
+}
+
+TEST_F(TlsTest, AClientsRenewedCertificateIsTakenUp) {
+  ServerOptions options = TlsOptions(MakeTestCertificate("server", authority_));
+  options.tls.client_ca = Write("client-ca.pem", authority_.certificate);
+  Start(std::move(options));
+  const auto write_identity = [&](const PemPair& pair) {
+    return ChannelSecurity{.ca = Write("ca.pem", authority_.certificate),
+                           .certificate = Write("client.pem", pair.certificate),
+                           .key = Write("client.key", pair.key)};
+  };
+  // One channel all the time, as a worker has it.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 100);
+  const auto channel = OpenSecureChannel(
+      server_->address(), write_identity(MakeTestCertificate("client", foreign_)), arguments);
+  ASSERT_TRUE(channel.ok()) << channel.status();
+  const auto stub = v1::JobService::NewStub(*channel);
+  const auto list = [&] {
+    v1::ListCapabilitiesResponse response;
+    return Call(*stub, &v1::JobService::Stub::ListCapabilities, v1::ListCapabilitiesRequest(),
+                &response);
+  };
+  ASSERT_FALSE(list().ok()) << "another authority's";
+  write_identity(MakeTestCertificate("client", authority_));
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (!list().ok()) ASSERT_LT(absl::Now(), deadline) << "it was not read again";
+}
+
+TEST_F(TlsTest, AClientsBadFilesAreNamed) {
+  const std::string ca = Write("ca.pem", authority_.certificate);
+  const PemPair good = MakeTestCertificate("client", authority_);
+  const std::string certificate = Write("client.pem", good.certificate);
+  const auto refusal = [](const ChannelSecurity& security) {
+    const absl::Status status = OpenSecureChannel("127.0.0.1:1", security, {}).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal({.ca = Write("x", "no certificate")}), HasSubstr("--tls-ca"));
+  EXPECT_THAT(refusal({.ca = ca, .certificate = certificate}), HasSubstr("go together"));
+  EXPECT_THAT(refusal({.ca = ca, .certificate = certificate, .key = certificate}),
+              HasSubstr("--tls-key"));
+  EXPECT_THAT(refusal({.ca = ca, .certificate = folder_.path() + "/absent", .key = certificate}),
+              HasSubstr("--tls-cert"));
 }
 
 TEST_F(TlsTest, BadFilesAreNamedAtTheStart) {

@@ -75,7 +75,11 @@ void LocalWorkers::Supervise() {
                     "--data-dir",
                     absl::StrCat(options_.data_dir, "/", i + 1),
                     "--threads",
-                    absl::StrCat(options_.threads)};
+                    absl::StrCat(options_.threads),
+                    "--engine-cpus",
+                    absl::StrCat(options_.threads),
+                    "--engine-first-cpu",
+                    absl::StrCat(i * static_cast<size_t>(options_.threads))};
       if (!options_.token_files.empty()) {
         child.argv.insert(child.argv.end(), {"--token-file", options_.token_files[i]});
       }

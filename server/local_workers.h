@@ -29,7 +29,8 @@ class LocalWorkers {
     std::vector<std::string> token_files;
     // Further arguments of the program.
     std::vector<std::string> arguments;
-    // CPU threads of each engine.
+    // CPU threads of each engine, and processors of its own: no two share one while there are
+    // enough.
     int threads = 1;
     // A worker has so long to hand its task back.
     absl::Duration stop_grace = absl::Seconds(5);

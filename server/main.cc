@@ -2,6 +2,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -103,7 +104,16 @@ struct S3Flags {
   }
 };
 
+// The soft limit, often 1,024, is for programs that use select(2).
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int Main(int argc, char** argv) {
+  RaiseDescriptorLimit();
   // Debian's Abseil is built with its search for lock cycles on: at every lock of every thread,
   // gRPC's included, under one global lock. The thread sanitizer searches too, in the tests.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
@@ -137,7 +147,12 @@ int Main(int argc, char** argv) {
       "JSON file of projects' weights and quotas (docs/operations.md); read again when it "
       "changes");
   app.add_flag("--insecure", options.insecure,
-               "Listen beyond loopback without TLS or without tokens: for private networks");
+               "Listen beyond loopback without TLS or without tokens, and with --metrics-listen: "
+               "for private networks");
+  app.add_option("--max-connections", options.max_connections,
+                 "TCP connections at a time; fewer where the limit of open files is low")
+      ->check(CLI::Range(16, 1'000'000))
+      ->capture_default_str();
   app.add_option("--data-dir", options.data_dir, "Folder of jobs and artifacts")
       ->capture_default_str();
   app.add_option("--artifacts-dir", options.artifacts_dir,
@@ -227,6 +242,8 @@ int Main(int argc, char** argv) {
   app.add_option("--metrics-listen", options.metrics_listen,
                  "HOST:PORT of /metrics for Prometheus, or off")
       ->capture_default_str();
+  app.add_flag("--insecure-metrics", options.insecure_metrics,
+               "Let --metrics-listen be beyond loopback: whoever reaches it sees the metrics");
   app.add_option("--port-file", port_file,
                  "Write the address to this file once the server listens");
   app.add_option("--log-level", log_level, "debug, info, warning, error")

@@ -1,8 +1,11 @@
 #include "server/server.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
+#include <limits>
 #include <stop_token>
 #include <thread>
 #include <utility>
@@ -22,6 +25,7 @@
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "proto/channel_security.h"
+#include "proto/keepalive.h"
 #include "server/artifacts/local_artifact_store.h"
 #include "server/auth/access_control.h"
 #include "server/local_workers.h"
@@ -32,8 +36,10 @@
 #include "server/retention/retention_sweep.h"
 #include "server/retention/retention_thread.h"
 #include "server/rpc/callback_executor.h"
+#include "server/rpc/connection_acceptor.h"
 #include "server/rpc/event_reads.h"
 #include "server/rpc/job_service.h"
+#include "server/rpc/peer_watchdog.h"
 #include "server/rpc/worker_service.h"
 #include "server/store/postgres_job_store.h"
 #include "server/store/sqlite_job_store.h"
@@ -46,11 +52,6 @@ namespace {
 // A result of 4096 groups with names and scores stays below 4 MiB.
 constexpr int kMaxRequestBytes = 16 << 20;
 constexpr int kMaxReplyBytes = 16 << 20;
-// Clients and workers ping at most so often (gRPC's own bound of five minutes is too long for
-// connections through NAT).
-constexpr absl::Duration kMinPingInterval = absl::Seconds(10);
-constexpr absl::Duration kKeepaliveTime = absl::Seconds(60);
-constexpr absl::Duration kKeepaliveTimeout = absl::Seconds(20);
 // Of the reads for watchers. Those of a database wait for the network.
 constexpr int kEventReadThreads = 2;
 constexpr int kEventReadThreadsOfDatabase = 8;
@@ -66,6 +67,11 @@ constexpr int kDownloadThreads = 8;
 // Of unary calls and uploads, each of which takes one while it waits for a disk; gRPC's own bound
 // is none.
 constexpr int kMaxCallThreads = 2048;
+// A peer that takes nothing, or sends nothing of what it announced, for so long has lost its
+// stream: far longer than a connection that works pauses, and a few such at a time are all there
+// are.
+constexpr absl::Duration kPeerPatience = absl::Seconds(60);
+constexpr absl::Duration kPeerLookInterval = absl::Seconds(2);
 // For a call that begins while the last thread looks whether there are any.
 constexpr absl::Duration kIdleShutdownGrace = absl::Milliseconds(300);
 // All headers of a call; ours are a token and what gRPC adds.
@@ -73,14 +79,29 @@ constexpr int kMaxHeaderBytes = 8 << 10;
 // Thousands of watchers may share a proxy's connection; an honest client has a handful of calls.
 constexpr int kMaxCallsAConnection = 4096;
 
+// Files that this process may have open.
+int DescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 1024;
+  return static_cast<int>(std::min<rlim_t>(limit.rlim_cur, std::numeric_limits<int>::max()));
+}
+
+}  // namespace
+
+namespace {
+
+bool IsHostAndPort(const std::string& listen) {
+  const size_t colon = listen.rfind(':');
+  int port = -1;
+  return colon != std::string::npos && colon != 0 &&
+         absl::SimpleAtoi(listen.substr(colon + 1), &port) && port >= 0 && port <= 65535;
+}
+
 }  // namespace
 
 absl::Status CheckListenAddress(const std::string& listen, bool secured, bool insecure) {
   if (listen.empty() || absl::StartsWith(listen, "unix:")) return absl::OkStatus();
-  const size_t colon = listen.rfind(':');
-  int port = -1;
-  if (colon == std::string::npos || colon == 0 ||
-      !absl::SimpleAtoi(listen.substr(colon + 1), &port) || port < 0 || port > 65535) {
+  if (!IsHostAndPort(listen)) {
     return absl::InvalidArgumentError(
         absl::StrCat("--listen must be HOST:PORT with a port from 0 to 65535, or unix:PATH, is \"",
                      listen, "\""));
@@ -92,6 +113,21 @@ absl::Status CheckListenAddress(const std::string& listen, bool secured, bool in
                    "the port can read models and run jobs. Give --tls-cert, --tls-key and "
                    "--token-file, listen on 127.0.0.1 or a unix: socket, or pass --insecure if the "
                    "network is private"));
+}
+
+absl::Status CheckMetricsAddress(const std::string& listen, bool insecure) {
+  if (listen == "off") return absl::OkStatus();
+  if (!IsHostAndPort(listen)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--metrics-listen must be HOST:PORT with a port from 0 to 65535, or off, is \"", listen,
+        "\""));
+  }
+  if (IsLocalAddress(listen) || insecure) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--metrics-listen ", listen,
+                   " is not a loopback address, and /metrics answers whoever reaches the port, "
+                   "without TLS or a token. Listen on 127.0.0.1, or pass --insecure-metrics if "
+                   "only who may see metrics reaches it"));
 }
 
 absl::Status CheckQueueTimes(const JobQueueOptions& queue) {
@@ -132,9 +168,12 @@ struct Server::Parts {
   std::unique_ptr<CallbackExecutor> downloads;
   std::unique_ptr<CallbackExecutor> reads;
   std::unique_ptr<AccessControl> access;
+  std::unique_ptr<PeerWatchdog> peers;
   std::unique_ptr<JobServiceImpl> job_service;
   std::unique_ptr<WorkerServiceImpl> worker_service;
   std::unique_ptr<grpc::Server> grpc_server;
+  // Null: a Unix socket is listened on, or nothing.
+  std::unique_ptr<ConnectionAcceptor> connections;
   std::unique_ptr<MetricsEndpoint> metrics_endpoint;
   std::unique_ptr<LocalWorkers> local_workers;
   std::unique_ptr<RetentionThread> retention;
@@ -160,6 +199,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
                                                       IdGenerator& ids) {
   RETURN_IF_ERROR(CheckListenAddress(
       options.listen, options.tls.enabled() && !options.token_file.empty(), options.insecure));
+  RETURN_IF_ERROR(
+      CheckMetricsAddress(options.metrics_listen, options.insecure || options.insecure_metrics));
   if (options.data_dir.empty()) return absl::InvalidArgumentError("--data-dir is required");
   RETURN_IF_ERROR(CheckQueueTimes(options.queue));
   if (options.local_workers < 0 || options.local_workers > 64) {
@@ -219,17 +260,28 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   p.downloads = std::make_unique<CallbackExecutor>(kDownloadThreads);
   p.reads =
       std::make_unique<CallbackExecutor>(p.store->shared() ? kReadThreadsOfDatabase : kReadThreads);
-  p.job_service = std::make_unique<JobServiceImpl>(p.options.validation, p.options.version,
-                                                   *p.queue, *p.store, *p.artifacts, p.watches,
-                                                   *p.events, *p.downloads, *p.reads, *p.access);
-  p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access);
+  p.peers = std::make_unique<PeerWatchdog>(clock, kPeerPatience, kPeerLookInterval);
+  p.job_service = std::make_unique<JobServiceImpl>(
+      p.options.validation, p.options.version, *p.queue, *p.store, *p.artifacts, p.watches,
+      *p.events, *p.downloads, *p.reads, *p.access, *p.peers);
+  p.worker_service =
+      std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access, *p.peers);
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
   if (!p.options.listen.empty()) {
-    builder.AddListeningPort(p.options.listen, credentials, &port);
+    if (absl::StartsWith(p.options.listen, "unix:")) {
+      builder.AddListeningPort(p.options.listen, credentials, &port);
+    } else {
+      ASSIGN_OR_RETURN(
+          p.connections,
+          ConnectionAcceptor::Listen(
+              p.options.listen, ConnectionsWithin(p.options.max_connections, DescriptorLimit()),
+              credentials, builder));
+      port = p.connections->port();
+    }
   }
   // Local workers come in by a door of their own, whatever name the server's certificate has.
   const std::string side_door = absl::StrCat("unix:", p.options.data_dir, "/workers.sock");
@@ -247,15 +299,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   builder.SetMaxSendMessageSize(kMaxReplyBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxCallsAConnection);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
-                             static_cast<int>(absl::ToInt64Milliseconds(kKeepaliveTime)));
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                             static_cast<int>(absl::ToInt64Milliseconds(kKeepaliveTimeout)));
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                             static_cast<int>(absl::ToInt64Milliseconds(kMinPingInterval)));
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  // Two servers on one port would each get half of the calls.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  SetKeepalive(builder);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(p.metrics.CallCounter());
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
@@ -265,6 +309,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
     return absl::UnavailableError(
         absl::StrCat("Cannot listen on ", p.options.listen, ": is it in use?"));
   }
+  if (p.connections) p.connections->Start();
   p.address = p.options.listen;
   if (!p.address.empty() && !absl::StartsWith(p.address, "unix:")) {
     p.address = absl::StrCat(p.address.substr(0, p.address.rfind(':')), ":", port);
@@ -340,6 +385,7 @@ void Server::Shutdown() {
   p.is_shut_down = true;
   if (auto* health = p.grpc_server->GetHealthCheckService()) health->SetServingStatus(false);
   p.queue->StopLeasing();
+  if (p.connections) p.connections->Stop();
   // While their calls are still answered.
   if (p.local_workers) p.local_workers->Stop();
   p.watches.Close();

@@ -31,6 +31,8 @@ struct ServerOptions {
   // Without TLS and tokens, everybody who reaches the port is a client and a worker: other
   // addresses than loopback and unix sockets need both of them, or this.
   bool insecure = false;
+  // Of TCP at a time; fewer where the process may not open so many files. Those beyond are closed.
+  int max_connections = 10'000;
   // Holds the SQLite store, the artifacts and the local workers' scratch. One server at a time.
   std::string data_dir;
   // Jobs in a PostgreSQL database, which several servers may share, instead of SQLite.
@@ -39,8 +41,10 @@ struct ServerOptions {
   std::string artifacts_dir;
   // Artifacts in an S3 storage instead, which servers that share a database share too.
   std::optional<S3ArtifactStoreOptions> artifacts_s3;
-  // HOST:PORT of /metrics, or "off".
+  // HOST:PORT of /metrics, or "off". It has neither TLS nor tokens: other addresses than loopback
+  // need `insecure`, or this.
   std::string metrics_listen = "127.0.0.1:9464";
+  bool insecure_metrics = false;
   // Workers that this server runs itself.
   int local_workers = 0;
   // Their program.
@@ -94,6 +98,9 @@ class Server {
 // OK if `listen` is a unix socket or a loopback address, or `secured` (TLS and tokens), or
 // `insecure`.
 absl::Status CheckListenAddress(const std::string& listen, bool secured, bool insecure);
+
+// OK if `listen` is "off" or a loopback address, or `insecure`.
+absl::Status CheckMetricsAddress(const std::string& listen, bool insecure);
 
 // OK if a lease outlives a few heartbeats, and no time is absurd.
 absl::Status CheckQueueTimes(const JobQueueOptions& queue);

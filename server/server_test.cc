@@ -327,6 +327,30 @@ TEST(ListenAddress, OnlyLoopbackWithoutInsecure) {
   }
 }
 
+TEST(MetricsAddress, OnlyLoopbackUnlessAskedFor) {
+  for (const char* address : {"off", "127.0.0.1:0", "localhost:9464", "[::1]:9464"}) {
+    EXPECT_TRUE(CheckMetricsAddress(address, false).ok()) << address;
+  }
+  for (const char* address : {"0.0.0.0:9464", "[::]:9464", "10.0.0.1:9464"}) {
+    const absl::Status refused = CheckMetricsAddress(address, false);
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << address;
+    EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("--insecure-metrics"));
+    EXPECT_TRUE(CheckMetricsAddress(address, true).ok()) << address;
+  }
+  for (const char* address : {"9464", ":9464", "127.0.0.1:x", "unix:/tmp/x"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(CheckMetricsAddress(address, true))) << address;
+  }
+}
+
+// Before anything is opened.
+TEST(MetricsAddress, IsCheckedAtTheStart) {
+  const absl::Status status =
+      Server::Start({.listen = "", .metrics_listen = "0.0.0.0:0"}, RealClock(), SystemIdGenerator())
+          .status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("--metrics-listen 0.0.0.0:0"));
+}
+
 TEST(QueueTimes, ALeaseOutlivesALostHeartbeat) {
   JobQueueOptions queue;
   EXPECT_TRUE(CheckQueueTimes(queue).ok());

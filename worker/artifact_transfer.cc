@@ -41,6 +41,13 @@ std::chrono::system_clock::time_point Deadline(int64_t size_bytes) {
 // A call without bounds on size, such as a fetch, is bounded by this.
 constexpr int64_t kUnknownSize = int64_t{64} << 30;
 
+// CANCELLED is what a stop gives. A server or a proxy that ends the call may say so, too: then the
+// transfer was cut, like any other.
+absl::Status CutUnlessStopped(const absl::Status& status, const std::stop_token& stop) {
+  if (!absl::IsCancelled(status) || stop.stop_requested()) return status;
+  return absl::UnavailableError(absl::StrCat("The transfer was cut: ", status.message()));
+}
+
 }  // namespace
 
 absl::Status FetchArtifact(WorkerService::StubInterface& server, const Lease& lease,
@@ -68,7 +75,7 @@ absl::Status FetchArtifact(WorkerService::StubInterface& server, const Lease& le
   }
   if (!sunk.ok()) context.TryCancel();
   const absl::Status status = FromGrpcStatus(stream->Finish());
-  return sunk.ok() ? status : sunk;
+  return sunk.ok() ? CutUnlessStopped(status, stop) : sunk;
 }
 
 absl::StatusOr<int> OpenOutput(const ArtifactRef& ref, const std::string& path) {
@@ -121,7 +128,7 @@ absl::Status UploadArtifact(WorkerService::StubInterface& server, const Lease& l
     if (got == 0) break;
   }
   stream->WritesDone();
-  return FromGrpcStatus(stream->Finish());
+  return CutUnlessStopped(FromGrpcStatus(stream->Finish()), stop);
 }
 
 }  // namespace qpruner::worker

@@ -12,11 +12,12 @@
 
 namespace qpruner::worker {
 
-// One attempt each: the caller retries UNAVAILABLE. A stop cancels the call (CANCELLED).
+// One attempt each: the caller retries UNAVAILABLE, and RESOURCE_EXHAUSTED that carries RetryInfo
+// (the server has enough transfers open). A stop cancels the call; nothing else gives CANCELLED.
 
 // Streams the artifact's bytes from `offset` on to `sink`. With a `url` the server may give that
 // instead, and no bytes (direct_transfer.h follows it).
-// UNAVAILABLE: the connection broke. ABORTED: the lease is stale. Codes of the sink are kept.
+// UNAVAILABLE: the transfer was cut. ABORTED: the lease is stale. Codes of the sink are kept.
 absl::Status FetchArtifact(internal::v1::WorkerService::StubInterface& server,
                            const internal::v1::Lease& lease, const std::string& sha256,
                            int64_t offset, const ArtifactCache::Sink& sink, std::stop_token stop,
@@ -26,7 +27,8 @@ absl::Status FetchArtifact(internal::v1::WorkerService::StubInterface& server,
 // is not a plain file of ref's size.
 absl::StatusOr<int> OpenOutput(const internal::v1::ArtifactRef& ref, const std::string& path);
 
-// Stores the file at `path` as `ref`. DATA_LOSS: the file is not what `ref` says.
+// Stores the file at `path` as `ref`, from its beginning. DATA_LOSS: the file is not what `ref`
+// says. ABORTED: the lease is stale, perhaps only by the upload's end.
 absl::Status UploadArtifact(internal::v1::WorkerService::StubInterface& server,
                             const internal::v1::Lease& lease, const internal::v1::ArtifactRef& ref,
                             const std::string& path, std::stop_token stop);

@@ -126,6 +126,8 @@ struct EngineConfinement {
   std::string level = "auto";
   int64_t memory_bytes = 0;
   int64_t file_bytes = 0;
+  int64_t cpus = 0;
+  int64_t first_cpu = 0;
 };
 
 std::vector<std::string> ConfinementArguments(const EngineConfinement& confinement,
@@ -134,6 +136,8 @@ std::vector<std::string> ConfinementArguments(const EngineConfinement& confineme
   std::vector<std::string> arguments = {"--confinement",  confinement.level,
                                         "--memory-bytes", std::to_string(confinement.memory_bytes),
                                         "--file-bytes",   std::to_string(confinement.file_bytes),
+                                        "--cpus",         std::to_string(confinement.cpus),
+                                        "--first-cpu",    std::to_string(confinement.first_cpu),
                                         "--writable",     folders.outputs,
                                         "--writable",     folders.scratch};
   if (options.model_roots == std::vector<std::string>{"/"}) return arguments;
@@ -197,6 +201,15 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--engine-file-bytes", confinement.file_bytes,
                  "Largest file that the engine may write; 0: no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--engine-cpus", confinement.cpus,
+                 "Processors that all threads of the engine together may run on; 0: all that the "
+                 "machine or container has")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--engine-first-cpu", confinement.first_cpu,
+                 "The first of --engine-cpus, from 0: workers of one machine should not share them")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--max-cache-bytes", options.max_cache_bytes,

@@ -54,9 +54,16 @@ void SetDeadline(grpc::ClientContext& context, absl::Duration from_now) {
   context.set_deadline(absl::ToChronoTime(absl::Now() + from_now));
 }
 
-// The server is away or busy: the same call may well succeed later.
+// The server is away or busy: the same call may well succeed later. A server that refuses for want
+// of something that others will give back says when to come again; other exhaustions stay.
 bool IsTransient(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+         (absl::IsResourceExhausted(status) && RetryDelay(status).has_value());
+}
+
+// Before the next try: no less than what the server asked for.
+absl::Duration NextDelay(Backoff& backoff, const absl::Status& failure) {
+  return std::max(backoff.Next(), RetryDelay(failure).value_or(absl::ZeroDuration()));
 }
 
 // Failures of this worker, not of the job's input: the server shall try elsewhere. Codes that would
@@ -127,7 +134,7 @@ absl::Status WorkerLoop::Run(std::stop_token drain) {
                                              ": give each worker a name of its own (--name)"));
     } else if (!drain.stop_requested()) {
       spdlog::warn("asking for a task failed: {}", std::string(status.message()));
-      SleepUnlessStopped(drain, backoff.Next());
+      SleepUnlessStopped(drain, NextDelay(backoff, status));
     }
   }
   engine_.reset();
@@ -380,7 +387,7 @@ absl::Status WorkerLoop::WithReconnect(const std::stop_token& stop, absl::string
     const absl::Status status = call();
     if (status.ok() || !IsTransient(status) || stop.stop_requested()) return status;
     spdlog::warn("{} failed, trying again: {}", std::string(what), std::string(status.message()));
-    if (!SleepUnlessStopped(stop, backoff.Next())) return status;
+    if (!SleepUnlessStopped(stop, NextDelay(backoff, status))) return status;
   }
 }
 

@@ -481,6 +481,48 @@ TEST_F(WorkerLoopTest, EveryCallSurvivesAServerThatIsAwayForAWhile) {
   EXPECT_EQ(server_.uploads().at("copy/a"), "content");
 }
 
+TEST_F(WorkerLoopTest, ARefusalThatSaysWhenToComeAgainIsWaitedFor) {
+  const ArtifactRef a = server_.Store("a", "content");
+  server_.Queue("copy", "projects/p/jobs/j", {a});
+  const absl::Status at_once =
+      QuotaError("TOO_MANY_TRANSFERS", "server", "many are open", absl::ZeroDuration());
+  for (const char* method : {"RegisterWorker", "AcquireTask", "FetchArtifact", "CompleteTask"}) {
+    server_.FailNext(method, at_once);
+  }
+  server_.FailNext("UploadArtifact",
+                   QuotaError("TOO_MANY_TRANSFERS", "server", "many are open", absl::Seconds(1)));
+  Start();
+  server_.WaitForCalls("UploadArtifact", 1);
+  const absl::Time refused = absl::Now();
+  server_.WaitForCalls("UploadArtifact", 2);
+  // Its own back-off is 5 ms at most. Less some slack: the refusal came before it was seen here.
+  EXPECT_GT(absl::Now() - refused, absl::Milliseconds(500));
+  EXPECT_TRUE(server_.WaitForCompletion().has_result());
+  EXPECT_EQ(server_.uploads().at("copy/a"), "content");
+}
+
+TEST_F(WorkerLoopTest, AnExhaustionWithoutAnEndIsNotTriedAgain) {
+  const ArtifactRef a = server_.Store("a", "content");
+  server_.FailNext("UploadArtifact", {grpc::StatusCode::RESOURCE_EXHAUSTED});
+  server_.Queue("copy", "projects/p/jobs/j", {a});
+  Start();
+  const CompleteTaskRequest completion = server_.WaitForCompletion();
+  // RESOURCE_EXHAUSTED would say that the device's memory was not enough.
+  EXPECT_EQ(CodeOf(completion), absl::StatusCode::kInternal);
+  EXPECT_THAT(completion.error().message(), HasSubstr("Cannot upload copy/a"));
+  EXPECT_EQ(server_.calls("UploadArtifact"), 1);
+}
+
+TEST_F(WorkerLoopTest, ATransferThatTheServerCancelsIsMadeAgain) {
+  const ArtifactRef a = server_.Store("a", "content");
+  server_.FailNext("FetchArtifact", {grpc::StatusCode::CANCELLED});
+  server_.FailNext("UploadArtifact", {grpc::StatusCode::CANCELLED});
+  server_.Queue("copy", "projects/p/jobs/j", {a});
+  Start();
+  EXPECT_TRUE(server_.WaitForCompletion().has_result());
+  EXPECT_EQ(server_.uploads().at("copy/a"), "content");
+}
+
 TEST_F(WorkerLoopTest, RegistersAgainWhenTheServerHasForgottenIt) {
   server_.FailNext("AcquireTask", {grpc::StatusCode::FAILED_PRECONDITION});
   server_.Queue("copy");

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "google/protobuf/util/time_util.h"
 #include "proto/grpc_status.h"
+#include "proto/status_codec.h"
 #include "tests/testing/scripted_job.h"
 
 namespace qpruner::load {
@@ -35,8 +36,10 @@ struct Call {
   Response response;
 };
 
+// Refusals of a busy server say when to come again.
 bool IsTransient(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+         RetryDelay(status).has_value();
 }
 
 }  // namespace
@@ -192,7 +195,10 @@ void SimulatedWorker::UploadOutputs(size_t index) {
   // Deletes itself.
   new Upload(*this, std::move(context), paths[index], [this, index](const absl::Status& status) {
     if (status.ok()) return UploadOutputs(index + 1);
-    if (IsTransient(status)) return Later(kRetryWait, [this, index] { UploadOutputs(index); });
+    if (IsTransient(status)) {
+      return Later(RetryDelay(status).value_or(kRetryWait),
+                   [this, index] { UploadOutputs(index); });
+    }
     EndLease(status);
   });
 }

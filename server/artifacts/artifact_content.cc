@@ -35,9 +35,9 @@ absl::Status ArtifactDamaged(absl::string_view sha256, absl::string_view how) {
 
 absl::Status AnnouncedContent::Check(const std::string& sha256, int64_t size_bytes) {
   RETURN_IF_ERROR(CheckArtifactName(sha256));
-  if (size_bytes >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("An artifact's size must not be negative, is ", size_bytes));
+  if (size_bytes >= 0 && size_bytes <= kMaxArtifactBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("An artifact's size must be from 0 to ",
+                                                 kMaxArtifactBytes, " bytes, is ", size_bytes));
 }
 
 AnnouncedContent::AnnouncedContent(std::string sha256, int64_t size_bytes)

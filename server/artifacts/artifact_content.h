@@ -25,7 +25,7 @@ absl::Status StorageFailed(int error, absl::string_view what);
 // Holds what is written against what was announced. Not thread-safe.
 class AnnouncedContent {
  public:
-  // INVALID_ARGUMENT: not a SHA-256, negative size.
+  // INVALID_ARGUMENT: not a SHA-256, a size that is negative or above kMaxArtifactBytes.
   static absl::Status Check(const std::string& sha256, int64_t size_bytes);
   AnnouncedContent(std::string sha256, int64_t size_bytes);
 

@@ -16,6 +16,11 @@
 
 namespace qpruner::server {
 
+// The largest artifact, 1 TiB: more than the weights of 400 billion parameters in 16 bits. S3 takes
+// 5 TiB, but then each of an object's 10,000 parts, which a writer collects in memory, would be
+// half a gigabyte; so it is a tenth.
+inline constexpr int64_t kMaxArtifactBytes = int64_t{1} << 40;
+
 // What is stored of an artifact, without its bytes.
 struct StoredArtifact {
   std::string sha256;
@@ -77,7 +82,7 @@ class ArtifactStore {
  public:
   virtual ~ArtifactStore() = default;
   // Storing content that is there already succeeds, and repairs it if it was damaged.
-  // INVALID_ARGUMENT: not a SHA-256, negative size.
+  // INVALID_ARGUMENT: not a SHA-256, a size that is negative or above kMaxArtifactBytes.
   virtual absl::StatusOr<std::unique_ptr<ArtifactWriter>> Create(const std::string& sha256,
                                                                  int64_t size_bytes) = 0;
   // NOT_FOUND; INVALID_ARGUMENT.

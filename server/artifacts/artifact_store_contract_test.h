@@ -164,6 +164,8 @@ TEST_P(ArtifactStoreContract, RefusesNamesThatAreNoHash) {
     EXPECT_EQ(store_->Remove(name).code(), absl::StatusCode::kInvalidArgument) << name;
   }
   EXPECT_EQ(store_->Create(sha256, -1).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store_->Create(sha256, kMaxArtifactBytes + 1).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST_P(ArtifactStoreContract, RemovesForGood) {

@@ -29,7 +29,7 @@ struct S3ArtifactStoreOptions {
   // Whether there are URLs for uploads too: these ask more of the storage, which is tried first.
   bool upload_urls = false;
   // What a writer collects in memory before it sends it; larger for artifacts of more than 10,000
-  // parts. S3 takes no smaller ones.
+  // parts, 110 MB for the largest. S3 takes no smaller ones than 5 MiB.
   int64_t part_bytes = int64_t{8} << 20;
   // What a reader asks for at once.
   int64_t read_bytes = int64_t{8} << 20;

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <sys/stat.h>
 
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -38,16 +37,6 @@ absl::StatusOr<std::string> MarkOf(const std::string& path) {
         absl::StrCat(path, ": others than its owner may write it; chmod go-w"));
   }
   return FileMark(info);
-}
-
-void WriteLine(const grpc::ServerContextBase& context, absl::string_view caller,
-               absl::string_view method, absl::string_view resource, const absl::Status& outcome) {
-  const nlohmann::json line = {{"audit", std::string(method)},
-                               {"caller", std::string(caller)},
-                               {"peer", context.peer()},
-                               {"resource", std::string(resource.substr(0, 512))},
-                               {"outcome", absl::StatusCodeToString(outcome.code())}};
-  spdlog::info("{}", line.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
 }
 
 }  // namespace
@@ -126,43 +115,51 @@ absl::StatusOr<Principal> AccessControl::Authenticate(const grpc::ServerContextB
   return found;
 }
 
-absl::StatusOr<Principal> AccessControl::Identify(const grpc::ServerContextBase& context) {
-  absl::StatusOr<Principal> caller = Authenticate(context);
-  if (caller.ok()) return caller;
+absl::Status AccessControl::Refuse(const grpc::ServerContextBase& context, absl::string_view method,
+                                   absl::string_view caller, const absl::Status& refusal) {
   absl::MutexLock lock(&mutex_);
   const absl::Duration now = clock_.Monotonic();
   if (now - refusal_window_ >= absl::Seconds(1)) {
-    if (refusals_ > kRefusalsASecond) {
-      spdlog::warn("{} more calls were refused", refusals_ - kRefusalsASecond);
-    }
+    if (refusals_ > kRefusalsASecond) audit_.WriteOmitted(refusals_ - kRefusalsASecond);
     refusal_window_ = now;
     refusals_ = 0;
   }
-  if (++refusals_ <= kRefusalsASecond) WriteLine(context, "", "refused", "", caller.status());
-  return caller;
+  if (++refusals_ <= kRefusalsASecond) {
+    audit_.Write({.method = method, .caller = caller, .peer = context.peer()}, refusal);
+  }
+  return refusal;
 }
 
-absl::StatusOr<Principal> AccessControl::AdmitClient(const grpc::ServerContextBase& context) {
-  ASSIGN_OR_RETURN(Principal caller, Identify(context));
-  if (caller.role != Role::kWorker) return caller;
-  return WithErrorInfo(absl::PermissionDeniedError(absl::StrCat(
-                           "The token ", caller.id, " is a worker's: it cannot call JobService")),
-                       "ROLE_NOT_ALLOWED");
+absl::StatusOr<Principal> AccessControl::AdmitClient(const grpc::ServerContextBase& context,
+                                                     absl::string_view method) {
+  absl::StatusOr<Principal> caller = Authenticate(context);
+  if (!caller.ok()) return Refuse(context, method, "", caller.status());
+  if (caller->role != Role::kWorker) return caller;
+  return Refuse(
+      context, method, caller->id,
+      WithErrorInfo(absl::PermissionDeniedError(absl::StrCat(
+                        "The token ", caller->id, " is a worker's: it cannot call JobService")),
+                    "ROLE_NOT_ALLOWED"));
 }
 
-absl::StatusOr<Principal> AccessControl::AdmitWorker(const grpc::ServerContextBase& context) {
-  ASSIGN_OR_RETURN(Principal caller, Identify(context));
-  if (caller.role == Role::kWorker || caller.role == Role::kAnyone) return caller;
-  return WithErrorInfo(
-      absl::PermissionDeniedError(absl::StrCat("The token ", caller.id,
+absl::StatusOr<Principal> AccessControl::AdmitWorker(const grpc::ServerContextBase& context,
+                                                     absl::string_view method) {
+  absl::StatusOr<Principal> caller = Authenticate(context);
+  if (!caller.ok()) return Refuse(context, method, "", caller.status());
+  if (caller->role == Role::kWorker || caller->role == Role::kAnyone) return caller;
+  return Refuse(context, method, caller->id,
+                WithErrorInfo(absl::PermissionDeniedError(
+                                  absl::StrCat("The token ", caller->id,
                                                " is not a worker's: it cannot call WorkerService")),
-      "ROLE_NOT_ALLOWED");
+                              "ROLE_NOT_ALLOWED"));
 }
 
 void AccessControl::Audit(const grpc::ServerContextBase& context, const Principal& caller,
                           absl::string_view method, absl::string_view resource,
                           const absl::Status& outcome) {
-  WriteLine(context, caller.id, method, resource, outcome);
+  audit_.Write(
+      {.method = method, .caller = caller.id, .peer = context.peer(), .resource = resource},
+      outcome);
 }
 
 absl::Status CheckJobAccess(const Principal& caller, const JobName& job) {

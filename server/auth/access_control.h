@@ -16,6 +16,7 @@
 #include "base/id_generator.h"
 #include "base/resource_name.h"
 #include "grpcpp/server_context.h"
+#include "server/auth/audit_log.h"
 #include "server/auth/principal.h"
 #include "server/auth/token_table.h"
 
@@ -36,11 +37,13 @@ class AccessControl {
   // with Open().
   std::string MintWorkerToken(absl::string_view worker, IdGenerator& random);
 
-  // The caller of a method of JobService. UNAUTHENTICATED: no token, or not a good one.
-  // PERMISSION_DENIED: a worker's.
-  absl::StatusOr<Principal> AdmitClient(const grpc::ServerContextBase& context);
-  // The caller of a method of WorkerService. PERMISSION_DENIED: not a worker's.
-  absl::StatusOr<Principal> AdmitWorker(const grpc::ServerContextBase& context);
+  // The caller of `method` of JobService. UNAUTHENTICATED: no token, or not a good one.
+  // PERMISSION_DENIED: a worker's. Both are in the audit log, as far as their rate allows.
+  absl::StatusOr<Principal> AdmitClient(const grpc::ServerContextBase& context,
+                                        absl::string_view method);
+  // The caller of `method` of WorkerService. PERMISSION_DENIED: not a worker's.
+  absl::StatusOr<Principal> AdmitWorker(const grpc::ServerContextBase& context,
+                                        absl::string_view method);
 
   // One line of the audit log: who did what to which resource, from where, and how it ended.
   void Audit(const grpc::ServerContextBase& context, const Principal& caller,
@@ -50,11 +53,14 @@ class AccessControl {
   AccessControl(std::string path, Clock& clock) : path_(std::move(path)), clock_(clock) {}
   absl::Status Load();
   absl::StatusOr<Principal> Authenticate(const grpc::ServerContextBase& context);
-  absl::StatusOr<Principal> Identify(const grpc::ServerContextBase& context);
+  // Writes the refusal to the audit log, unless there were too many within this second.
+  absl::Status Refuse(const grpc::ServerContextBase& context, absl::string_view method,
+                      absl::string_view caller, const absl::Status& refusal);
 
   // Empty: open.
   const std::string path_;
   Clock& clock_;
+  AuditLog audit_;
 
   absl::Mutex mutex_;
   std::shared_ptr<const TokenTable> tokens_ ABSL_GUARDED_BY(mutex_);

@@ -1,6 +1,7 @@
 #include "server/queue/job_changes.h"
 
 #include <string>
+#include <utility>
 
 #include "base/status_macros.h"
 #include "server/queue/job_states.h"
@@ -20,6 +21,26 @@ absl::Status JobChanges::Run(const JobName& name, Body body) {
     return change.Save();
   }));
   if (effects.changed) AfterCommit(name, effects);
+  return absl::OkStatus();
+}
+
+absl::Status JobChanges::SetAside(const JobName& name, const std::string& task_id,
+                                  const std::string& token) {
+  const absl::Status status = store_.Transact([&](StoreTransaction& store) -> absl::Status {
+    absl::StatusOr<internal::v1::TaskRecord> task = store.GetTask(name, task_id);
+    // One that cannot be read itself is in no list: nobody gets it.
+    if (absl::IsDataLoss(task.status()) || absl::IsNotFound(task.status())) return absl::OkStatus();
+    RETURN_IF_ERROR(task.status());
+    using internal::v1::TaskRecord;
+    const bool is_current =
+        token.empty() ? task->state() == TaskRecord::QUEUED
+                      : task->state() == TaskRecord::LEASED && task->lease_token() == token;
+    if (!is_current) return absl::OkStatus();
+    return server::SetAside(store, *std::move(task), clock_.Now());
+  });
+  RETURN_IF_ERROR(status);
+  leases_.Erase(token);
+  work_.Wake();
   return absl::OkStatus();
 }
 

@@ -3,6 +3,7 @@
 #define QPRUNER_SERVER_QUEUE_JOB_CHANGES_H_
 
 #include <optional>
+#include <string>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -53,6 +54,11 @@ class JobChanges {
   using Body = absl::FunctionRef<absl::Status(StoreTransaction& store, JobChange& change,
                                               absl::Time now, CommitEffects& effects)>;
   absl::Status Run(const JobName& name, Body body);
+
+  // For a job whose rows are damaged, so that a change of it failed in a way that does not pass:
+  // ends the lease of this token, if it is current (empty: if the task is QUEUED), and sets the
+  // task aside. The job stays as it is, and its worker is free for others.
+  absl::Status SetAside(const JobName& name, const std::string& task_id, const std::string& token);
 
   // For changes that are made otherwise: to be read once for each.
   ChangeTime Now() const { return {clock_.Now(), limit_clock_.Now()}; }

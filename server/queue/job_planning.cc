@@ -107,8 +107,9 @@ bool JobPlanning::PlanNext() {
   if (!job.ok()) return true;
   const absl::Status planned = Plan(*job);
   if (absl::IsDataLoss(planned)) {
-    // It does not mend itself: looked at again when the job changes, or by the next server.
-    spdlog::error("{}: planning failed: {}", *name, planned.ToString());
+    // It does not mend itself: looked at again when the job changes, or by the next server. The
+    // store has told which row it is; this may come every few seconds.
+    spdlog::debug("{}: planning failed: {}", *name, planned.ToString());
   } else if (!planned.ok()) {
     spdlog::error("{}: planning failed, will be tried again: {}", *name, planned.ToString());
     failed_.push_back(*name);

@@ -19,6 +19,7 @@
 #include "server/queue/task_transitions.h"
 #include "server/store/faulty_sqlite_vfs.h"
 #include "server/store/sqlite_job_store.h"
+#include "server/testing/damaged_record.h"
 #include "server/testing/scripted_job.h"
 #include "tests/testing/simulated_clock.h"
 
@@ -153,6 +154,54 @@ class JobQueueTest : public testing::Test {
                     })
                     .ok());
     return events;
+  }
+  // Leaves the rows as damage does: they cannot be read again.
+  void DamageJob(const JobName& name) {
+    ASSERT_TRUE(store_
+                    ->Transact([&](StoreTransaction& store) -> absl::Status {
+                      ASSIGN_OR_RETURN(internal::v1::JobRecord record, store.GetJob(name));
+                      MakeUnreadable(record);
+                      return store.UpdateJob(record);
+                    })
+                    .ok());
+  }
+  void DamageTrial(const JobName& name, int index) {
+    ASSERT_TRUE(store_
+                    ->Transact([&](StoreTransaction& store) -> absl::Status {
+                      ASSIGN_OR_RETURN(auto trials, store.ListTrials(name, index - 1, 1));
+                      MakeUnreadable(trials.at(0));
+                      return store.PutTrial(name, trials[0]);
+                    })
+                    .ok());
+  }
+  void DamageTask(const JobName& name, const std::string& id) {
+    ASSERT_TRUE(store_
+                    ->Transact([&](StoreTransaction& store) -> absl::Status {
+                      ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(name, id));
+                      MakeUnreadable(task);
+                      return store.PutTask(task);
+                    })
+                    .ok());
+  }
+  absl::StatusOr<TaskRecord> GetTask(const JobName& name, const std::string& id) {
+    absl::StatusOr<TaskRecord> task = absl::UnknownError("not read");
+    const absl::Status read = store_->Read([&](StoreReader& reader) {
+      task = reader.GetTask(name, id);
+      return task.status();
+    });
+    EXPECT_EQ(read, task.status());
+    return task;
+  }
+  void RunToTheEnd(const JobName& name) {
+    ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+    queue_->Tick();
+    EXPECT_EQ(Get(name).state(), v1::CompressionJob::SUCCEEDED);
+  }
+  absl::Status GiveBack(const AcquireTaskResponse& held) {
+    internal::v1::CompleteTaskRequest request;
+    *request.mutable_lease() = held.lease();
+    request.mutable_returned()->set_reason("Worker is draining");
+    return queue_->CompleteTask(request);
   }
   // Everything that a repeated run must repeat.
   std::string Outcome(const JobName& name) {
@@ -594,11 +643,9 @@ TEST_F(JobQueueTest, ATaskThatIsGivenBackUsesUpNoAttempt) {
   Register();
   for (int lease = 1; lease <= 5; ++lease) {
     const AcquireTaskResponse held = Acquire();
-    ASSERT_EQ(held.lease().attempt(), lease) << "queued again without back-off";
-    internal::v1::CompleteTaskRequest request;
-    *request.mutable_lease() = held.lease();
-    request.mutable_returned()->set_reason("Worker is draining");
-    ASSERT_TRUE(queue_->CompleteTask(request).ok());
+    ASSERT_EQ(held.lease().attempt(), lease);
+    ASSERT_TRUE(GiveBack(held).ok());
+    if (lease > 3) clock_.Advance(absl::Minutes(1));
   }
   EXPECT_EQ(Get(name).state(), v1::CompressionJob::RUNNING);
   EXPECT_EQ(Get(name).retry_count(), 0);
@@ -608,6 +655,167 @@ TEST_F(JobQueueTest, ATaskThatIsGivenBackUsesUpNoAttempt) {
     clock_.Advance(absl::Seconds(failure));
   }
   EXPECT_THAT(Get(name).error().message(), HasSubstr("gave up after 3 of 3 attempts"));
+}
+
+TEST_F(JobQueueTest, ATaskThatIsGivenBackAgainAndAgainBacksOff) {
+  const JobName name = Create();
+  Register();
+  const auto expect_backoff = [&](absl::Duration least, absl::Duration most) {
+    clock_.Advance(least - absl::Milliseconds(1));
+    EXPECT_FALSE(Poll()->has_lease()) << "within " << least;
+    clock_.Advance(most - least);
+  };
+  const auto give_back_at_once = [&] {
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(GiveBack(Acquire()).ok());
+  };
+  give_back_at_once();
+  ASSERT_TRUE(GiveBack(Acquire()).ok());
+  expect_backoff(absl::Seconds(1), absl::Seconds(2));
+  ASSERT_TRUE(GiveBack(Acquire()).ok());
+  expect_backoff(absl::Seconds(2), absl::Seconds(4));
+  // A checkpoint is headway.
+  AcquireTaskResponse held = Acquire();
+  internal::v1::SaveCheckpointRequest checkpoint;
+  *checkpoint.mutable_lease() = held.lease();
+  *checkpoint.mutable_ref() = ArtifactOf("checkpoint/state", "state");
+  StoreContent("state");
+  ASSERT_TRUE(queue_->SaveCheckpoint(checkpoint).ok());
+  ASSERT_TRUE(GiveBack(held).ok());
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(GiveBack(Acquire()).ok());
+  // And an error has a back-off of its own.
+  ASSERT_TRUE(Fail(Acquire(), absl::InternalError("engine died")).ok());
+  clock_.Advance(absl::Seconds(2));
+  give_back_at_once();
+  // A worker that gives back for a pause does as it was told.
+  for (int i = 0; i < 3; ++i) {
+    held = Acquire();
+    ASSERT_TRUE(queue_->PauseJob(name).ok());
+    ASSERT_TRUE(GiveBack(held).ok());
+    ASSERT_TRUE(queue_->ResumeJob(name).ok());
+  }
+  EXPECT_TRUE(Acquire().has_lease());
+}
+
+TEST_F(JobQueueTest, AJobThatCannotBeReadHoldsUpNoOther) {
+  const JobName damaged = Create();
+  const JobName other = Create();
+  DamageJob(damaged);
+  Register();
+  RunToTheEnd(other);
+  EXPECT_TRUE(absl::IsDataLoss(queue_->CancelJob(damaged).status()));
+  // Nor after its task comes up again, nor in the next process.
+  for (int round = 0; round < 2; ++round) {
+    clock_.Advance(absl::Hours(1));
+    const JobName later = Create();
+    RunToTheEnd(later);
+    Restart();
+    Register();
+  }
+}
+
+TEST_F(JobQueueTest, AJobThatCannotBeReadAnyMoreFreesItsWorker) {
+  const JobName damaged = Create();
+  const JobName other = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  ASSERT_EQ(held.lease().job(), damaged.ToString());
+  DamageJob(damaged);
+  EXPECT_TRUE(absl::IsDataLoss(Heartbeat(held).status()));
+  EXPECT_EQ(GetTask(damaged, "prepare")->state(), TaskRecord::QUEUED);
+  EXPECT_TRUE(absl::IsAborted(Heartbeat(held).status()));
+  RunToTheEnd(other);
+}
+
+TEST_F(JobQueueTest, ALeaseOfAJobThatCannotBeReadEndsOnce) {
+  const JobName damaged = Create();
+  Register();
+  ASSERT_EQ(Acquire().lease().job(), damaged.ToString());
+  DamageJob(damaged);
+  Restart();
+  clock_.Advance(queue_->options().lease_duration);
+  queue_->Tick();
+  const absl::StatusOr<TaskRecord> task = GetTask(damaged, "prepare");
+  ASSERT_TRUE(task.ok()) << task.status();
+  EXPECT_EQ(task->state(), TaskRecord::QUEUED);
+  EXPECT_GT(FromTimestamp(task->not_before()), clock_.Now());
+  const JobName other = Create();
+  Register();
+  RunToTheEnd(other);
+}
+
+TEST_F(JobQueueTest, ATrialThatCannotBeReadHoldsUpNoOther) {
+  const JobName damaged = Create();
+  Register();
+  const AcquireTaskResponse held = RunUntil("trial-1");
+  ASSERT_EQ(GetTask(damaged, "trial-2")->state(), TaskRecord::QUEUED);
+  DamageTrial(damaged, 2);
+  const JobName other = Create();
+  // All trials are read with each result.
+  EXPECT_TRUE(absl::IsDataLoss(Complete(held)));
+  RunToTheEnd(other);
+  EXPECT_EQ(Get(damaged).state(), v1::CompressionJob::RUNNING);
+}
+
+TEST_F(JobQueueTest, ATaskThatCannotBeReadAnyMoreFreesItsWorker) {
+  const JobName damaged = Create();
+  const JobName other = Create();
+  Register();
+  ASSERT_EQ(Acquire().lease().job(), damaged.ToString());
+  DamageTask(damaged, "prepare");
+  RunToTheEnd(other);
+}
+
+TEST_F(JobQueueTest, JobsThatCannotBeReadHideNoLimit) {
+  const auto request = Limited([](auto& limits) { limits.set_max_queue_seconds(60); });
+  // More than are looked at together.
+  for (int i = 0; i < 101; ++i) DamageJob(Create(request));
+  clock_.Advance(absl::Seconds(1));
+  const JobName other = Create(request);
+  clock_.Advance(absl::Seconds(60));
+  queue_->Tick();
+  queue_->Tick();
+  EXPECT_EQ(Get(other).state(), v1::CompressionJob::FAILED);
+}
+
+TEST_F(JobQueueTest, TheLogOfAnAttemptIsBounded) {
+  const JobName name = Create();
+  Register();
+  const AcquireTaskResponse held = Acquire();
+  const auto heartbeat = [&](int lines) {
+    internal::v1::HeartbeatRequest request;
+    *request.mutable_lease() = held.lease();
+    for (int i = 0; i < lines; ++i) request.add_logs()->set_text(std::string(10'000, 'x'));
+    ASSERT_TRUE(queue_->Heartbeat(request).ok());
+  };
+  const auto lines = [&] {
+    std::vector<std::string> texts;
+    for (const v1::JobEvent& event : Events(name)) {
+      if (event.has_log()) texts.push_back(event.log().text());
+    }
+    return texts;
+  };
+  heartbeat(90);
+  EXPECT_EQ(lines().size(), 90u);
+  EXPECT_EQ(lines().back().size(), 1024u);
+  heartbeat(30);
+  EXPECT_EQ(lines().size(), 100u);
+  // What is left out makes no event of any kind.
+  const int64_t events = Get(name).last_event_sequence();
+  for (int i = 0; i < 10; ++i) heartbeat(7);
+  EXPECT_EQ(Get(name).last_event_sequence(), events);
+  clock_.Advance(absl::Minutes(1));
+  heartbeat(1);
+  ASSERT_EQ(lines().size(), 102u);
+  EXPECT_THAT(lines()[100], HasSubstr("90 lines of the log left out"));
+
+  internal::v1::CompleteTaskRequest request;
+  *request.mutable_lease() = held.lease();
+  *request.mutable_error() = ToRpcStatus(absl::InternalError("engine died"));
+  for (int i = 0; i < 105; ++i) request.add_logs()->set_text("last");
+  ASSERT_TRUE(queue_->CompleteTask(request).ok());
+  ASSERT_EQ(lines().size(), 102u + 99 + 2);
+  EXPECT_THAT(lines()[201], HasSubstr("6 lines of the log left out"));
+  EXPECT_THAT(lines()[202], HasSubstr("engine died"));
 }
 
 TEST_F(JobQueueTest, ACheckpointIsAnInputOfTheNextAttemptAndGoesWithTheTask) {
@@ -750,6 +958,33 @@ TEST_F(JobQueueTest, FinalizeWithoutMemoryIsTriedAgainInSmallerBatches) {
   EXPECT_EQ(Get(name).spec().fine_tune().micro_batch_size(), 6);
   EXPECT_THAT(Get(name).report().notes(),
               testing::Contains(HasSubstr("micro_batch_size 1 instead of 6")));
+}
+
+TEST_F(JobQueueTest, PrepareWithoutMemoryIsTriedAgainWithLess) {
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  const JobName name = Create();
+  internal::v1::RegisterWorkerRequest worker;
+  worker.set_worker("w1");
+  worker.set_incarnation("a");
+  worker.set_device_memory_bytes(1024 * kMiB);
+  ASSERT_TRUE(queue_->RegisterWorker(worker).ok());
+  AcquireTaskResponse held = Acquire();
+  EXPECT_FALSE(held.task().spec().limits().has_device_memory_bytes());
+  for (const int64_t mebibytes : {256, 128, 64}) {
+    ASSERT_TRUE(Fail(held, absl::ResourceExhaustedError("out of memory")).ok());
+    held = Acquire();  // At once.
+    EXPECT_EQ(held.task().spec().limits().device_memory_bytes(), mebibytes * kMiB);
+  }
+  EXPECT_THAT(Events(name).back().log().text(), HasSubstr("limits.device_memory_bytes 67108864"));
+  // Less may not be asked for: three attempts, with back-off.
+  for (int failure = 1; failure <= 3; ++failure) {
+    ASSERT_TRUE(Fail(held, absl::ResourceExhaustedError("out of memory")).ok());
+    EXPECT_FALSE(Poll()->has_lease());
+    clock_.Advance(absl::Minutes(1));
+    if (failure < 3) held = Acquire();
+  }
+  EXPECT_EQ(Get(name).state(), v1::CompressionJob::FAILED);
+  EXPECT_FALSE(Get(name).spec().limits().has_device_memory_bytes());
 }
 
 TEST_F(JobQueueTest, AFailedJobTakesItsOtherLeasesWithIt) {

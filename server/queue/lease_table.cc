@@ -135,6 +135,14 @@ void LeaseTable::MarkTold(const std::string& token, double fraction, const std::
   if (!message.empty()) found->second.told_message = message;
 }
 
+LogTurn LeaseTable::TakeLogs(const std::string& token, int count, absl::Duration now,
+                             bool is_last) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = leases_.find(token);
+  LogAllowance alone;
+  return (found == leases_.end() ? alone : found->second.logs).Take(count, now, is_last);
+}
+
 std::optional<HeldLease> LeaseTable::Find(const std::string& token) const {
   absl::MutexLock lock(&mutex_);
   const auto found = leases_.find(token);

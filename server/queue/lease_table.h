@@ -18,6 +18,7 @@
 #include "absl/time/time.h"
 #include "base/resource_name.h"
 #include "qpruner/internal/v1/record.pb.h"
+#include "server/queue/log_allowance.h"
 
 namespace qpruner::server {
 
@@ -40,6 +41,8 @@ struct HeldLease {
   absl::Duration known_since;
   absl::Duration stored_at;
   int64_t renewal_count = 0;
+  // What the attempt may still log.
+  LogAllowance logs;
   // Another process of the worker has registered: this one ends at once.
   bool worker_replaced = false;
 };
@@ -69,6 +72,9 @@ class LeaseTable {
   void RaiseFraction(const std::string& token, double fraction);
   // The progress up to `fraction` was stored, with `message` unless that is empty.
   void MarkTold(const std::string& token, double fraction, const std::string& message);
+
+  // See LogAllowance. A lease that this table does not hold has an allowance for this call alone.
+  LogTurn TakeLogs(const std::string& token, int count, absl::Duration now, bool is_last);
 
   std::optional<HeldLease> Find(const std::string& token) const;
   // The lease that a worker's process holds; of several, the one that was put first.

@@ -1,5 +1,6 @@
 #include "server/queue/limit_enforcement.h"
 
+#include <string>
 #include <vector>
 
 #include "base/status_macros.h"
@@ -40,16 +41,25 @@ void LimitEnforcement::Enforce() {
   next_look_ = now + kLookInterval;
   KeepOffset();
   std::vector<JobName> struck;
+  // Those that are damaged must not take the places of others.
+  const int limit = kMaxJobs + static_cast<int>(damaged_.size());
   const absl::Status status = store_.Read([&](StoreReader& reader) -> absl::Status {
-    ASSIGN_OR_RETURN(struck, reader.JobsPastLimit(limit_clock_.Now(), kMaxJobs));
+    ASSIGN_OR_RETURN(struck, reader.JobsPastLimit(limit_clock_.Now(), limit));
     ASSIGN_OR_RETURN(any_limits_, reader.AnyJobHasLimit());
     return absl::OkStatus();
   });
   if (!status.ok()) return;  // The next look comes.
   // There may be more.
-  if (struck.size() == kMaxJobs) next_look_ = now;
+  if (static_cast<int>(struck.size()) == limit) next_look_ = now;
   for (const JobName& name : struck) {
-    if (absl::Status done = Strike(name); !done.ok() && !absl::IsNotFound(done)) {
+    if (damaged_.contains(name.ToString())) continue;
+    const absl::Status done = Strike(name);
+    if (done.ok() || absl::IsNotFound(done)) continue;
+    if (!absl::IsUnavailable(done)) {
+      // It does not mend itself.
+      damaged_.insert(name.ToString());
+      spdlog::error("{}: its limit cannot be enforced: {}", name.ToString(), done.ToString());
+    } else {
       spdlog::error("{}: its limit could not be enforced, will be tried again: {}", name.ToString(),
                     done.ToString());
     }

@@ -3,6 +3,8 @@
 #define QPRUNER_SERVER_QUEUE_LIMIT_ENFORCEMENT_H_
 
 #include <optional>
+#include <set>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -44,6 +46,8 @@ class LimitEnforcement {
   // On the monotonic clock.
   absl::Duration next_look_;
   bool any_limits_ = false;
+  // Jobs past their limit whose rows are damaged: they stay as they are, until the next process.
+  std::set<std::string> damaged_;
 };
 
 }  // namespace qpruner::server

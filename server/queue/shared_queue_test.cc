@@ -15,6 +15,7 @@
 #include "server/queue/job_queue.h"
 #include "server/queue/job_states.h"
 #include "server/store/postgres_job_store.h"
+#include "server/testing/damaged_record.h"
 #include "server/testing/postgres_cluster.h"
 #include "server/testing/scripted_job.h"
 #include "tests/testing/simulated_clock.h"
@@ -314,6 +315,34 @@ TEST_F(SharedQueueTest, TwoPlansOfOneStepAreOne) {
   EXPECT_GT(plans, 0);
   for (const v1::Trial& trial : Trials(name)) EXPECT_EQ(trial.attempt_count(), 1) << trial.name();
   EXPECT_EQ(Outcome(name), Outcome(undisturbed));
+}
+
+TEST_F(SharedQueueTest, AJobThatCannotBeReadHoldsUpNeitherServer) {
+  const auto damage = [&](const JobName& name) {
+    ASSERT_TRUE(a_->store
+                    ->Transact([&](StoreTransaction& store) -> absl::Status {
+                      ASSIGN_OR_RETURN(internal::v1::JobRecord record, store.GetJob(name));
+                      MakeUnreadable(record);
+                      return store.UpdateJob(record);
+                    })
+                    .ok());
+  };
+  const JobName leased = Create(*a_);
+  a_->Register("w");
+  b_->Register("w");
+  const AcquireTaskResponse held = a_->Poll("w");
+  ASSERT_EQ(held.lease().job(), leased.ToString());
+  const JobName queued = Create(*a_);
+  damage(leased);
+  damage(queued);
+  EXPECT_TRUE(absl::IsDataLoss(b_->Heartbeat(held).status()));
+  const JobName other = Create(*b_);
+  EXPECT_EQ(b_->Poll("w").lease().job(), other.ToString());
+  // The lease has ended at both.
+  Pass(absl::Seconds(40));
+  const JobName later = Create(*a_);
+  Finish(*a_, other);
+  Finish(*a_, later);
 }
 
 TEST_F(SharedQueueTest, ANewProcessOfAWorkerMayRegisterAtTheOtherServer) {

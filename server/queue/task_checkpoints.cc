@@ -71,6 +71,7 @@ absl::Status TaskCheckpoints::Replace(const JobName& name,
     }
     ASSIGN_OR_RETURN(before, DropCheckpoint(store, name, task));
     *task.mutable_spec()->add_inputs() = ref;
+    task.clear_returns_in_row();
     v1::Artifact artifact;
     artifact.set_name(name.ArtifactName(ref.path()));
     artifact.set_size_bytes(ref.size_bytes());

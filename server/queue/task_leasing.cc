@@ -264,7 +264,7 @@ absl::StatusOr<bool> TaskLeasing::Revoke(HeldLease lease) {
                           "LEASE_EXPIRED");
   bool revoked = false;
   std::optional<TaskRecord> renewed;
-  const absl::Status status = changes_.Run(
+  absl::Status status = changes_.Run(
       lease.job,
       [&](StoreTransaction& store, JobChange& change, absl::Time now,
           CommitEffects& effects) -> absl::Status {
@@ -286,6 +286,12 @@ absl::StatusOr<bool> TaskLeasing::Revoke(HeldLease lease) {
         return absl::OkStatus();
       });
   if (absl::IsNotFound(status)) return false;
+  if (!status.ok() && !absl::IsUnavailable(status)) {
+    spdlog::error("{}/{}: cannot be ended and is set aside: {}", lease.job.ToString(),
+                  lease.task_id, status.ToString());
+    status = changes_.SetAside(lease.job, lease.task_id, lease.token);
+    if (status.ok()) return false;
+  }
   if (!status.ok()) {
     spdlog::error("the store failed: {}", status.ToString());
     lease.deadline = clock_.Monotonic();
@@ -321,8 +327,9 @@ void TaskLeasing::RedeliverLeases() {
       *reply = LeaseReply(task);
       return absl::OkStatus();
     });
-    // A lease that is over leaves the poll waiting for the next task.
-    if (absl::IsNotFound(status)) {
+    // A lease that is over leaves the poll waiting for the next task; so does one whose task cannot
+    // be read.
+    if (absl::IsNotFound(status) || absl::IsDataLoss(status)) {
       leases_.Erase(held->token);
       continue;
     }
@@ -381,9 +388,11 @@ absl::Status TaskLeasing::LeaseToPolls() {
   if (grants.empty()) return absl::OkStatus();
 
   size_t missed_count = 0;
-  RETURN_IF_ERROR(store_.Transact([&](StoreTransaction& store) -> absl::Status {
+  const Grant* blamed = nullptr;
+  const absl::Status granted = store_.Transact([&](StoreTransaction& store) -> absl::Status {
     const ChangeTime now = changes_.Now();
     missed_count = 0;
+    blamed = nullptr;
     std::vector<TaskRecord> held_elsewhere;
     if (store_.shared()) {
       ASSIGN_OR_RETURN(held_elsewhere, store.LeasedTasksOf(chosen));
@@ -407,14 +416,23 @@ absl::Status TaskLeasing::LeaseToPolls() {
         ++missed_count;
         continue;
       }
-      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, grant.job, now));
       grant.lease.expire_time = now.wall + options_.lease_duration;
+      blamed = &grant;
+      ASSIGN_OR_RETURN(JobChange change, JobChange::Load(store, grant.job, now));
       RETURN_IF_ERROR(LeaseTask(store, change, *task, grant.lease, now.wall));
       RETURN_IF_ERROR(change.Save());
+      blamed = nullptr;
       grant.task = std::move(task);
     }
     return absl::OkStatus();
-  }));
+  });
+  if (blamed != nullptr && !granted.ok() && !absl::IsUnavailable(granted)) {
+    // Its rows are damaged. The others, who have lost this turn, must not wait for it.
+    spdlog::error("{}/{}: cannot be leased and is set aside: {}", blamed->job.ToString(),
+                  blamed->task_id, granted.ToString());
+    return changes_.SetAside(blamed->job, blamed->task_id, /*token=*/"");
+  }
+  RETURN_IF_ERROR(granted);
   tasks_were_busy_ = store_.shared() && missed_count > 0;
   // Others of the many that wait may fit the workers that are left.
   const bool more = grants.size() < polls.size() &&

@@ -27,10 +27,14 @@ using internal::v1::HeartbeatResponse;
 using internal::v1::Lease;
 using internal::v1::TaskRecord;
 
-// Of one call.
-constexpr int kMaxLogLines = 100;
-// A line, a message, an error, one of an error's details.
+// A message, an error, one of an error's details.
 constexpr size_t kMaxTextBytes = 4096;
+// Of a log, where there may be many. LogAllowance says how many.
+constexpr size_t kMaxLogLineBytes = 1024;
+// A task that workers give back again and again, with no checkpoint in between, makes no headway:
+// from then on it waits as after errors. So many in a row a rolling restart of the workers may
+// bring.
+constexpr int kReturnsAtOnce = 3;
 
 // An error as it is stored, several times for each attempt and in every list of jobs: what people
 // read of it, and the details that mean something here.
@@ -55,15 +59,23 @@ HeartbeatResponse Reply(const v1::CompressionJob& job) {
   return response;
 }
 
-absl::Status StoreLogs(JobChange& change,
+absl::Status TellOfLinesLeftOut(JobChange& change, int count) {
+  if (count == 0) return absl::OkStatus();
+  return change.Log(v1::JobEvent::LogLine::WARNING,
+                    absl::StrCat(count, " lines of the log left out: an attempt may have ",
+                                 LogAllowance::kLinesAMinute, " a minute"));
+}
+
+absl::Status StoreLogs(JobChange& change, const LogTurn& turn,
                        const google::protobuf::RepeatedPtrField<v1::JobEvent::LogLine>& logs) {
-  for (int i = 0; i < std::min(logs.size(), kMaxLogLines); ++i) {
+  RETURN_IF_ERROR(TellOfLinesLeftOut(change, turn.left_out_before));
+  for (int i = 0; i < turn.kept; ++i) {
     RETURN_IF_ERROR(change.Log(logs[i].severity() == v1::JobEvent::LogLine::WARNING
                                    ? v1::JobEvent::LogLine::WARNING
                                    : v1::JobEvent::LogLine::INFO,
-                               CutUtf8(logs[i].text(), kMaxTextBytes)));
+                               CutUtf8(logs[i].text(), kMaxLogLineBytes)));
   }
-  return absl::OkStatus();
+  return TellOfLinesLeftOut(change, turn.left_out);
 }
 
 // A worker that does not obey loses the task when the lease ends: it is not renewed.
@@ -88,7 +100,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::CheckLease(const JobName& name, c
 
 absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
                                                             const HeartbeatRequest& request,
-                                                            bool progress) {
+                                                            bool progress, const LogTurn& logs) {
   const Lease& lease = request.lease();
   const double running = leases_.RunningFraction(name, "");
   const std::optional<HeldLease> held = leases_.Find(lease.token());
@@ -107,7 +119,7 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
     *task.mutable_lease_expire_time() = ToTimestamp(now.wall + options_.lease_duration);
     RETURN_IF_ERROR(store.PutTask(task));
     if (!progress) return absl::OkStatus();
-    RETURN_IF_ERROR(StoreLogs(change, request.logs()));
+    RETURN_IF_ERROR(StoreLogs(change, logs, request.logs()));
     const v1::Progress& done = change.job().progress();
     RETURN_IF_ERROR(
         change.AdvanceProgress(JobFraction(change.job().stage(), done.completed_trial_count(),
@@ -148,7 +160,8 @@ absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest&
   const bool moved = held.fraction > held.told_fraction ||
                      (!request.message().empty() && request.message() != held.told_message);
   bool progress = false;
-  if (!request.logs().empty()) {
+  const LogTurn logs = leases_.TakeLogs(lease.token(), request.logs_size(), now, /*is_last=*/false);
+  if (logs.kept > 0 || logs.left_out_before > 0) {
     progress_.TakeTurn(lease.job(), now);
     progress = true;
   } else {
@@ -158,9 +171,14 @@ absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest&
       store_.shared() && now - held.stored_at >= StoredRenewalInterval(options_.lease_duration);
 
   absl::StatusOr<HeartbeatResponse> response = progress || renewal_due
-                                                   ? StoreRenewal(held.job, request, progress)
+                                                   ? StoreRenewal(held.job, request, progress, logs)
                                                    : CheckLease(held.job, lease);
   if (absl::IsNotFound(response.status())) response = LeaseSuperseded();
+  // If that fails it is tried again when the lease ends.
+  if (absl::IsDataLoss(response.status())) {
+    changes_.SetAside(held.job, held.task_id, held.token).IgnoreError();
+    return response;
+  }
   if (response.ok() && EndsLease(*response)) return response;
   if (absl::IsAborted(response.status())) {
     leases_.Erase(lease.token());
@@ -220,6 +238,8 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
     if (absl::IsUnavailable(bad_result)) return bad_result;
   }
   const double running = leases_.RunningFraction(*name, lease.token());
+  const LogTurn logs =
+      leases_.TakeLogs(lease.token(), request.logs_size(), clock_.Monotonic(), /*is_last=*/true);
   bool completed_now = false;
   std::string checkpoint;
   const absl::Status status = changes_.Run(
@@ -241,14 +261,16 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
           bad_result = CheckOutputs(request.result());
           if (absl::IsUnavailable(bad_result)) return bad_result;
         }
-        RETURN_IF_ERROR(StoreLogs(change, request.logs()));
-        LeaseEnd end{.backoff = BackoffAfter(CountedAttempts(task))};
+        RETURN_IF_ERROR(StoreLogs(change, logs, request.logs()));
+        LeaseEnd end{.backoff = BackoffAfter(CountedAttempts(task)),
+                     .device_memory_bytes = workers_.DeviceMemoryOf(task.worker())};
         if (request.has_error()) {
           end.error = BoundedError(request.error());
         } else if (request.has_returned()) {
+          const int too_many = task.returns_in_row() + 1 - kReturnsAtOnce;
           end = {
               .error = absl::UnavailableError(CutUtf8(request.returned().reason(), kMaxTextBytes)),
-              .backoff = absl::ZeroDuration(),
+              .backoff = too_many > 0 ? BackoffAfter(too_many) : absl::ZeroDuration(),
               .returned = true};
         } else if (!bad_result.ok()) {
           end.error = bad_result;
@@ -273,6 +295,10 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
       });
   adding.reset();
   if (absl::IsNotFound(status)) return LeaseSuperseded();
+  // The same as for a heartbeat.
+  if (absl::IsDataLoss(status)) {
+    changes_.SetAside(*name, lease.task(), lease.token()).IgnoreError();
+  }
   RETURN_IF_ERROR(status);
   if (!completed_now) return absl::OkStatus();
   if (!checkpoint.empty()) references_.TryRemove(checkpoint, absl::InfiniteFuture());

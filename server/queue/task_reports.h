@@ -47,10 +47,11 @@ class TaskReports {
   // What the store says about a heartbeat's lease, without a change.
   absl::StatusOr<internal::v1::HeartbeatResponse> CheckLease(const JobName& name,
                                                              const internal::v1::Lease& lease);
-  // The same, and stores the renewal, for the other servers. With `progress`, progress and logs
+  // The same, and stores the renewal, for the other servers. With `progress`, progress and `logs`
   // too.
   absl::StatusOr<internal::v1::HeartbeatResponse> StoreRenewal(
-      const JobName& name, const internal::v1::HeartbeatRequest& request, bool progress);
+      const JobName& name, const internal::v1::HeartbeatRequest& request, bool progress,
+      const LogTurn& logs);
   // The lease as this process knows it, or, if another server granted it, as the store does.
   absl::StatusOr<HeldLease> FindHeld(const internal::v1::Lease& lease);
   // INTERNAL: what the worker names is not there. UNAVAILABLE: nobody can tell now.

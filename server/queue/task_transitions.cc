@@ -12,6 +12,7 @@
 #include "server/queue/job_pausing.h"
 #include "server/queue/job_states.h"
 #include "server/queue/search_view.h"
+#include "server/validation/job_validation.h"
 
 namespace qpruner::server {
 namespace {
@@ -19,6 +20,9 @@ namespace {
 using internal::v1::TaskRecord;
 using internal::v1::TaskResult;
 using internal::v1::TaskSpec;
+
+// After a store was mended, its jobs go on that much later at most.
+constexpr absl::Duration kSetAsideFor = absl::Minutes(10);
 
 absl::Status TaskWithoutTrial(const TaskRecord& task) {
   return absl::InternalError(absl::StrCat("Task without its trial: ", task.task_id()));
@@ -154,6 +158,20 @@ bool HalveMicroBatch(TaskRecord& task) {
   return true;
 }
 
+// The engine then streams weights that it kept, or takes smaller batches; where not even that fits,
+// it says what would. Without a limit it plans for at least half of the device: a quarter is less.
+// False: that would be less than a job may ask for, nobody knows what the device has, or the task
+// is not PREPARE.
+bool HalveDeviceMemory(TaskRecord& task, int64_t device_memory_bytes) {
+  if (!task.spec().has_prepare()) return false;
+  v1::Limits& limits = *task.mutable_spec()->mutable_spec()->mutable_limits();
+  const int64_t half =
+      limits.has_device_memory_bytes() ? limits.device_memory_bytes() / 2 : device_memory_bytes / 4;
+  if (half < kLeastDeviceMemoryBytes) return false;
+  limits.set_device_memory_bytes(half);
+  return true;
+}
+
 // CompleteTask, with a result that was checked.
 absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord& task,
                          const TaskResult& result, double running, absl::Time now) {
@@ -262,10 +280,21 @@ absl::Status LeaseTask(StoreTransaction& store, JobChange& change, TaskRecord& t
   return change.PutTrial(*trial);
 }
 
+absl::Status SetAside(StoreTransaction& store, TaskRecord task, absl::Time now) {
+  task.set_state(TaskRecord::QUEUED);
+  task.clear_lease_token();
+  task.set_fraction(0);
+  *task.mutable_not_before() = ToTimestamp(now + kSetAsideFor);
+  return store.PutTask(task);
+}
+
 absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, TaskRecord& task,
                                   const LeaseEnd& end, absl::Time now) {
   if (end.revoked) task.clear_lease_token();
+  const bool pausing = change.job().state() == v1::CompressionJob::PAUSING;
   if (end.returned) task.set_returned_count(task.returned_count() + 1);
+  // A worker that gives back for a pause does as it was told.
+  if (!pausing) task.set_returns_in_row(end.returned ? task.returns_in_row() + 1 : 0);
   *task.mutable_error() = ToRpcStatus(end.error);
   if (change.job().state() == v1::CompressionJob::CANCELLING) {
     RETURN_IF_ERROR(
@@ -285,7 +314,15 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     return TaskFate::kInfeasible;
   }
   const int max_attempts = change.job().spec().limits().max_attempts();
-  const bool smaller = out_of_memory && HalveMicroBatch(task);
+  std::string less;
+  if (out_of_memory && HalveMicroBatch(task)) {
+    less = absl::StrCat("fine_tune.micro_batch_size ",
+                        task.spec().spec().fine_tune().micro_batch_size());
+  } else if (out_of_memory && HalveDeviceMemory(task, end.device_memory_bytes)) {
+    less = absl::StrCat("limits.device_memory_bytes ",
+                        task.spec().spec().limits().device_memory_bytes());
+  }
+  const bool smaller = !less.empty();
   if (smaller) task.set_returned_count(task.returned_count() + 1);
   const bool given_up =
       error_class == ErrorClass::kBadInput || CountedAttempts(task) >= max_attempts;
@@ -295,12 +332,12 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
     return TaskFate::kJobFailed;
   }
   CountLeases(change.record(), -1, change.limits_now());
-  const bool pausing = change.job().state() == v1::CompressionJob::PAUSING;
   task.set_state(pausing ? TaskRecord::HELD : TaskRecord::QUEUED);
   task.set_fraction(0);
   *task.mutable_end_time() = ToTimestamp(now);
   task.clear_not_before();
-  if (end.backoff > absl::ZeroDuration() && !smaller) {
+  const bool returned_for_pause = end.returned && pausing;
+  if (end.backoff > absl::ZeroDuration() && !smaller && !returned_for_pause) {
     *task.mutable_not_before() = ToTimestamp(now + end.backoff);
   }
   RETURN_IF_ERROR(store.PutTask(task));
@@ -316,11 +353,10 @@ absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change, Ta
   v1::CompressionJob& job = *change.record().mutable_job();
   job.set_retry_count(job.retry_count() + 1);
   if (smaller) {
-    RETURN_IF_ERROR(change.Log(
-        v1::JobEvent::LogLine::WARNING,
-        absl::StrCat("Task ", task.task_id(), " ran out of memory (", end.error.message(),
-                     "); it is queued again with fine_tune.micro_batch_size ",
-                     task.spec().spec().fine_tune().micro_batch_size())));
+    RETURN_IF_ERROR(
+        change.Log(v1::JobEvent::LogLine::WARNING,
+                   absl::StrCat("Task ", task.task_id(), " ran out of memory (",
+                                end.error.message(), "); it is queued again with ", less)));
     return TaskFate::kRetried;
   }
   RETURN_IF_ERROR(change.Log(

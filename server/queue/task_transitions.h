@@ -3,6 +3,7 @@
 #ifndef QPRUNER_SERVER_QUEUE_TASK_TRANSITIONS_H_
 #define QPRUNER_SERVER_QUEUE_TASK_TRANSITIONS_H_
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -29,7 +30,7 @@ absl::Status LeaseSuperseded();
 bool IsCurrentLease(const internal::v1::TaskRecord& task, const internal::v1::Lease& lease);
 
 // Leases of `task`, the current one included, without those whose worker gave it back or that ended
-// with a smaller batch for the next one: what limits.max_attempts bounds.
+// with less memory asked for by the next one: what limits.max_attempts bounds.
 int CountedAttempts(const internal::v1::TaskRecord& task);
 
 // What an error of an attempt says about the next one.
@@ -51,6 +52,10 @@ absl::Status QueueTask(StoreTransaction& store, const JobChange& change, const P
 absl::Status LeaseTask(StoreTransaction& store, JobChange& change, internal::v1::TaskRecord& task,
                        const NewLease& lease, absl::Time now);
 
+// A task of a job whose rows are damaged: QUEUED, but only after some minutes, so that it holds up
+// neither a queue nor a worker. The job itself is not touched.
+absl::Status SetAside(StoreTransaction& store, internal::v1::TaskRecord task, absl::Time now);
+
 // How a lease ended without a result.
 struct LeaseEnd {
   absl::Status error;
@@ -61,13 +66,17 @@ struct LeaseEnd {
   bool revoked = false;
   // The worker gave the task back: `error` says why, and no attempt is used up.
   bool returned = false;
+  // Of the worker's device; 0: unknown.
+  int64_t device_memory_bytes = 0;
 };
 enum class TaskFate { kRetried, kInfeasible, kCancelled, kJobFailed };
 
 // LEASED to QUEUED, or to a final state, by the error's class: a trial that ran out of memory is
-// INFEASIBLE; FINALIZE is tried again with half of fine_tune.micro_batch_size, down to 1, without
-// using up an attempt; bad input and too many attempts end the job. A job that is CANCELLING takes
-// the task with it; in one that is PAUSING it is HELD instead of QUEUED.
+// INFEASIBLE; FINALIZE that ran out is tried again with half of fine_tune.micro_batch_size, down to
+// 1, PREPARE with half of limits.device_memory_bytes, so that the engine plans for less and at last
+// says what it needs at least: both at once and without using up an attempt; bad input and too many
+// attempts end the job. A job that is CANCELLING takes the task with
+// it; in one that is PAUSING it is HELD instead of QUEUED.
 absl::StatusOr<TaskFate> EndLease(StoreTransaction& store, JobChange& change,
                                   internal::v1::TaskRecord& task, const LeaseEnd& end,
                                   absl::Time now);

@@ -16,9 +16,10 @@ namespace {
 constexpr int kJobsAtOnce = 50;
 constexpr size_t kArtifactsAtOnce = 500;
 
-// NOT_FOUND: another server was quicker, or a client.
-absl::Status UnlessGone(const absl::Status& status) {
-  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+// NOT_FOUND: another server was quicker, or a client. DATA_LOSS: a row of the job cannot be read,
+// as the store has logged; it stays, and the sweep goes on.
+absl::Status UnlessGoneOrDamaged(const absl::Status& status) {
+  return absl::IsNotFound(status) || absl::IsDataLoss(status) ? absl::OkStatus() : status;
 }
 
 }  // namespace
@@ -54,9 +55,9 @@ absl::Status RetentionSweep::SweepJobs(const std::function<bool()>& stopping) {
           spdlog::info("{}: was finished for {} and is deleted", name.ToString(),
                        absl::FormatDuration(now - end));
         }
-        RETURN_IF_ERROR(UnlessGone(deleted));
+        RETURN_IF_ERROR(UnlessGoneOrDamaged(deleted));
       } else if (end <= now - policy_.keep_intermediates && !record.intermediates_dropped()) {
-        RETURN_IF_ERROR(UnlessGone(queue_.DropIntermediates(name)));
+        RETURN_IF_ERROR(UnlessGoneOrDamaged(queue_.DropIntermediates(name)));
       }
     }
     if (page.position == position) return absl::OkStatus();

@@ -14,6 +14,7 @@
 #include "server/artifacts/local_artifact_store.h"
 #include "server/retention/retention_policy.h"
 #include "server/store/sqlite_job_store.h"
+#include "server/testing/damaged_record.h"
 #include "server/testing/scripted_job.h"
 #include "server/validation/job_validation.h"
 #include "tests/testing/simulated_clock.h"
@@ -270,6 +271,22 @@ TEST(ParseRetention, TakesDaysAndAbseilsDurations) {
     const auto parsed = ParseRetention(bad);
     EXPECT_TRUE(absl::IsInvalidArgument(parsed.status())) << bad;
   }
+}
+
+TEST_F(RetentionSweepTest, AJobThatCannotBeReadKeepsNoOther) {
+  const JobName damaged = RunToTheEnd();
+  const JobName other = RunToTheEnd();
+  ASSERT_TRUE(store_
+                  ->Transact([&](StoreTransaction& store) -> absl::Status {
+                    ASSIGN_OR_RETURN(auto artifacts, store.ListArtifacts(damaged));
+                    MakeUnreadable(artifacts.at(0));
+                    return store.PutArtifact(damaged, artifacts[0]);
+                  })
+                  .ok());
+  clock_.Advance(absl::Hours(48));
+  Sweep({.keep_finished_jobs = absl::Hours(24)});
+  EXPECT_THAT(Listed(other), UnorderedElementsAre("job is gone"));
+  EXPECT_TRUE(absl::IsDataLoss(queue_->DeleteJob(damaged)));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -19,21 +20,25 @@ namespace {
 // starts after the one before it has ended.
 class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifactResponse> {
  public:
-  DownloadStream(std::string name, int64_t offset, bool accept_url, JobStore& store,
-                 ArtifactStore& artifacts, CallbackExecutor& executor,
-                 std::function<absl::Status()> admit, std::unique_ptr<DownloadLimit::Place> place)
-      : name_(std::move(name)),
+  DownloadStream(grpc::CallbackServerContext& context, std::string name, int64_t offset,
+                 bool accept_url, JobStore& store, ArtifactStore& artifacts,
+                 CallbackExecutor& executor, PeerWatchdog& peers,
+                 std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place)
+      : context_(context),
+        name_(std::move(name)),
         admit_(std::move(admit)),
         place_(std::move(place)),
         store_(store),
         artifacts_(artifacts),
         executor_(executor),
+        peers_(peers),
         accept_url_(accept_url),
         offset_(offset) {
     executor_.Add([this] { Step(); });
   }
 
   void OnWriteDone(bool ok) override {
+    write_wait_.reset();
     if (!ok) {
       Finish(ToGrpcStatus(absl::CancelledError("The client went away")));
       return;
@@ -52,6 +57,10 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
     if (!status.ok()) {
       Finish(ToGrpcStatus(status));
     } else if (first || !chunk_.data().empty()) {
+      write_wait_.emplace(peers_, [this] {
+        EndCall(context_, absl::StrCat("Nothing was read for ",
+                                       absl::FormatDuration(peers_.patience()), "; go on later"));
+      });
       StartWrite(&chunk_);
     } else {
       Finish(grpc::Status::OK);
@@ -102,26 +111,30 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
     return absl::OkStatus();
   }
 
+  grpc::CallbackServerContext& context_;
   const std::string name_;
   const std::function<absl::Status()> admit_;
-  const std::unique_ptr<DownloadLimit::Place> place_;
+  const std::unique_ptr<StreamLimit::Place> place_;
   JobStore& store_;
   ArtifactStore& artifacts_;
   CallbackExecutor& executor_;
+  PeerWatchdog& peers_;
   const bool accept_url_;
   int64_t offset_;
   std::unique_ptr<ArtifactReader> reader_;
   v1::DownloadArtifactResponse chunk_;
+  // While a write is in flight.
+  std::optional<PeerWatchdog::Wait> write_wait_;
 };
 
 }  // namespace
 
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
-    const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
-    CallbackExecutor& executor, std::function<absl::Status()> admit,
-    std::unique_ptr<DownloadLimit::Place> place) {
-  return new DownloadStream(request.name(), request.offset(), request.accept_url(), store,
-                            artifacts, executor, std::move(admit), std::move(place));
+    grpc::CallbackServerContext& context, const v1::DownloadArtifactRequest& request,
+    JobStore& store, ArtifactStore& artifacts, CallbackExecutor& executor, PeerWatchdog& peers,
+    std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place) {
+  return new DownloadStream(context, request.name(), request.offset(), request.accept_url(), store,
+                            artifacts, executor, peers, std::move(admit), std::move(place));
 }
 
 }  // namespace qpruner::server

@@ -10,7 +10,8 @@
 #include "qpruner/v1/job_service.pb.h"
 #include "server/artifacts/artifact_store.h"
 #include "server/rpc/callback_executor.h"
-#include "server/rpc/download_limit.h"
+#include "server/rpc/peer_watchdog.h"
+#include "server/rpc/stream_limit.h"
 #include "server/store/job_store.h"
 
 namespace qpruner::server {
@@ -19,13 +20,14 @@ namespace qpruner::server {
 inline constexpr int64_t kArtifactChunkBytes = int64_t{1} << 20;
 
 // Streams an artifact's bytes from request.offset() on, or where they lie (artifact_url.h); one
-// chunk is in memory at a time. Before each it asks `admit`, whose error ends the stream: tokens
-// expire. `place` may be null. Deletes itself when gRPC is done with it; the arguments must live
-// until then.
+// chunk is in memory at a time. Before
+// each it asks `admit`, whose error ends the stream: tokens expire. A client that takes no chunk
+// for as long as `peers` has patience gets UNAVAILABLE, and may go on by offset. `place` may be
+// null. Deletes itself when gRPC is done with it; the arguments must live until then.
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
-    const v1::DownloadArtifactRequest& request, JobStore& store, ArtifactStore& artifacts,
-    CallbackExecutor& executor, std::function<absl::Status()> admit,
-    std::unique_ptr<DownloadLimit::Place> place);
+    grpc::CallbackServerContext& context, const v1::DownloadArtifactRequest& request,
+    JobStore& store, ArtifactStore& artifacts, CallbackExecutor& executor, PeerWatchdog& peers,
+    std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place);
 
 }  // namespace qpruner::server
 

@@ -152,20 +152,32 @@ absl::Status DoListArtifacts(JobStore& store, const JobName& name,
   });
 }
 
+// A place for a stream about `job` that was admitted; none for a name that is none, which the
+// stream itself refuses.
+absl::StatusOr<std::unique_ptr<StreamLimit::Place>> TakePlace(StreamLimit& limit,
+                                                              const absl::StatusOr<JobName>& job) {
+  if (!job.ok()) return nullptr;
+  return limit.Take("projects/" + job->project);
+}
+
 }  // namespace
 
 absl::StatusOr<JobServiceImpl::Admitted> JobServiceImpl::Admit(
-    const grpc::ServerContextBase& context, const std::string& field, const std::string& name) {
-  ASSIGN_OR_RETURN(Principal caller, access_.AdmitClient(context));
+    const grpc::ServerContextBase& context, absl::string_view method, const std::string& field,
+    const std::string& name) {
+  ASSIGN_OR_RETURN(Principal caller, access_.AdmitClient(context, method));
   ASSIGN_OR_RETURN(JobName job, ParseJobName(field, name));
-  RETURN_IF_ERROR(CheckJobAccess(caller, job));
+  if (absl::Status status = CheckJobAccess(caller, job); !status.ok()) {
+    access_.Audit(context, caller, method, name, status);
+    return status;
+  }
   return Admitted{std::move(caller), std::move(job)};
 }
 
 grpc::Status JobServiceImpl::CreateJob(grpc::ServerContext* context,
                                        const v1::CreateJobRequest* request,
                                        v1::CompressionJob* response) {
-  absl::StatusOr<Principal> caller = access_.AdmitClient(*context);
+  absl::StatusOr<Principal> caller = access_.AdmitClient(*context, "CreateJob");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   absl::StatusOr<NewJob> job = ValidateCreateJob(*request, validation_);
   if (!job.ok()) return ToGrpcStatus(job.status());
@@ -189,7 +201,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::GetJob(grpc::CallbackServerContext* co
                                                  const v1::GetJobRequest* request,
                                                  v1::CompressionJob* response) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "GetJob", "name", request->name());
   if (!admitted.ok()) {
     reactor->Finish(ToGrpcStatus(admitted.status()));
     return reactor;
@@ -215,14 +227,15 @@ grpc::ServerUnaryReactor* JobServiceImpl::GetJob(grpc::CallbackServerContext* co
 grpc::Status JobServiceImpl::ListJobs(grpc::ServerContext* context,
                                       const v1::ListJobsRequest* request,
                                       v1::ListJobsResponse* response) {
-  const absl::StatusOr<Principal> caller = access_.AdmitClient(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitClient(*context, "ListJobs");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   return ToGrpcStatus(DoListJobs(store_, *caller, *request, *response));
 }
 
 absl::Status JobServiceImpl::AdmitStream(const grpc::ServerContextBase& context,
+                                         absl::string_view method,
                                          const absl::StatusOr<JobName>& job) {
-  ASSIGN_OR_RETURN(const Principal caller, access_.AdmitClient(context));
+  ASSIGN_OR_RETURN(const Principal caller, access_.AdmitClient(context, method));
   return job.ok() ? CheckJobAccess(caller, *job) : absl::OkStatus();
 }
 
@@ -230,19 +243,21 @@ grpc::ServerWriteReactor<v1::JobEvent>* JobServiceImpl::WatchJob(
     grpc::CallbackServerContext* context, const v1::WatchJobRequest* request) {
   // gRPC keeps the context until the stream is done.
   const auto admit = [this, context, job = JobName::Parse(request->name())] {
-    return AdmitStream(*context, job);
+    return AdmitStream(*context, "WatchJob", job);
   };
   if (absl::Status status = admit(); !status.ok()) {
     return RefusedStream<v1::JobEvent>::Start(status);
   }
-  return StartWatchStream(*request, events_, watches_, admit);
+  auto place = TakePlace(watch_limit_, JobName::Parse(request->name()));
+  if (!place.ok()) return RefusedStream<v1::JobEvent>::Start(place.status());
+  return StartWatchStream(*context, *request, events_, watches_, peers_, admit, *std::move(place));
 }
 
 grpc::Status JobServiceImpl::MoveJob(
     const grpc::ServerContextBase& context, absl::string_view method, const std::string& name,
     absl::StatusOr<v1::CompressionJob> (JobQueue::*move)(const JobName&),
     v1::CompressionJob& response) {
-  const absl::StatusOr<Admitted> admitted = Admit(context, "name", name);
+  const absl::StatusOr<Admitted> admitted = Admit(context, method, "name", name);
   if (!admitted.ok()) return ToGrpcStatus(admitted.status());
   absl::StatusOr<v1::CompressionJob> job = (queue_.*move)(admitted->job);
   access_.Audit(context, admitted->caller, method, name, job.status());
@@ -272,7 +287,7 @@ grpc::Status JobServiceImpl::ResumeJob(grpc::ServerContext* context,
 grpc::Status JobServiceImpl::DeleteJob(grpc::ServerContext* context,
                                        const v1::DeleteJobRequest* request,
                                        google::protobuf::Empty*) {
-  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
+  const absl::StatusOr<Admitted> admitted = Admit(*context, "DeleteJob", "name", request->name());
   if (!admitted.ok()) return ToGrpcStatus(admitted.status());
   const absl::Status status = queue_.DeleteJob(admitted->job);
   access_.Audit(*context, admitted->caller, "DeleteJob", request->name(), status);
@@ -282,7 +297,8 @@ grpc::Status JobServiceImpl::DeleteJob(grpc::ServerContext* context,
 grpc::Status JobServiceImpl::ListTrials(grpc::ServerContext* context,
                                         const v1::ListTrialsRequest* request,
                                         v1::ListTrialsResponse* response) {
-  const absl::StatusOr<Admitted> admitted = Admit(*context, "parent", request->parent());
+  const absl::StatusOr<Admitted> admitted =
+      Admit(*context, "ListTrials", "parent", request->parent());
   if (!admitted.ok()) return ToGrpcStatus(admitted.status());
   return ToGrpcStatus(DoListTrials(store_, admitted->job, *request, *response));
 }
@@ -290,7 +306,8 @@ grpc::Status JobServiceImpl::ListTrials(grpc::ServerContext* context,
 grpc::Status JobServiceImpl::GetParetoFront(grpc::ServerContext* context,
                                             const v1::GetParetoFrontRequest* request,
                                             v1::ParetoFront* response) {
-  const absl::StatusOr<Admitted> admitted = Admit(*context, "name", request->name());
+  const absl::StatusOr<Admitted> admitted =
+      Admit(*context, "GetParetoFront", "name", request->name());
   if (!admitted.ok()) return ToGrpcStatus(admitted.status());
   return ToGrpcStatus(DoGetParetoFront(store_, admitted->job, *response));
 }
@@ -298,7 +315,8 @@ grpc::Status JobServiceImpl::GetParetoFront(grpc::ServerContext* context,
 grpc::Status JobServiceImpl::ListArtifacts(grpc::ServerContext* context,
                                            const v1::ListArtifactsRequest* request,
                                            v1::ListArtifactsResponse* response) {
-  const absl::StatusOr<Admitted> admitted = Admit(*context, "parent", request->parent());
+  const absl::StatusOr<Admitted> admitted =
+      Admit(*context, "ListArtifacts", "parent", request->parent());
   if (!admitted.ok()) return ToGrpcStatus(admitted.status());
   return ToGrpcStatus(DoListArtifacts(store_, admitted->job, *response));
 }
@@ -308,23 +326,22 @@ grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* JobServiceImpl::Download
   const absl::StatusOr<ArtifactName> name = ArtifactName::Parse(request->name());
   const absl::StatusOr<JobName> job =
       name.ok() ? absl::StatusOr<JobName>(name->job) : name.status();
-  const auto admit = [this, context, job] { return AdmitStream(*context, job); };
-  absl::Status status = admit();
-  std::unique_ptr<DownloadLimit::Place> place;
-  if (status.ok() && job.ok()) {
-    absl::StatusOr<std::unique_ptr<DownloadLimit::Place>> taken =
-        download_limit_.Take(job->project);
-    status = taken.status();
-    if (taken.ok()) place = *std::move(taken);
+  const auto admit = [this, context, job] {
+    return AdmitStream(*context, "DownloadArtifact", job);
+  };
+  if (absl::Status status = admit(); !status.ok()) {
+    return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
   }
-  if (!status.ok()) return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
-  return StartDownloadStream(*request, store_, artifacts_, downloads_, admit, std::move(place));
+  auto place = TakePlace(download_limit_, job);
+  if (!place.ok()) return RefusedStream<v1::DownloadArtifactResponse>::Start(place.status());
+  return StartDownloadStream(*context, *request, store_, artifacts_, downloads_, peers_, admit,
+                             *std::move(place));
 }
 
 grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext* context,
                                               const v1::ListCapabilitiesRequest*,
                                               v1::ListCapabilitiesResponse* response) {
-  if (const auto caller = access_.AdmitClient(*context); !caller.ok()) {
+  if (const auto caller = access_.AdmitClient(*context, "ListCapabilities"); !caller.ok()) {
     return ToGrpcStatus(caller.status());
   }
   response->set_server_version(version_);

@@ -10,8 +10,9 @@
 #include "server/queue/job_queue.h"
 #include "server/queue/watch_hub.h"
 #include "server/rpc/callback_executor.h"
-#include "server/rpc/download_limit.h"
 #include "server/rpc/event_reads.h"
+#include "server/rpc/peer_watchdog.h"
+#include "server/rpc/stream_limit.h"
 #include "server/store/job_store.h"
 #include "server/validation/job_validation.h"
 
@@ -29,7 +30,8 @@ class JobServiceImpl final : public JobServiceBase {
  public:
   JobServiceImpl(JobValidationOptions validation, std::string version, JobQueue& queue,
                  JobStore& store, ArtifactStore& artifacts, WatchHub& watches, EventReads& events,
-                 CallbackExecutor& downloads, CallbackExecutor& reads, AccessControl& access)
+                 CallbackExecutor& downloads, CallbackExecutor& reads, AccessControl& access,
+                 PeerWatchdog& peers)
       : validation_(std::move(validation)),
         version_(std::move(version)),
         access_(access),
@@ -39,7 +41,8 @@ class JobServiceImpl final : public JobServiceBase {
         watches_(watches),
         events_(events),
         downloads_(downloads),
-        reads_(reads) {}
+        reads_(reads),
+        peers_(peers) {}
 
   grpc::Status CreateJob(grpc::ServerContext* context, const v1::CreateJobRequest* request,
                          v1::CompressionJob* response) override;
@@ -77,8 +80,8 @@ class JobServiceImpl final : public JobServiceBase {
     Principal caller;
     JobName job;
   };
-  absl::StatusOr<Admitted> Admit(const grpc::ServerContextBase& context, const std::string& field,
-                                 const std::string& name);
+  absl::StatusOr<Admitted> Admit(const grpc::ServerContextBase& context, absl::string_view method,
+                                 const std::string& field, const std::string& name);
 
   // CancelJob, PauseJob and ResumeJob.
   grpc::Status MoveJob(const grpc::ServerContextBase& context, absl::string_view method,
@@ -87,7 +90,7 @@ class JobServiceImpl final : public JobServiceBase {
                        v1::CompressionJob& response);
 
   // The same for streams, which themselves refuse a name that is none, together with other fields.
-  absl::Status AdmitStream(const grpc::ServerContextBase& context,
+  absl::Status AdmitStream(const grpc::ServerContextBase& context, absl::string_view method,
                            const absl::StatusOr<JobName>& job);
 
   const JobValidationOptions validation_;
@@ -100,9 +103,15 @@ class JobServiceImpl final : public JobServiceBase {
   EventReads& events_;
   CallbackExecutor& downloads_;
   CallbackExecutor& reads_;
+  PeerWatchdog& peers_;
   // Far more than are served at once, and no more than the descriptors of a process and, with S3,
   // some GiB of read-ahead.
-  DownloadLimit download_limit_{/*most=*/256, /*most_of_a_project=*/64};
+  StreamLimit download_limit_{
+      {.what = "downloads", .reason = "TOO_MANY_DOWNLOADS", .most = 256, .most_of_a_holder = 64}};
+  // A watcher costs some 18 KiB, and one that does not read a batch of events and what the
+  // connection holds.
+  StreamLimit watch_limit_{
+      {.what = "watches", .reason = "TOO_MANY_WATCHES", .most = 8192, .most_of_a_holder = 4096}};
 };
 
 }  // namespace qpruner::server

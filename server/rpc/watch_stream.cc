@@ -1,6 +1,7 @@
 #include "server/rpc/watch_stream.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -20,12 +21,16 @@ namespace {
 // (`changed_`), so that no wake-up is lost.
 class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
  public:
-  WatchStream(JobName name, int64_t after_sequence, EventReads& reads, WatchHub& hub,
-              std::function<absl::Status()> admit)
-      : name_(std::move(name)),
+  WatchStream(grpc::CallbackServerContext& context, JobName name, int64_t after_sequence,
+              EventReads& reads, WatchHub& hub, PeerWatchdog& peers,
+              std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place)
+      : context_(context),
+        name_(std::move(name)),
         admit_(std::move(admit)),
+        place_(std::move(place)),
         reads_(reads),
         hub_(hub),
+        peers_(peers),
         last_sequence_(after_sequence) {}
 
   void Start() {
@@ -40,6 +45,7 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
   void OnWriteDone(bool ok) override {
     absl::MutexLock lock(&mutex_);
     writing_ = false;
+    write_wait_.reset();
     if (!ok) {
       FinishLocked(absl::CancelledError("The client went away"));
       return;
@@ -75,7 +81,13 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
       FinishLocked(absl::CancelledError("The call was cancelled"));
     } else if (batch_ != nullptr && written_count_ < batch_->events.size()) {
       writing_ = true;
-      StartWrite(&batch_->events[written_count_]);
+      const v1::JobEvent& event = batch_->events[written_count_];
+      write_wait_.emplace(peers_, [this, next = event.sequence()] {
+        EndCall(context_, absl::StrCat("WATCHER_TOO_SLOW: no event was taken for ",
+                                       absl::FormatDuration(peers_.patience()),
+                                       "; watch again after sequence ", next - 1));
+      });
+      StartWrite(&event);
     } else if (ended_) {
       FinishLocked(end_status_);
     } else if (changed_) {
@@ -109,10 +121,13 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
     Finish(ToGrpcStatus(status));
   }
 
+  grpc::CallbackServerContext& context_;
   const JobName name_;
   const std::function<absl::Status()> admit_;
+  const std::unique_ptr<StreamLimit::Place> place_;
   EventReads& reads_;
   WatchHub& hub_;
+  PeerWatchdog& peers_;
   int64_t subscription_ = 0;
   // gRPC's share: from Start to OnDone.
   std::shared_ptr<WatchStream> self_;
@@ -123,6 +138,8 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
   size_t written_count_ ABSL_GUARDED_BY(mutex_) = 0;
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  // While writing_.
+  std::optional<PeerWatchdog::Wait> write_wait_ ABSL_GUARDED_BY(mutex_);
   bool changed_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
@@ -132,9 +149,10 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(const v1::WatchJobRequest& request,
-                                                         EventReads& reads, WatchHub& hub,
-                                                         std::function<absl::Status()> admit) {
+grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(
+    grpc::CallbackServerContext& context, const v1::WatchJobRequest& request, EventReads& reads,
+    WatchHub& hub, PeerWatchdog& peers, std::function<absl::Status()> admit,
+    std::unique_ptr<StreamLimit::Place> place) {
   std::vector<FieldViolation> violations;
   const absl::StatusOr<JobName> name = JobName::Parse(request.name());
   if (!name.ok()) violations.push_back({"name", std::string(name.status().message())});
@@ -145,7 +163,8 @@ grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(const v1::WatchJobReque
   if (!violations.empty()) {
     return RefusedStream<v1::JobEvent>::Start(BadRequestError(violations));
   }
-  auto* stream = new WatchStream(*name, request.after_sequence(), reads, hub, std::move(admit));
+  auto* stream = new WatchStream(context, *name, request.after_sequence(), reads, hub, peers,
+                                 std::move(admit), std::move(place));
   stream->Start();
   return stream;
 }

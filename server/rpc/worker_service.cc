@@ -96,7 +96,10 @@ absl::Status CheckUploadedRef(const internal::v1::ArtifactRef& ref) {
   if (!IsSha256Hex(ref.sha256())) {
     violations.push_back({"ref.sha256", "must be 64 lower-case hexadecimal digits"});
   }
-  if (ref.size_bytes() < 0) violations.push_back({"ref.size_bytes", "must not be negative"});
+  if (ref.size_bytes() < 0 || ref.size_bytes() > kMaxArtifactBytes) {
+    violations.push_back({"ref.size_bytes", absl::StrCat("must be from 0 to ", kMaxArtifactBytes,
+                                                         ", is ", ref.size_bytes())});
+  }
   return violations.empty() ? absl::OkStatus() : BadRequestError(violations);
 }
 
@@ -112,7 +115,7 @@ absl::StatusOr<internal::v1::TaskRecord> WorkerServiceImpl::AdmitLease(
 grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext* context,
                                                const internal::v1::RegisterWorkerRequest* request,
                                                internal::v1::RegisterWorkerResponse* response) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "RegisterWorker");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   absl::Status status = CheckWorkerAccess(*caller, request->worker());
   if (status.ok()) status = queue_.RegisterWorker(*request);
@@ -126,7 +129,7 @@ grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext* context,
 grpc::ServerUnaryReactor* WorkerServiceImpl::AcquireTask(
     grpc::CallbackServerContext* context, const internal::v1::AcquireTaskRequest* request,
     internal::v1::AcquireTaskResponse* response) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "AcquireTask");
   absl::Status status = caller.status();
   if (status.ok()) status = CheckWorkerAccess(*caller, request->worker());
   if (!status.ok()) {
@@ -140,7 +143,7 @@ grpc::ServerUnaryReactor* WorkerServiceImpl::AcquireTask(
 grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext* context,
                                           const internal::v1::HeartbeatRequest* request,
                                           internal::v1::HeartbeatResponse* response) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "Heartbeat");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   // Whose lease it is costs a read, which is spared where anyone may act as any worker.
   if (caller->role != Role::kAnyone) {
@@ -156,7 +159,7 @@ grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext* context,
 grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext* context,
                                              const internal::v1::CompleteTaskRequest* request,
                                              google::protobuf::Empty*) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "CompleteTask");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   // ABORTED: a lease that is not current any more is the queue's to judge; a repeated completion is
   // fine. Whoever's lease cannot be looked up completes nothing.
@@ -170,28 +173,41 @@ grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext* context,
 grpc::Status WorkerServiceImpl::SaveCheckpoint(grpc::ServerContext* context,
                                                const internal::v1::SaveCheckpointRequest* request,
                                                google::protobuf::Empty*) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "SaveCheckpoint");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   const auto task = AdmitLease(*caller, request->lease());
   if (!task.ok()) return ToGrpcStatus(task.status());
   return ToGrpcStatus(queue_.SaveCheckpoint(*request));
 }
 
+bool WorkerServiceImpl::Read(grpc::ServerContext& context,
+                             grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader,
+                             internal::v1::UploadArtifactRequest& message) {
+  const PeerWatchdog::Wait wait(peers_, [this, &context] {
+    EndCall(context,
+            absl::StrCat("Nothing was sent for ", absl::FormatDuration(peers_.patience())));
+  });
+  return reader.Read(&message);
+}
+
 grpc::Status WorkerServiceImpl::UploadArtifact(
     grpc::ServerContext* context, grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
     google::protobuf::Empty*) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
-  if (!caller.ok()) return ToGrpcStatus(caller.status());
-  return ToGrpcStatus(Receive(*caller, *reader));
+  return ToGrpcStatus(Receive(*context, *reader));
 }
 
 absl::Status WorkerServiceImpl::Receive(
-    const Principal& caller, grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader) {
+    grpc::ServerContext& context, grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader) {
+  ASSIGN_OR_RETURN(const Principal caller, access_.AdmitWorker(context, "UploadArtifact"));
+  ASSIGN_OR_RETURN(const auto place_of_bearer, bearer_streams_.Take("tokens/" + caller.id));
   internal::v1::UploadArtifactRequest message;
-  if (!reader.Read(&message)) {
+  if (!Read(context, reader, message)) {
+    if (context.IsCancelled()) return absl::CancelledError("The worker went away");
     return BadRequestError({{"lease", "the first message must carry lease and ref"}});
   }
-  RETURN_IF_ERROR(AdmitLease(caller, message.lease()).status());
+  const internal::v1::Lease lease = message.lease();
+  ASSIGN_OR_RETURN(const internal::v1::TaskRecord task, AdmitLease(caller, lease));
+  ASSIGN_OR_RETURN(const auto place_of_worker, worker_streams_.Take("workers/" + task.worker()));
   const internal::v1::ArtifactRef ref = message.ref();
   RETURN_IF_ERROR(CheckUploadedRef(ref));
 
@@ -199,14 +215,20 @@ absl::Status WorkerServiceImpl::Receive(
                    artifacts_.Create(ref.sha256(), ref.size_bytes()));
   do {
     RETURN_IF_ERROR(writer->Append(message.data()));
-  } while (reader.Read(&message));
+    // Tokens expire.
+    RETURN_IF_ERROR(access_.AdmitWorker(context, "UploadArtifact").status());
+  } while (Read(context, reader, message));
+  // A stream that was cut off has not come to its end, though all bytes may be there.
+  if (context.IsCancelled()) return absl::CancelledError("The worker went away");
+  // What a task has lost in the meantime it does not store any more.
+  RETURN_IF_ERROR(AdmitLease(caller, lease).status());
   return writer->Commit();
 }
 
 grpc::Status WorkerServiceImpl::PrepareUpload(grpc::ServerContext* context,
                                               const internal::v1::PrepareUploadRequest* request,
                                               internal::v1::PrepareUploadResponse* response) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "PrepareUpload");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   absl::Status status = AdmitLease(*caller, request->lease()).status();
   if (status.ok()) status = CheckUploadedRef(request->ref());
@@ -217,15 +239,16 @@ grpc::Status WorkerServiceImpl::PrepareUpload(grpc::ServerContext* context,
 grpc::Status WorkerServiceImpl::FetchArtifact(
     grpc::ServerContext* context, const internal::v1::FetchArtifactRequest* request,
     grpc::ServerWriter<internal::v1::FetchArtifactResponse>* writer) {
-  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context);
-  if (!caller.ok()) return ToGrpcStatus(caller.status());
-  return ToGrpcStatus(Send(*caller, *request, *writer));
+  return ToGrpcStatus(Send(*context, *request, *writer));
 }
 
 absl::Status WorkerServiceImpl::Send(
-    const Principal& caller, const internal::v1::FetchArtifactRequest& request,
+    grpc::ServerContext& context, const internal::v1::FetchArtifactRequest& request,
     grpc::ServerWriter<internal::v1::FetchArtifactResponse>& writer) {
+  ASSIGN_OR_RETURN(const Principal caller, access_.AdmitWorker(context, "FetchArtifact"));
+  ASSIGN_OR_RETURN(const auto place_of_bearer, bearer_streams_.Take("tokens/" + caller.id));
   ASSIGN_OR_RETURN(const internal::v1::TaskRecord task, AdmitLease(caller, request.lease()));
+  ASSIGN_OR_RETURN(const auto place_of_worker, worker_streams_.Take("workers/" + task.worker()));
   const auto& inputs = task.spec().inputs();
   if (std::none_of(inputs.begin(), inputs.end(), [&](const internal::v1::ArtifactRef& input) {
         return input.sha256() == request.sha256();
@@ -251,7 +274,12 @@ absl::Status WorkerServiceImpl::Send(
   }
   for (int64_t offset = request.offset(); offset < reader->size_bytes();
        offset += static_cast<int64_t>(chunk.data().size())) {
+    RETURN_IF_ERROR(access_.AdmitWorker(context, "FetchArtifact").status());
     ASSIGN_OR_RETURN(*chunk.mutable_data(), reader->Read(offset, kArtifactChunkBytes));
+    const PeerWatchdog::Wait wait(peers_, [this, &context] {
+      EndCall(context,
+              absl::StrCat("Nothing was read for ", absl::FormatDuration(peers_.patience())));
+    });
     if (!writer.Write(chunk)) return absl::CancelledError("The worker went away");
   }
   return absl::OkStatus();

@@ -6,18 +6,22 @@
 #include "server/artifacts/artifact_store.h"
 #include "server/auth/access_control.h"
 #include "server/queue/job_queue.h"
+#include "server/rpc/peer_watchdog.h"
+#include "server/rpc/stream_limit.h"
 
 namespace qpruner::server {
 
-// The long poll holds no thread; the other calls are short or move bytes for one worker.
+// The long poll holds no thread; the other calls are short, or move bytes for one worker: these are
+// bounded in number and in how long they wait for the worker.
 using WorkerServiceBase = internal::v1::WorkerService::WithCallbackMethod_AcquireTask<
     internal::v1::WorkerService::Service>;
 
 // Thread-safe. The arguments must outlive it and the gRPC server it is registered with.
 class WorkerServiceImpl final : public WorkerServiceBase {
  public:
-  WorkerServiceImpl(JobQueue& queue, ArtifactStore& artifacts, AccessControl& access)
-      : queue_(queue), artifacts_(artifacts), access_(access) {}
+  WorkerServiceImpl(JobQueue& queue, ArtifactStore& artifacts, AccessControl& access,
+                    PeerWatchdog& peers)
+      : queue_(queue), artifacts_(artifacts), access_(access), peers_(peers) {}
 
   grpc::Status RegisterWorker(grpc::ServerContext* context,
                               const internal::v1::RegisterWorkerRequest* request,
@@ -44,18 +48,33 @@ class WorkerServiceImpl final : public WorkerServiceBase {
       grpc::ServerContext* context, const internal::v1::FetchArtifactRequest* request,
       grpc::ServerWriter<internal::v1::FetchArtifactResponse>* writer) override;
 
+  // Uploads and fetches whose lease was admitted, and which have not ended.
+  int transfer_count() { return worker_streams_.count(); }
+
  private:
   // The task of a current lease, if the caller may act as the worker that holds it. ABORTED: stale.
   absl::StatusOr<internal::v1::TaskRecord> AdmitLease(const Principal& caller,
                                                       const internal::v1::Lease& lease);
-  absl::Status Receive(const Principal& caller,
+  absl::Status Receive(grpc::ServerContext& context,
                        grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader);
-  absl::Status Send(const Principal& caller, const internal::v1::FetchArtifactRequest& request,
+  absl::Status Send(grpc::ServerContext& context, const internal::v1::FetchArtifactRequest& request,
                     grpc::ServerWriter<internal::v1::FetchArtifactResponse>& writer);
+  // False: the worker has ended the stream, or it is cut off, for keeping still too.
+  bool Read(grpc::ServerContext& context,
+            grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader,
+            internal::v1::UploadArtifactRequest& message);
 
   JobQueue& queue_;
   ArtifactStore& artifacts_;
   AccessControl& access_;
+  PeerWatchdog& peers_;
+  // Uploads and fetches. Each holds one of the threads of all calls and, with S3, a part of a file.
+  // A worker has one at a time, and those that a broken connection has left. Before its first
+  // message an upload counts for its bearer only, who may be a whole fleet.
+  StreamLimit bearer_streams_{
+      {.what = "transfers", .reason = "TOO_MANY_TRANSFERS", .most = 192, .most_of_a_holder = 128}};
+  StreamLimit worker_streams_{
+      {.what = "transfers", .reason = "TOO_MANY_TRANSFERS", .most = 192, .most_of_a_holder = 8}};
 };
 
 }  // namespace qpruner::server

@@ -1,8 +1,14 @@
 #include "server/rpc/worker_service.h"
 
 #include <atomic>
+#include <memory>
 #include <optional>
+#include <string>
+#include <thread>
+#include <vector>
 
+#include "base/durable_file.h"
+#include "grpcpp/create_channel.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
@@ -36,63 +42,250 @@ class UnreadableStore final : public JobStore {
   JobStore& store_;
 };
 
-TEST(WorkerService, NobodyCompletesATaskWhoseHolderCannotBeLookedUp) {
-  TempFolder folder;
-  SimulatedClock clock;
-  CountingIds ids;
-  WatchHub watches;
-  QueueObserver observer;
-  const auto sqlite = OpenSqliteJobStore({.folder = folder.path() + "/store"}).value();
-  UnreadableStore store(*sqlite);
-  const auto artifacts =
-      OpenLocalArtifactStore({.folder = folder.path() + "/artifacts", .clock = clock}).value();
-  const auto proposer = MakeSearchProposer();
-  const auto queue =
-      JobQueue::Create({}, store, *artifacts, clock, ids, *proposer, watches, observer).value();
-  const std::string tokens = folder.path() + "/tokens.json";
-  const auto token_of = [&](const std::string& worker) {
-    return AddNewToken({.file = tokens, .id = worker, .role = "worker", .workers = {worker}}, ids)
+class WorkerServiceTest : public testing::Test {
+ protected:
+  using Upload = grpc::ClientWriter<internal::v1::UploadArtifactRequest>;
+
+  WorkerServiceTest() {
+    holder_ = TokenOf("w1");
+    other_ = TokenOf("w2");
+    access_ = AccessControl::FromFile(Tokens(), clock_).value();
+    service_ = std::make_unique<WorkerServiceImpl>(*queue_, *artifacts_, *access_, peers_);
+    server_ = grpc::ServerBuilder()
+                  .AddListeningPort("unix:" + folder_.path() + "/socket",
+                                    grpc::InsecureServerCredentials())
+                  .RegisterService(service_.get())
+                  .BuildAndStart();
+    stub_ = internal::v1::WorkerService::NewStub(grpc::CreateChannel(
+        "unix:" + folder_.path() + "/socket", grpc::InsecureChannelCredentials()));
+    EXPECT_TRUE(queue_->CreateJob(*ValidateCreateJob(ScriptedRequest(), {})).ok());
+    internal::v1::RegisterWorkerRequest worker;
+    worker.set_worker("w1");
+    worker.set_incarnation("a");
+    EXPECT_TRUE(queue_->RegisterWorker(worker).ok());
+    Acquire();
+  }
+  ~WorkerServiceTest() override { server_->Shutdown(); }
+
+  void Acquire() {
+    internal::v1::AcquireTaskRequest poll;
+    poll.set_worker("w1");
+    poll.set_incarnation("a");
+    std::optional<internal::v1::AcquireTaskResponse> held;
+    queue_->AcquireTask(poll, [&](auto response) { held = *response; });
+    if (!held) queue_->Tick();
+    ASSERT_TRUE(held && held->has_lease());
+    lease_ = held->lease();
+  }
+  std::string Tokens() const { return folder_.path() + "/tokens.json"; }
+  std::string TokenOf(const std::string& worker) {
+    return AddNewToken({.file = Tokens(), .id = worker, .role = "worker", .workers = {worker}},
+                       ids_)
         .value();
-  };
-  const std::string holder = token_of("w1");
-  const std::string other = token_of("w2");
-  const auto access = AccessControl::FromFile(tokens, clock).value();
-  WorkerServiceImpl service(*queue, *artifacts, *access);
-  const std::unique_ptr<grpc::Server> server =
-      grpc::ServerBuilder().RegisterService(&service).BuildAndStart();
-  const auto stub = internal::v1::WorkerService::NewStub(server->InProcessChannel({}));
-
-  ASSERT_TRUE(queue->CreateJob(*ValidateCreateJob(ScriptedRequest(), {})).ok());
-  internal::v1::RegisterWorkerRequest worker;
-  worker.set_worker("w1");
-  worker.set_incarnation("a");
-  ASSERT_TRUE(queue->RegisterWorker(worker).ok());
-  internal::v1::AcquireTaskRequest poll;
-  poll.set_worker("w1");
-  poll.set_incarnation("a");
-  std::optional<internal::v1::AcquireTaskResponse> held;
-  queue->AcquireTask(poll, [&](auto response) { held = *response; });
-  if (!held) queue->Tick();
-  ASSERT_TRUE(held && held->has_lease());
-
-  internal::v1::CompleteTaskRequest request;
-  *request.mutable_lease() = held->lease();
-  *request.mutable_error() = ToRpcStatus(absl::InternalError("not the holder's"));
-  const auto complete = [&](const std::string& token) {
-    grpc::ClientContext context;
-    context.AddMetadata("authorization", "Bearer " + token);
+  }
+  std::unique_ptr<grpc::ClientContext> As(const std::string& token) {
+    auto context = std::make_unique<grpc::ClientContext>();
+    context->AddMetadata("authorization", "Bearer " + token);
+    return context;
+  }
+  absl::Status Complete(const std::string& token) {
+    internal::v1::CompleteTaskRequest request;
+    *request.mutable_lease() = lease_;
+    *request.mutable_error() = ToRpcStatus(absl::InternalError("not the holder's"));
+    const auto context = As(token);
     google::protobuf::Empty response;
-    return FromGrpcStatus(stub->CompleteTask(&context, request, &response));
+    return FromGrpcStatus(stub_->CompleteTask(context.get(), request, &response));
+  }
+  // The first message of an upload of `content`, with all of it.
+  internal::v1::UploadArtifactRequest UploadOf(const std::string& content) {
+    internal::v1::UploadArtifactRequest request;
+    *request.mutable_lease() = lease_;
+    *request.mutable_ref() = ArtifactOf("model/x", content);
+    request.set_data(content);
+    return request;
+  }
+  // A call that has an end.
+  struct Call {
+    std::unique_ptr<grpc::ClientContext> context;
+    google::protobuf::Empty response;
+    std::unique_ptr<Upload> stream;
   };
-  EXPECT_TRUE(absl::IsPermissionDenied(complete(other)));
-  store.unreadable = true;
-  EXPECT_TRUE(absl::IsUnavailable(complete(other)));
-  EXPECT_TRUE(absl::IsUnavailable(complete(holder)));
-  store.unreadable = false;
-  EXPECT_TRUE(queue->FindLeasedTask(held->lease()).ok()) << "somebody ended it";
-  EXPECT_TRUE(complete(holder).ok());
-  EXPECT_TRUE(complete(holder).ok()) << "a reply that was lost";
-  server->Shutdown();
+  std::unique_ptr<Call> StartUpload() {
+    auto call = std::make_unique<Call>();
+    call->context = As(holder_);
+    call->stream = stub_->UploadArtifact(call->context.get(), &call->response);
+    return call;
+  }
+  void AwaitWaiting(size_t count) {
+    while (peers_.waiting() != count) std::this_thread::yield();
+  }
+
+  TempFolder folder_;
+  SimulatedClock clock_;
+  CountingIds ids_;
+  WatchHub watches_;
+  QueueObserver observer_;
+  const std::unique_ptr<JobStore> sqlite_ =
+      OpenSqliteJobStore({.folder = folder_.path() + "/store"}).value();
+  UnreadableStore store_{*sqlite_};
+  const std::unique_ptr<ArtifactStore> artifacts_ =
+      OpenLocalArtifactStore({.folder = folder_.path() + "/artifacts", .clock = clock_}).value();
+  const std::unique_ptr<TrialProposer> proposer_ = MakeSearchProposer();
+  const std::unique_ptr<JobQueue> queue_ =
+      JobQueue::Create({}, store_, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
+          .value();
+  PeerWatchdog peers_{clock_, absl::Seconds(60), absl::InfiniteDuration()};
+  std::string holder_, other_;
+  std::unique_ptr<AccessControl> access_;
+  std::unique_ptr<WorkerServiceImpl> service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<internal::v1::WorkerService::Stub> stub_;
+  internal::v1::Lease lease_;
+};
+
+TEST_F(WorkerServiceTest, NobodyCompletesATaskWhoseHolderCannotBeLookedUp) {
+  EXPECT_TRUE(absl::IsPermissionDenied(Complete(other_)));
+  store_.unreadable = true;
+  EXPECT_TRUE(absl::IsUnavailable(Complete(other_)));
+  EXPECT_TRUE(absl::IsUnavailable(Complete(holder_)));
+  store_.unreadable = false;
+  EXPECT_TRUE(queue_->FindLeasedTask(lease_).ok()) << "somebody ended it";
+  EXPECT_TRUE(Complete(holder_).ok());
+  EXPECT_TRUE(Complete(holder_).ok()) << "a reply that was lost";
+}
+
+TEST_F(WorkerServiceTest, AnUploadThatSendsNothingIsEnded) {
+  const auto silent = StartUpload(), begun = StartUpload();
+  internal::v1::UploadArtifactRequest first = UploadOf("content");
+  first.set_data("cont");
+  ASSERT_TRUE(begun->stream->Write(first));
+  // Both streams wait: the one for its first message, the other for its second.
+  while (service_->transfer_count() != 1) std::this_thread::yield();
+  AwaitWaiting(2);
+  clock_.Advance(absl::Seconds(59));
+  peers_.Look();
+  EXPECT_EQ(peers_.waiting(), 2u);
+  clock_.Advance(absl::Seconds(2));
+  peers_.Look();
+  for (const auto& call : {silent.get(), begun.get()}) {
+    const absl::Status ended = FromGrpcStatus(call->stream->Finish());
+    EXPECT_TRUE(absl::IsUnavailable(ended)) << ended;
+    EXPECT_EQ(ended.message(), "Nothing was sent for 1m");
+  }
+  EXPECT_FALSE(*artifacts_->Contains(first.ref().sha256()));
+  // It may try again.
+  const auto again = StartUpload();
+  ASSERT_TRUE(again->stream->Write(UploadOf("content")));
+  again->stream->WritesDone();
+  EXPECT_TRUE(again->stream->Finish().ok());
+  EXPECT_TRUE(*artifacts_->Contains(first.ref().sha256()));
+}
+
+TEST_F(WorkerServiceTest, AWorkerHasEightTransfersAtATime) {
+  std::vector<std::unique_ptr<Call>> calls;
+  for (int i = 0; i < 8; ++i) {
+    calls.push_back(StartUpload());
+    internal::v1::UploadArtifactRequest first = UploadOf("content");
+    first.clear_data();
+    ASSERT_TRUE(calls.back()->stream->Write(first));
+    // Its place is taken once the next message is waited for.
+    while (service_->transfer_count() != i + 1) std::this_thread::yield();
+  }
+  const auto ninth = StartUpload();
+  ninth->stream->Write(UploadOf("content"));
+  const absl::Status refused = FromGrpcStatus(ninth->stream->Finish());
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_EQ(ErrorReason(refused), "TOO_MANY_TRANSFERS");
+  EXPECT_TRUE(RetryDelay(refused));
+  calls.front()->context->TryCancel();
+  calls.front()->stream->Finish();
+  while (service_->transfer_count() != 7) std::this_thread::yield();
+  const auto next = StartUpload();
+  ASSERT_TRUE(next->stream->Write(UploadOf("content")));
+  next->stream->WritesDone();
+  EXPECT_TRUE(next->stream->Finish().ok());
+  for (const auto& call : calls) call->context->TryCancel();
+}
+
+TEST_F(WorkerServiceTest, ALeaseThatEndsDuringAnUploadStoresNothing) {
+  const auto call = StartUpload();
+  const internal::v1::UploadArtifactRequest all = UploadOf("content");
+  ASSERT_TRUE(call->stream->Write(all));
+  while (service_->transfer_count() != 1) std::this_thread::yield();
+  ASSERT_TRUE(Complete(holder_).ok());
+  call->stream->WritesDone();
+  const absl::Status ended = FromGrpcStatus(call->stream->Finish());
+  EXPECT_TRUE(absl::IsAborted(ended)) << ended;
+  EXPECT_FALSE(*artifacts_->Contains(all.ref().sha256()));
+}
+
+TEST_F(WorkerServiceTest, AnUploadEndsWithItsToken) {
+  const auto call = StartUpload();
+  internal::v1::UploadArtifactRequest message = UploadOf("content");
+  message.set_data("cont");
+  ASSERT_TRUE(call->stream->Write(message));
+  while (service_->transfer_count() != 1) std::this_thread::yield();
+  ASSERT_TRUE(WriteFileDurably(Tokens(), "{}", 0600).ok());
+  clock_.Advance(absl::Seconds(30));  // The file is looked at every few seconds.
+  message.Clear();
+  message.set_data("ent");
+  call->stream->Write(message);
+  call->stream->WritesDone();
+  EXPECT_EQ(call->stream->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(WorkerServiceTest, AFetchThatIsNotReadIsEndedAndGoesOn) {
+  // More than the buffers on the way take. A checkpoint is an input of the next attempt.
+  const std::string content(64 << 20, 'x');
+  ASSERT_TRUE(StoreContent(*artifacts_, content).ok());
+  internal::v1::SaveCheckpointRequest checkpoint;
+  *checkpoint.mutable_lease() = lease_;
+  *checkpoint.mutable_ref() = ArtifactOf("checkpoint/x", content);
+  ASSERT_TRUE(queue_->SaveCheckpoint(checkpoint).ok());
+  internal::v1::CompleteTaskRequest back;
+  *back.mutable_lease() = lease_;
+  back.mutable_returned()->set_reason("draining");
+  ASSERT_TRUE(queue_->CompleteTask(back).ok());
+  Acquire();
+
+  internal::v1::FetchArtifactRequest request;
+  *request.mutable_lease() = lease_;
+  request.set_sha256(Sha256Hex(content));
+  internal::v1::FetchArtifactResponse response;
+  int64_t got = 0;
+  {
+    const auto context = As(holder_);
+    const auto stream = stub_->FetchArtifact(context.get(), request);
+    ASSERT_TRUE(stream->Read(&response));
+    while (service_->transfer_count() > 0) {
+      clock_.Advance(absl::Seconds(61));
+      peers_.Look();
+    }
+    do got += static_cast<int64_t>(response.data().size());
+    while (stream->Read(&response));
+    EXPECT_LT(got, static_cast<int64_t>(content.size()));
+    const absl::Status ended = FromGrpcStatus(stream->Finish());
+    EXPECT_TRUE(absl::IsUnavailable(ended)) << ended;
+  }
+  const auto context = As(holder_);
+  request.set_offset(got);
+  const auto stream = stub_->FetchArtifact(context.get(), request);
+  while (stream->Read(&response)) got += static_cast<int64_t>(response.data().size());
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(got, static_cast<int64_t>(content.size()));
+}
+
+TEST_F(WorkerServiceTest, AnUploadOfAnAbsurdSizeIsRefusedByName) {
+  for (const int64_t size : {int64_t{1} << 60, kMaxArtifactBytes + 1, int64_t{-1}}) {
+    const auto call = StartUpload();
+    internal::v1::UploadArtifactRequest first = UploadOf("content");
+    first.mutable_ref()->set_size_bytes(size);
+    call->stream->Write(first);
+    const absl::Status refused = FromGrpcStatus(call->stream->Finish());
+    ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
+    EXPECT_EQ(FieldViolations(refused)[0].field, "ref.size_bytes");
+    EXPECT_NE(FieldViolations(refused)[0].description.find("1099511627776"), std::string::npos);
+  }
 }
 
 }  // namespace

@@ -13,6 +13,8 @@ namespace qpruner::server {
 
 // Logs that the row is passed over, the first time that this process comes to it. Thread-safe.
 void ReportDamagedRow(absl::string_view table, int64_t id, const absl::Status& damage);
+// The same of a table whose rows are read by job: its first damaged one stands for all.
+void ReportDamagedRowOf(absl::string_view table, int64_t job_id, const absl::Status& damage);
 
 // Appends the message, or passes over a row that holds none.
 template <typename Message>

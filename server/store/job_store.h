@@ -37,8 +37,9 @@ struct StoreCounts {
 
 // A consistent view. Valid only within the call that handed it out.
 //
-// A record that cannot be read is DATA_LOSS, but lists that serve many jobs (ListJobs, TaskQueues,
-// LeasedTasks, LeasedTasksOf, OldestJobs) log it and go on without it: a page may be shorter then.
+// A record that cannot be read, or is not that of its job, is DATA_LOSS and logged once, but lists
+// that serve many jobs (ListJobs, TaskQueues, LeasedTasks, LeasedTasksOf, OldestJobs) go on without
+// it: a page may be shorter then, a queue is not.
 //
 // Names that are asked about and are not there are NOT_FOUND, here and in StoreTransaction. So is
 // the job in every call about what belongs to a job.

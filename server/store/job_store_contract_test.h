@@ -19,6 +19,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/store/job_store.h"
+#include "server/testing/damaged_record.h"
 
 namespace qpruner::server {
 
@@ -143,9 +144,51 @@ class JobStoreContract : public testing::TestWithParam<MakeJobStoreUnderTest> {
     return queues.empty() ? std::vector<std::string>() : Ids(queues[0].tasks);
   }
 
+  // Of a store that was written by an older version and migrated: the job `a` with a QUEUED task
+  // "prepare" of priority 3 and a trial. It goes on as any other.
+  static void ExpectOldJobGoesOn(JobStore& store);
+
   std::unique_ptr<JobStoreUnderTest> under_test_;
   std::unique_ptr<JobStore> store_;
 };
+
+inline void JobStoreContract::ExpectOldJobGoesOn(JobStore& store) {
+  const absl::Status status = store.Transact([](StoreTransaction& t) -> absl::Status {
+    ASSIGN_OR_RETURN(JobRecord job, t.GetJob(Name("a")));
+    ASSIGN_OR_RETURN(const StoreReader::JobPage page,
+                     t.ListJobs({"default", {Job::RUNNING}, {{"team", "blue"}}}, 10, ""));
+    EXPECT_EQ(page.jobs.size(), 1u);
+    ASSIGN_OR_RETURN(const auto trials, t.ListTrials(Name("a"), 0, 0));
+    EXPECT_EQ(trials.size(), 1u);
+    ASSIGN_OR_RETURN(const auto queues, t.TaskQueues(absl::FromUnixSeconds(1000), 10));
+    EXPECT_EQ(queues.size(), 1u);
+    EXPECT_EQ(queues.at(0).project, "default");
+    ASSIGN_OR_RETURN(auto task, t.TakeTask(Name("a"), "prepare", absl::FromUnixSeconds(1000)));
+    EXPECT_TRUE(task.has_value());
+    EXPECT_EQ(task.value().priority(), 3);
+    task->set_state(Task::LEASED);
+    task->set_worker("w");
+    RETURN_IF_ERROR(t.PutTask(*task));
+    RETURN_IF_ERROR(t.AppendEvent(Name("a"), MakeEvent(1)));
+    job.mutable_limit_time()->set_seconds(50);
+    job.set_artifact_bytes(7);
+    return t.UpdateJob(job);
+  });
+  ASSERT_TRUE(status.ok()) << status;
+  const absl::Status read = store.Read([](StoreReader& reader) -> absl::Status {
+    ASSIGN_OR_RETURN(const auto leased, reader.LeasedTasksOf({"w"}));
+    EXPECT_EQ(leased.size(), 1u);
+    ASSIGN_OR_RETURN(const auto past, reader.JobsPastLimit(absl::FromUnixSeconds(60), 10));
+    EXPECT_EQ(past.size(), 1u);
+    ASSIGN_OR_RETURN(const auto usage, reader.Usage("default"));
+    EXPECT_EQ(usage.project_artifact_bytes, 7);
+    ASSIGN_OR_RETURN(const StoreCounts counts, reader.Counts());
+    EXPECT_EQ(counts.jobs.at(Job::RUNNING), 1);
+    EXPECT_EQ(counts.tasks.at(Task::LEASED), 1);
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(read.ok()) << read;
+}
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(JobStoreContract);
 
@@ -986,6 +1029,46 @@ TEST_P(JobStoreContract, ARecordThatCannotBeReadHidesNoOther) {
   EXPECT_THAT(Ids(newest.jobs), testing::ElementsAre("c"));
   EXPECT_THAT(Ids(List({.project = "default"}, 2, newest.next_page_token).jobs),
               testing::ElementsAre("a"));
+}
+
+// As many of them as a list has places, at its head.
+TEST_P(JobStoreContract, TasksThatCannotBeReadTakeNoPlaceInTheirQueue) {
+  Write([&](StoreTransaction& store) -> absl::Status {
+    RETURN_IF_ERROR(store.InsertJob(MakeJob(Name("a"))));
+    for (int i = 0; i < 100; ++i) {
+      Task damaged = MakeTask(Name("a"), absl::StrCat("damaged-", i), Task::QUEUED, 100 + i);
+      MakeUnreadable(damaged);
+      RETURN_IF_ERROR(store.PutTask(damaged));
+    }
+    RETURN_IF_ERROR(store.PutTask(MakeTask(Name("a"), "first", Task::QUEUED, 300)));
+    RETURN_IF_ERROR(store.PutTask(MakeTask(Name("a"), "second", Task::QUEUED, 301)));
+    return store.PutTask(MakeTask(Name("a"), "third", Task::QUEUED, 302));
+  });
+  EXPECT_THAT(Queued(1000, 2), testing::ElementsAre("first", "second"));
+  EXPECT_THAT(Queued(1000, 50), testing::ElementsAre("first", "second", "third"));
+}
+
+// Only the job itself answers for what belongs to it.
+TEST_P(JobStoreContract, RowsOfAJobThatCannotBeReadAreDataLoss) {
+  Write([&](StoreTransaction& store) -> absl::Status {
+    RETURN_IF_ERROR(store.InsertJob(MakeJob(Name("a"))));
+    v1::Trial trial = MakeTrial(1);
+    MakeUnreadable(trial);
+    RETURN_IF_ERROR(store.PutTrial(Name("a"), trial));
+    v1::JobEvent event = MakeEvent(1);
+    MakeUnreadable(event);
+    RETURN_IF_ERROR(store.AppendEvent(Name("a"), event));
+    v1::Artifact artifact = MakeArtifact(Name("a"), "model/x", "content");
+    MakeUnreadable(artifact);
+    return store.PutArtifact(Name("a"), artifact);
+  });
+  EXPECT_TRUE(absl::IsDataLoss(
+      Read([](StoreReader& reader) { return reader.ListTrials(Name("a"), 0, 0); }).status()));
+  EXPECT_TRUE(absl::IsDataLoss(
+      Read([](StoreReader& reader) { return reader.ListEvents(Name("a"), 0, 0); }).status()));
+  EXPECT_TRUE(absl::IsDataLoss(
+      Read([](StoreReader& reader) { return reader.ListArtifacts(Name("a")); }).status()));
+  EXPECT_TRUE(GetJob(Name("a")).ok());
 }
 
 TEST_P(JobStoreContract, UsageCountsWhatWaitsAndWhatIsStored) {

@@ -34,9 +34,11 @@ std::string Clean(const char* message) {
   return text;
 }
 
-// Classes of SQLSTATE: the database or its machine is the cause, and may recover.
+// Classes of SQLSTATE: the database, its machine or who administers it is the cause, and may mend
+// it: the last line are rights that were taken away, and roles, schemas and tables that are gone.
 bool IsUnavailable(absl::string_view sqlstate) {
-  for (const char* prefix : {"08", "53", "57P", "58", "25006", "57014", "25P03"}) {
+  for (const char* prefix : {"08", "53", "57P", "58", "25006", "57014", "25P03",  //
+                             "28", "0P", "3D", "3F", "42501", "42704", "42P01"}) {
     if (absl::StartsWith(sqlstate, prefix)) return true;
   }
   return false;

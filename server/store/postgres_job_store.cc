@@ -1,6 +1,7 @@
 #include "server/store/postgres_job_store.h"
 
 #include <algorithm>
+#include <mutex>
 #include <set>
 #include <string>
 #include <utility>
@@ -32,6 +33,21 @@ constexpr PostgresStatement kBeginSnapshot = {"begin_snapshot",
 constexpr PostgresStatement kCommit = {"commit", "COMMIT"};
 constexpr PostgresStatement kRollback = {"rollback", "ROLLBACK"};
 
+// What callers of the API may hear of a failure of the database: it is not theirs to mend, and
+// names of tables, roles, hosts and databases are not theirs to know.
+absl::Status WithoutDetails(const absl::Status& failure) {
+  switch (failure.code()) {
+    case absl::StatusCode::kOk:
+      return failure;
+    case absl::StatusCode::kDataLoss:
+      return absl::DataLossError("The job store's database is damaged; its log says more");
+    case absl::StatusCode::kInternal:
+      return absl::InternalError("The job store failed; the server's log says more");
+    default:
+      return absl::UnavailableError("The job store is not available now; try again");
+  }
+}
+
 // A transaction that collides with others so often is given up.
 constexpr int kMaxConflicts = 10;
 
@@ -51,9 +67,9 @@ class PostgresJobStore final : public JobStore {
         changed = transaction.changed_jobs();
       }
       // A body may go on after a refusal, but not hide that the database failed.
-      if (status.ok()) status = connection.failure_status();
+      const Failure failure = connection.failure();
+      if (failure != Failure::kNone) status = connection.failure_status();
       if (!status.ok()) {
-        const Failure failure = connection.failure();
         Rollback(connection);
         return Outcome{status, failure};
       }
@@ -65,11 +81,12 @@ class PostgresJobStore final : public JobStore {
         // Nobody knows whether the commit has arrived: not to be run again.
         return Outcome{connection.failure_status(), Failure::kOther};
       }
-      const Failure failure = connection.failure();
+      const Failure commit_failure = connection.failure();
       Rollback(connection);
-      return Outcome{committed.ok() ? absl::UnavailableError("PostgreSQL rolled back a commit")
+      // Without a failure: PostgreSQL rolled back instead.
+      return Outcome{committed.ok() ? absl::UnavailableError("The job store has not committed")
                                     : committed.status(),
-                     failure};
+                     commit_failure};
     });
     if (status.ok() && !changed.empty()) feed_.Announce(changed);
     return status;
@@ -82,8 +99,8 @@ class PostgresJobStore final : public JobStore {
         PostgresTransaction reader(connection, Mode::kRead);
         if (status.ok()) status = body(reader);
       }
-      if (status.ok()) status = connection.failure_status();
       const Failure failure = connection.failure();
+      if (failure != Failure::kNone) status = connection.failure_status();
       // Ends the snapshot; there is nothing to commit, and nothing to wait for.
       if (failure != Failure::kNone) {
         Rollback(connection);
@@ -124,25 +141,46 @@ class PostgresJobStore final : public JobStore {
     connection.Abandon();
   }
 
+  // Logs a failure of the database, unless the last one within this time was the same: every call
+  // of every client may meet it. What is left is for the caller.
+  absl::Status Conceal(const absl::Status& failure) {
+    constexpr absl::Duration kTellAgainAfter = absl::Seconds(10);
+    {
+      std::lock_guard lock(told_mutex_);
+      const absl::Time now = absl::Now();
+      if (failure == told_ && now < tell_again_) return WithoutDetails(failure);
+      told_ = failure;
+      tell_again_ = now + kTellAgainAfter;
+    }
+    spdlog::error("the database failed: {}", failure.ToString());
+    return WithoutDetails(failure);
+  }
+
   template <typename Attempt>
   absl::Status RunAgainAfterFailure(Attempt attempt) {
     const absl::Time deadline = absl::Now() + options_.patience;
     for (int conflicts = 0;;) {
-      ASSIGN_OR_RETURN(std::unique_ptr<PostgresConnection> connection, pool_.Take(deadline));
-      const Outcome outcome = attempt(*connection);
-      pool_.Return(std::move(connection));
+      absl::StatusOr<std::unique_ptr<PostgresConnection>> connection = pool_.Take(deadline);
+      if (!connection.ok()) return Conceal(connection.status());
+      const Outcome outcome = attempt(**connection);
+      pool_.Return(*std::move(connection));
       switch (outcome.failure) {
+        case Failure::kNone:
+          // What the body itself has answered.
+          return outcome.status;
         case Failure::kConflict:
-          if (++conflicts >= kMaxConflicts || absl::Now() >= deadline) return outcome.status;
+          if (++conflicts >= kMaxConflicts || absl::Now() >= deadline) {
+            return Conceal(outcome.status);
+          }
           // The other transaction holds its locks for milliseconds; each further time a little
           // longer, so that many do not meet again and again.
           absl::SleepFor(absl::Milliseconds(1 << std::min(conflicts, 6)));
           break;
         case Failure::kLost:
-          if (absl::Now() >= deadline) return outcome.status;
+          if (absl::Now() >= deadline) return Conceal(outcome.status);
           break;
-        default:
-          return outcome.status;
+        case Failure::kOther:
+          return Conceal(outcome.status);
       }
     }
   }
@@ -150,6 +188,10 @@ class PostgresJobStore final : public JobStore {
   const PostgresOptions options_;
   PostgresPool pool_;
   PostgresFeed feed_;
+  std::mutex told_mutex_;
+  // Guarded by told_mutex_.
+  absl::Status told_;
+  absl::Time tell_again_ = absl::InfinitePast();
 };
 
 }  // namespace

@@ -37,6 +37,40 @@ std::vector<MakeJobStoreUnderTest> WherePostgresRuns() {
 
 INSTANTIATE_TEST_SUITE_P(Postgres, JobStoreContract, testing::ValuesIn(WherePostgresRuns()));
 
+class PostgresUpgrade : public JobStoreContract {};
+INSTANTIATE_TEST_SUITE_P(Postgres, PostgresUpgrade, testing::ValuesIn(WherePostgresRuns()));
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(PostgresUpgrade);
+
+TEST_P(PostgresUpgrade, ADatabaseOfTheFirstVersionGoesOn) {
+  const std::string url = PostgresCluster::Shared()->NewDatabase();
+  const auto old = PostgresConnection::Connect({.url = url}).value();
+  ASSERT_TRUE(MigratePostgresSchema(*old, 1).ok());
+  const auto blob = [](const auto& record) {
+    return PostgresParameter::Blob(record.SerializeAsString());
+  };
+  const auto job = old->Run({"old_job",
+                             "INSERT INTO jobs (project, job, state, labels, record) "
+                             "VALUES ($1, $2, $3, $4, $5) RETURNING id"},
+                            {"default", "a", Job::RUNNING, R"({"team": "blue"})",
+                             blob(MakeJob(Name("a"), Job::RUNNING, {{"team", "blue"}}))});
+  ASSERT_TRUE(job.ok()) << job.status();
+  Task task = MakeTask(Name("a"), "prepare");
+  task.set_priority(3);
+  ASSERT_TRUE(old->Run({"old_task",
+                        "INSERT INTO tasks (job_id, task_id, state, priority, create_time, "
+                        "not_before, lease_expire_time, worker, record) "
+                        "VALUES ($1, 'prepare', 1, 3, 100000000000, 0, 0, '', $2)"},
+                       {job->Int(0, 0), blob(task)})
+                  .ok());
+  ASSERT_TRUE(
+      old->Run({"old_trial", "INSERT INTO trials (job_id, trial_index, record) VALUES ($1, 1, $2)"},
+               {job->Int(0, 0), blob(MakeTrial(1))})
+          .ok());
+  const auto store = OpenPostgresJobStore({.url = url});
+  ASSERT_TRUE(store.ok()) << store.status();
+  ExpectOldJobGoesOn(**store);
+}
+
 class PostgresJobStoreTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -202,6 +236,70 @@ TEST_F(PostgresJobStoreTest, IsUnavailableWhileTheDatabaseIsAway) {
     again = (*opened)->Transact([](StoreTransaction& t) { return InsertJob(t, Name(1)); });
   } while (absl::IsUnavailable(again));
   EXPECT_TRUE(again.ok()) << again;
+}
+
+// What an administrator does to a database in use. Callers of the API hear that it is not
+// available, and no name of anything in it; once it is mended they go on.
+TEST_F(PostgresJobStoreTest, RefusalsAtRunTimeAreUnavailableAndNameNothing) {
+  ASSERT_NE(Open(), nullptr);
+  PostgresCluster& cluster = *PostgresCluster::Shared();
+  const std::string database = url_.substr(url_.find("test"), url_.find('?') - url_.find("test"));
+  const auto execute = [&](const std::string& sql) {
+    const absl::Status status = cluster.Execute(url_, sql);
+    ASSERT_TRUE(status.ok()) << sql << ": " << status;
+  };
+  // Once for all tests of this program.
+  cluster.Execute(url_, "CREATE ROLE clerk LOGIN").IgnoreError();
+  execute(
+      "GRANT USAGE ON SCHEMA qpruner TO clerk; GRANT ALL ON ALL TABLES IN SCHEMA qpruner TO "
+      "clerk;");
+  std::string url = url_;
+  url.replace(url.find("user=qpruner"), 12, "user=clerk");
+  auto opened = OpenPostgresJobStore({.url = url, .patience = absl::Milliseconds(50)});
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  int number = 0;
+  const auto insert = [&] {
+    return (*opened)->Transact([&](StoreTransaction& t) { return InsertJob(t, Name(++number)); });
+  };
+  const auto read = [&] {
+    return (*opened)->Read([](StoreReader& reader) { return reader.OldestJobs(0, 1).status(); });
+  };
+  const std::string end_sessions =
+      "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'clerk'; ";
+  const struct {
+    std::string refuse, mend;
+  } kCases[] = {
+      {"REVOKE ALL ON ALL TABLES IN SCHEMA qpruner FROM clerk",
+       "GRANT ALL ON ALL TABLES IN SCHEMA qpruner TO clerk"},
+      {"REVOKE USAGE ON SCHEMA qpruner FROM clerk", "GRANT USAGE ON SCHEMA qpruner TO clerk"},
+      {"ALTER SCHEMA qpruner RENAME TO elsewhere", "ALTER SCHEMA elsewhere RENAME TO qpruner"},
+      {"ALTER ROLE clerk NOLOGIN; " + end_sessions, "ALTER ROLE clerk LOGIN"},
+      {"ALTER ROLE clerk RENAME TO former_clerk; " + end_sessions +
+           "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'former_clerk'",
+       "ALTER ROLE former_clerk RENAME TO clerk"},
+      {"ALTER ROLE clerk CONNECTION LIMIT 0; " + end_sessions,
+       "ALTER ROLE clerk CONNECTION LIMIT -1"},
+      {"ALTER ROLE clerk SET default_transaction_read_only = on; " + end_sessions,
+       "ALTER ROLE clerk RESET default_transaction_read_only; " + end_sessions},
+  };
+  for (const auto& [refuse, mend] : kCases) {
+    ASSERT_TRUE(insert().ok()) << "before " << refuse;
+    execute(refuse);
+    for (const absl::Status& status : {insert(), read()}) {
+      EXPECT_TRUE(absl::IsUnavailable(status)) << refuse << ": " << status;
+      for (const std::string& name : {std::string("jobs"), std::string("clerk"),
+                                      std::string("schema"), database, cluster.folder()}) {
+        EXPECT_EQ(status.ToString().find(name), std::string::npos) << refuse << ": " << status;
+      }
+    }
+    execute(mend);
+    // The back-off since is longer than this store's patience.
+    absl::Status again;
+    do {
+      again = insert();
+    } while (absl::IsUnavailable(again));
+    EXPECT_TRUE(again.ok()) << mend << ": " << again;
+  }
 }
 
 // As in a primary that lives on, read-only, after a failover: only a new connection finds the

@@ -45,11 +45,11 @@ absl::StatusOr<std::unique_ptr<PostgresConnection>> PostgresPool::Take(absl::Tim
       --open_count_;
       changed_.notify_all();
       last = connection.status();
-      if (!absl::IsUnavailable(last)) return last;
-      if (reachable_) spdlog::warn("{}", std::string(last.message()));
+      if (reachable_ && absl::IsUnavailable(last)) spdlog::warn("{}", std::string(last.message()));
       reachable_ = false;
       backoff_ = std::clamp(2 * backoff_, kFirstBackoff, kMaxBackoff);
       next_try_ = absl::Now() + backoff_;
+      if (!absl::IsUnavailable(last)) return last;
       continue;
     }
     if (now >= deadline) return last;

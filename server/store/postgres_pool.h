@@ -20,8 +20,8 @@ class PostgresPool {
   explicit PostgresPool(PostgresOptions options) : options_(std::move(options)) {}
 
   // A connection for the caller alone: an idle one, else a new one, else the next that is given
-  // back. While the database cannot be reached, one caller at a time tries, with back-off. Blocks.
-  // UNAVAILABLE: not until `deadline`. Other errors: as Connect.
+  // back. While the database cannot be reached or refuses, one caller at a time tries, with
+  // back-off. Blocks. UNAVAILABLE: not until `deadline`. Other errors: as Connect.
   absl::StatusOr<std::unique_ptr<PostgresConnection>> Take(absl::Time deadline);
   // Every connection that was taken comes back. When one is lost, the idle ones are too: they
   // broke with the server.

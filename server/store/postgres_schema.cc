@@ -124,7 +124,7 @@ constexpr PostgresStatement kWriteVersion = {"write_version",
 constexpr int64_t kMigrationLock = 0x5150524e;
 
 // In the transaction, with the lock.
-absl::Status Migrate(PostgresConnection& connection) {
+absl::Status Migrate(PostgresConnection& connection, int to_version) {
   ASSIGN_OR_RETURN(const PostgresResult schemas, connection.Run(kCountSchemas, {}));
   // Not CREATE IF NOT EXISTS: that needs the right to create even where there is nothing to do.
   if (schemas.Int(0, 0) == 0) RETURN_IF_ERROR(connection.ExecuteScript("CREATE SCHEMA qpruner"));
@@ -149,12 +149,12 @@ absl::Status Migrate(PostgresConnection& connection) {
                      ", migrated by a newer QPruner; this one knows versions up to ",
                      kPostgresSchemaVersion, ". Run that newer version, or use another database"));
   }
-  if (version == kPostgresSchemaVersion) return absl::OkStatus();
-  for (int64_t from = version; from < kPostgresSchemaVersion; ++from) {
+  if (version >= to_version) return absl::OkStatus();
+  for (int64_t from = version; from < to_version; ++from) {
     RETURN_IF_ERROR(connection.ExecuteScript(kMigrations[from]));
   }
-  RETURN_IF_ERROR(connection.Run(kWriteVersion, {kPostgresSchemaVersion}).status());
-  spdlog::info("PostgreSQL schema migrated from version {} to {}", version, kPostgresSchemaVersion);
+  RETURN_IF_ERROR(connection.Run(kWriteVersion, {to_version}).status());
+  spdlog::info("PostgreSQL schema migrated from version {} to {}", version, to_version);
   return absl::OkStatus();
 }
 
@@ -162,12 +162,12 @@ absl::Status Migrate(PostgresConnection& connection) {
 
 const int kPostgresSchemaVersion = static_cast<int>(std::size(kMigrations));
 
-absl::Status MigratePostgresSchema(PostgresConnection& connection) {
+absl::Status MigratePostgresSchema(PostgresConnection& connection, int to_version) {
   // No time-outs: another server may be at work on large tables.
   RETURN_IF_ERROR(connection.ExecuteScript(
       "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;"));
   absl::Status status = connection.Run(kTakeTurn, {kMigrationLock}).status();
-  if (status.ok()) status = Migrate(connection);
+  if (status.ok()) status = Migrate(connection, to_version);
   if (status.ok()) return connection.ExecuteScript("COMMIT");
   connection.ExecuteScript("ROLLBACK").IgnoreError();
   return status;

@@ -12,8 +12,10 @@ extern const int kPostgresSchemaVersion;
 
 // Brings schema "qpruner" of the database to the newest version, in one transaction under an
 // advisory lock: of servers that start together one migrates, the others wait and find it done.
+// `to_version`: an older one, as a test may want.
 // FAILED_PRECONDITION: a newer QPruner has migrated it, or it is another program's.
-absl::Status MigratePostgresSchema(PostgresConnection& connection);
+absl::Status MigratePostgresSchema(PostgresConnection& connection,
+                                   int to_version = kPostgresSchemaVersion);
 
 }  // namespace qpruner::server
 

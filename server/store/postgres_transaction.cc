@@ -207,13 +207,16 @@ std::string ToArray(const std::vector<std::string>& names) {
   return absl::StrCat("{\"", absl::StrJoin(names, "\",\""), "\"}");
 }
 
-// The record is column 0.
+// Rows of one job; the record is column 0.
 template <typename Message>
-absl::StatusOr<std::vector<Message>> ParseRows(const absl::StatusOr<PostgresResult>& result) {
+absl::StatusOr<std::vector<Message>> ParseRows(absl::string_view table, int64_t job_id,
+                                               const absl::StatusOr<PostgresResult>& result) {
   if (!result.ok()) return result.status();
   std::vector<Message> messages(result->row_count());
   for (int row = 0; row < result->row_count(); ++row) {
-    RETURN_IF_ERROR(ParseRecord(result->Bytes(row, 0), messages[row]));
+    const absl::Status parsed = ParseRecord(result->Bytes(row, 0), messages[row]);
+    if (!parsed.ok()) ReportDamagedRowOf(table, job_id, parsed);
+    RETURN_IF_ERROR(parsed);
   }
   return messages;
 }
@@ -224,7 +227,7 @@ absl::StatusOr<std::vector<TaskRecord>> ParseUndamagedTasks(
   if (!result.ok()) return result.status();
   std::vector<TaskRecord> tasks;
   for (int row = 0; row < result->row_count(); ++row) {
-    AppendUnlessDamaged(result->Bytes(row, 0), "tasks", result->Int(row, 1), tasks);
+    AppendUnlessDamaged(result->Bytes(row, 0), "tasks", result->Int(row, 1), tasks, &ParseTask);
   }
   return tasks;
 }
@@ -271,7 +274,9 @@ absl::StatusOr<PostgresTransaction::KnownJob*> PostgresTransaction::Find(const J
 absl::StatusOr<JobRecord> PostgresTransaction::GetJob(const JobName& name) {
   ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
   JobRecord record;
-  RETURN_IF_ERROR(ParseRecord(job->record, record));
+  const absl::Status parsed = ParseJob(job->record, name, record);
+  if (!parsed.ok()) ReportDamagedRow("jobs", job->id, parsed);
+  RETURN_IF_ERROR(parsed);
   return record;
 }
 
@@ -323,32 +328,46 @@ absl::StatusOr<TaskRecord> PostgresTransaction::GetTask(const JobName& name,
   ASSIGN_OR_RETURN(const PostgresResult result, connection_.Run(kGetTask, {job->id, task_id}));
   if (result.row_count() == 0) return TaskNotStored(name, task_id);
   TaskRecord task;
-  RETURN_IF_ERROR(ParseRecord(result.Bytes(0, 0), task));
+  const absl::Status parsed = ParseTask(result.Bytes(0, 0), task);
+  if (!parsed.ok()) ReportDamagedRowOf("tasks", job->id, parsed);
+  RETURN_IF_ERROR(parsed);
   return task;
 }
 
 absl::StatusOr<std::vector<TaskRecord>> PostgresTransaction::ListTasks(const JobName& name) {
   ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
-  return ParseRows<TaskRecord>(connection_.Run(kListTasks, {job->id}));
+  return ParseRows<TaskRecord>("tasks", job->id, connection_.Run(kListTasks, {job->id}));
 }
 
 absl::StatusOr<std::vector<StoreReader::TaskQueue>> PostgresTransaction::TaskQueues(absl::Time now,
                                                                                     int limit) {
-  ASSIGN_OR_RETURN(const PostgresResult result,
-                   connection_.Run(kTaskQueues, {ToNanoseconds(now), SqlLimit(limit)}));
-  std::vector<TaskQueue> queues;
-  for (int row = 0; row < result.row_count(); ++row) {
-    const std::string project(result.Bytes(row, 1));
-    const int memory_class = static_cast<int>(result.Int(row, 2));
-    if (queues.empty() || queues.back().project != project ||
-        queues.back().memory_class != memory_class) {
-      queues.push_back({.project = project, .memory_class = memory_class});
+  // Damaged tasks must not take the places of others: more are asked for, until none lacks.
+  for (int64_t asked = SqlLimit(limit);; asked *= 8) {
+    ASSIGN_OR_RETURN(const PostgresResult result,
+                     connection_.Run(kTaskQueues, {ToNanoseconds(now), asked}));
+    std::vector<TaskQueue> queues;
+    int64_t rows_of_queue = 0;
+    bool complete = true;
+    for (int row = 0; row < result.row_count(); ++row) {
+      const std::string project(result.Bytes(row, 1));
+      const int memory_class = static_cast<int>(result.Int(row, 2));
+      if (queues.empty() || queues.back().project != project ||
+          queues.back().memory_class != memory_class) {
+        queues.push_back({.project = project, .memory_class = memory_class});
+        rows_of_queue = 0;
+      }
+      std::vector<TaskRecord>& tasks = queues.back().tasks;
+      ++rows_of_queue;
+      if (limit <= 0 || tasks.size() < static_cast<size_t>(limit)) {
+        AppendUnlessDamaged(result.Bytes(row, 0), "tasks", result.Int(row, 3), tasks, &ParseTask);
+      }
+      if (rows_of_queue == asked && tasks.size() < static_cast<size_t>(limit)) complete = false;
     }
-    AppendUnlessDamaged(result.Bytes(row, 0), "tasks", result.Int(row, 3), queues.back().tasks);
+    if (!complete) continue;
+    // Queues of nothing but damaged tasks.
+    std::erase_if(queues, [](const TaskQueue& queue) { return queue.tasks.empty(); });
+    return queues;
   }
-  // Queues of nothing but damaged tasks.
-  std::erase_if(queues, [](const TaskQueue& queue) { return queue.tasks.empty(); });
-  return queues;
 }
 
 absl::StatusOr<std::optional<TaskRecord>> PostgresTransaction::TakeTask(const JobName& job,
@@ -358,7 +377,7 @@ absl::StatusOr<std::optional<TaskRecord>> PostgresTransaction::TakeTask(const Jo
                    connection_.Run(kTakeTask, {job.project, job.job, task_id, ToNanoseconds(now)}));
   if (result.row_count() == 0) return std::optional<TaskRecord>();
   TaskRecord task;
-  RETURN_IF_ERROR(ParseRecord(result.Bytes(0, 0), task));
+  RETURN_IF_ERROR(ParseTask(result.Bytes(0, 0), task));
   return std::optional<TaskRecord>(std::move(task));
 }
 
@@ -382,7 +401,7 @@ absl::StatusOr<std::vector<v1::Trial>> PostgresTransaction::ListTrials(const Job
                                                                        int after_index, int limit) {
   ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
   return ParseRows<v1::Trial>(
-      connection_.Run(kListTrials, {job->id, after_index, SqlLimit(limit)}));
+      "trials", job->id, connection_.Run(kListTrials, {job->id, after_index, SqlLimit(limit)}));
 }
 
 absl::StatusOr<std::vector<v1::JobEvent>> PostgresTransaction::ListEvents(const JobName& name,
@@ -390,7 +409,7 @@ absl::StatusOr<std::vector<v1::JobEvent>> PostgresTransaction::ListEvents(const 
                                                                           int limit) {
   ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
   return ParseRows<v1::JobEvent>(
-      connection_.Run(kListEvents, {job->id, after_sequence, SqlLimit(limit)}));
+      "events", job->id, connection_.Run(kListEvents, {job->id, after_sequence, SqlLimit(limit)}));
 }
 
 absl::StatusOr<std::map<std::string, int64_t>> PostgresTransaction::LastEventSequences(
@@ -412,7 +431,7 @@ absl::StatusOr<std::map<std::string, int64_t>> PostgresTransaction::LastEventSeq
 
 absl::StatusOr<std::vector<v1::Artifact>> PostgresTransaction::ListArtifacts(const JobName& name) {
   ASSIGN_OR_RETURN(const KnownJob* job, Find(name));
-  return ParseRows<v1::Artifact>(connection_.Run(kListArtifacts, {job->id}));
+  return ParseRows<v1::Artifact>("artifacts", job->id, connection_.Run(kListArtifacts, {job->id}));
 }
 
 absl::StatusOr<std::vector<JobName>> PostgresTransaction::UnplannedJobs() {

@@ -78,6 +78,43 @@ absl::Status FindJob(JobStore& store, int64_t number) {
   });
 }
 
+class SqliteUpgrade : public JobStoreContract {};
+INSTANTIATE_TEST_SUITE_P(Sqlite, SqliteUpgrade, testing::Values(&MakeSqliteUnderTest));
+
+TEST_P(SqliteUpgrade, AFileOfTheFirstVersionGoesOn) {
+  TemporaryFolder folder;
+  {
+    const auto old = SqliteConnection::Open(folder.path() + "/jobs.sqlite",
+                                            SqliteConnection::Access::kReadWriteCreate, "")
+                         .value();
+    ASSERT_TRUE(MigrateSqliteSchema(*old, 1).ok());
+    ASSERT_TRUE(
+        old->Run(
+               "INSERT INTO jobs (project, job, state, record) VALUES (?1, ?2, ?3, ?4)", "default",
+               "a", Job::RUNNING,
+               SqliteBlob{MakeJob(Name("a"), Job::RUNNING, {{"team", "blue"}}).SerializeAsString()})
+            .ok());
+    const int64_t job = old->last_insert_id();
+    ASSERT_TRUE(old->Run("INSERT INTO job_labels (job_id, project, key, value) VALUES (?1, ?2, ?3, "
+                         "?4)",
+                         job, "default", "team", "blue")
+                    .ok());
+    Task task = MakeTask(Name("a"), "prepare");
+    task.set_priority(3);
+    ASSERT_TRUE(old->Run("INSERT INTO tasks (job_id, task_id, state, priority, create_time, "
+                         "not_before, lease_expire_time, record) "
+                         "VALUES (?1, ?2, ?3, ?4, 100000000000, 0, 0, ?5)",
+                         job, "prepare", Task::QUEUED, 3, SqliteBlob{task.SerializeAsString()})
+                    .ok());
+    ASSERT_TRUE(old->Run("INSERT INTO trials (job_id, trial_index, record) VALUES (?1, 1, ?2)", job,
+                         SqliteBlob{MakeTrial(1).SerializeAsString()})
+                    .ok());
+  }
+  const auto store = OpenSqliteJobStore({.folder = folder.path()});
+  ASSERT_TRUE(store.ok()) << store.status();
+  ExpectOldJobGoesOn(**store);
+}
+
 // As `sqlite3 jobs.sqlite ".backup copy"` does (docs/operations.md), while the store is in use.
 TEST(SqliteJobStore, ABackupOfARunningStoreOpens) {
   TemporaryFolder folder, restored;

@@ -161,7 +161,7 @@ absl::Status ApplyMigration(SqliteConnection& connection, int version) {
 
 const int kSqliteSchemaVersion = static_cast<int>(std::size(kMigrations));
 
-absl::Status MigrateSqliteSchema(SqliteConnection& connection) {
+absl::Status MigrateSqliteSchema(SqliteConnection& connection, int to_version) {
   ASSIGN_OR_RETURN(const int64_t version, QueryNumber(connection, "PRAGMA user_version"));
   ASSIGN_OR_RETURN(const int64_t application, QueryNumber(connection, "PRAGMA application_id"));
   ASSIGN_OR_RETURN(const int64_t tables,
@@ -177,7 +177,7 @@ absl::Status MigrateSqliteSchema(SqliteConnection& connection) {
         "versions up to ",
         kSqliteSchemaVersion, ". Run that newer version, or start with another data folder"));
   }
-  for (int from = static_cast<int>(version); from < kSqliteSchemaVersion; ++from) {
+  for (int from = static_cast<int>(version); from < to_version; ++from) {
     RETURN_IF_ERROR(ApplyMigration(connection, from));
   }
   return absl::OkStatus();

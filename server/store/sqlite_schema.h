@@ -12,9 +12,10 @@ inline constexpr int kSqliteApplicationId = 0x5150524e;
 // Of the newest schema (PRAGMA user_version).
 extern const int kSqliteSchemaVersion;
 
-// Brings the file to the newest schema, one transaction a version.
-// FAILED_PRECONDITION: a newer QPruner wrote it, or it is another program's.
-absl::Status MigrateSqliteSchema(SqliteConnection& connection);
+// Brings the file to the newest schema, one transaction a version. `to_version`: an older one, as a
+// test may want. FAILED_PRECONDITION: a newer QPruner wrote it, or it is another program's.
+absl::Status MigrateSqliteSchema(SqliteConnection& connection,
+                                 int to_version = kSqliteSchemaVersion);
 
 }  // namespace qpruner::server
 

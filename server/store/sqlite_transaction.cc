@@ -20,28 +20,32 @@ using internal::v1::TaskRecord;
 // LIMIT of SQL for "0: all".
 int64_t SqlLimit(int limit) { return limit <= 0 ? -1 : limit; }
 
-// All rows; the record is column 0.
+// All rows of one job; the record is column 0.
 template <typename Message>
-absl::StatusOr<std::vector<Message>> ParseRows(absl::StatusOr<SqliteStatement> statement) {
+absl::StatusOr<std::vector<Message>> ParseRows(absl::string_view table, int64_t job_id,
+                                               absl::StatusOr<SqliteStatement> statement) {
   if (!statement.ok()) return std::move(statement).status();
   std::vector<Message> messages;
   for (;;) {
     ASSIGN_OR_RETURN(const bool row, statement->Step());
     if (!row) return messages;
-    RETURN_IF_ERROR(ParseRecord(statement->Bytes(0), messages.emplace_back()));
+    const absl::Status parsed = ParseRecord(statement->Bytes(0), messages.emplace_back());
+    if (!parsed.ok()) ReportDamagedRowOf(table, job_id, parsed);
+    RETURN_IF_ERROR(parsed);
   }
 }
 
-// The same, of tasks of many jobs: (record, id).
+// The same, of tasks of many jobs: (record, id). Until there are `limit`, if that is not 0.
 absl::StatusOr<std::vector<TaskRecord>> ParseUndamagedTasks(
-    absl::StatusOr<SqliteStatement> statement) {
+    absl::StatusOr<SqliteStatement> statement, int limit = 0) {
   if (!statement.ok()) return std::move(statement).status();
   std::vector<TaskRecord> tasks;
-  for (;;) {
+  while (limit <= 0 || tasks.size() < static_cast<size_t>(limit)) {
     ASSIGN_OR_RETURN(const bool row, statement->Step());
-    if (!row) return tasks;
-    AppendUnlessDamaged(statement->Bytes(0), "tasks", statement->Int(1), tasks);
+    if (!row) break;
+    AppendUnlessDamaged(statement->Bytes(0), "tasks", statement->Int(1), tasks, &ParseTask);
   }
+  return tasks;
 }
 
 // All rows of (project, job).
@@ -72,13 +76,16 @@ absl::StatusOr<int64_t> SqliteTransaction::FindJobId(const JobName& name) {
 }
 
 absl::StatusOr<JobRecord> SqliteTransaction::GetJob(const JobName& name) {
-  ASSIGN_OR_RETURN(SqliteStatement statement,
-                   connection_.Prepare("SELECT record FROM jobs WHERE project = ?1 AND job = ?2",
-                                       name.project, name.job));
+  ASSIGN_OR_RETURN(
+      SqliteStatement statement,
+      connection_.Prepare("SELECT record, id FROM jobs WHERE project = ?1 AND job = ?2",
+                          name.project, name.job));
   ASSIGN_OR_RETURN(const bool row, statement.Step());
   if (!row) return JobNotStored(name);
   JobRecord record;
-  RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), record));
+  const absl::Status parsed = ParseJob(statement.Bytes(0), name, record);
+  if (!parsed.ok()) ReportDamagedRow("jobs", statement.Int(1), parsed);
+  RETURN_IF_ERROR(parsed);
   return record;
 }
 
@@ -186,13 +193,16 @@ absl::StatusOr<TaskRecord> SqliteTransaction::GetTask(const JobName& job,
   ASSIGN_OR_RETURN(const bool row, statement.Step());
   if (!row) return TaskNotStored(job, task_id);
   TaskRecord task;
-  RETURN_IF_ERROR(ParseRecord(statement.Bytes(0), task));
+  const absl::Status parsed = ParseTask(statement.Bytes(0), task);
+  if (!parsed.ok()) ReportDamagedRowOf("tasks", job_id, parsed);
+  RETURN_IF_ERROR(parsed);
   return task;
 }
 
 absl::StatusOr<std::vector<TaskRecord>> SqliteTransaction::ListTasks(const JobName& job) {
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
   return ParseRows<TaskRecord>(
+      "tasks", job_id,
       connection_.Prepare("SELECT record FROM tasks WHERE job_id = ?1 ORDER BY id", job_id));
 }
 
@@ -216,14 +226,16 @@ absl::StatusOr<std::vector<StoreReader::TaskQueue>> SqliteTransaction::TaskQueue
       project = std::string(next.Bytes(0));
       memory_class = next.Int(1);
     }
+    // Without LIMIT: damaged ones must not take the places of others.
     ASSIGN_OR_RETURN(
         std::vector<TaskRecord> tasks,
-        ParseUndamagedTasks(connection_.Prepare(
-            "SELECT record, id FROM tasks INDEXED BY tasks_queued WHERE state = 1 AND project = ?1 "
-            "AND "
-            "memory_class = ?2 AND not_before <= ?3 ORDER BY priority DESC, create_time, id LIMIT "
-            "?4",
-            project, memory_class, ToNanoseconds(now), SqlLimit(limit))));
+        ParseUndamagedTasks(
+            connection_.Prepare(
+                "SELECT record, id FROM tasks INDEXED BY tasks_queued WHERE state = 1 AND project "
+                "= ?1 AND memory_class = ?2 AND not_before <= ?3 ORDER BY priority DESC, "
+                "create_time, id",
+                project, memory_class, ToNanoseconds(now)),
+            limit));
     if (tasks.empty()) continue;  // All of them back off, or are damaged.
     queues.push_back({.project = project,
                       .memory_class = static_cast<int>(memory_class),
@@ -261,6 +273,7 @@ absl::StatusOr<std::vector<v1::Trial>> SqliteTransaction::ListTrials(const JobNa
                                                                      int after_index, int limit) {
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
   return ParseRows<v1::Trial>(
+      "trials", job_id,
       connection_.Prepare("SELECT record FROM trials WHERE job_id = ?1 AND trial_index > ?2 ORDER "
                           "BY trial_index LIMIT ?3",
                           job_id, after_index, SqlLimit(limit)));
@@ -271,6 +284,7 @@ absl::StatusOr<std::vector<v1::JobEvent>> SqliteTransaction::ListEvents(const Jo
                                                                         int limit) {
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
   return ParseRows<v1::JobEvent>(
+      "events", job_id,
       connection_.Prepare("SELECT record FROM events WHERE job_id = ?1 AND sequence > ?2 ORDER BY "
                           "sequence LIMIT ?3",
                           job_id, after_sequence, SqlLimit(limit)));
@@ -295,6 +309,7 @@ absl::StatusOr<std::map<std::string, int64_t>> SqliteTransaction::LastEventSeque
 absl::StatusOr<std::vector<v1::Artifact>> SqliteTransaction::ListArtifacts(const JobName& job) {
   ASSIGN_OR_RETURN(const int64_t job_id, FindJobId(job));
   return ParseRows<v1::Artifact>(
+      "artifacts", job_id,
       connection_.Prepare("SELECT record FROM artifacts WHERE job_id = ?1 ORDER BY path", job_id));
 }
 

@@ -22,7 +22,7 @@ absl::Status ParseShownJob(absl::string_view record, v1::CompressionJob& job) {
     good = limit >= 0 && job.MergeFromCodedStream(&input) && input.ConsumedEntireMessage();
     input.PopLimit(limit);
   }
-  return good && input.ConsumedEntireMessage()
+  return good && input.ConsumedEntireMessage() && !job.name().empty()
              ? absl::OkStatus()
              : RecordDamaged(internal::v1::JobRecord::descriptor()->full_name());
 }

@@ -64,6 +64,22 @@ absl::Status ParseRecord(absl::string_view bytes, Message& message) {
   return RecordDamaged(Message::descriptor()->full_name());
 }
 
+// The same, of a record that must be the job's of this name: one without it could not be written
+// back.
+inline absl::Status ParseJob(absl::string_view bytes, const JobName& name,
+                             internal::v1::JobRecord& record) {
+  const absl::Status parsed = ParseRecord(bytes, record);
+  if (!parsed.ok() || record.job().name() == name.ToString()) return parsed;
+  return RecordDamaged(internal::v1::JobRecord::descriptor()->full_name());
+}
+
+// The same, of a task's: it names its job.
+inline absl::Status ParseTask(absl::string_view bytes, internal::v1::TaskRecord& task) {
+  const absl::Status parsed = ParseRecord(bytes, task);
+  if (!parsed.ok() || JobName::Parse(task.job()).ok()) return parsed;
+  return RecordDamaged(internal::v1::TaskRecord::descriptor()->full_name());
+}
+
 // What clients see of a JobRecord's bytes. Its results of stages, which may be many times larger,
 // are passed over. DATA_LOSS.
 absl::Status ParseShownJob(absl::string_view record, v1::CompressionJob& job);

@@ -32,7 +32,6 @@ constexpr size_t kMaxRequestIdBytes = 64;
 constexpr size_t kMaxUriBytes = 4096;
 constexpr int kMaxEvaluationTasks = 32;
 constexpr size_t kMaxQuerySuffixBytes = 256;
-constexpr int64_t kLeastDeviceMemoryBytes = int64_t{64} << 20;
 // Longer values are cut in messages.
 constexpr size_t kMaxQuotedBytes = 100;
 // A year.

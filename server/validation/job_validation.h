@@ -5,6 +5,7 @@
 #ifndef QPRUNER_SERVER_VALIDATION_JOB_VALIDATION_H_
 #define QPRUNER_SERVER_VALIDATION_JOB_VALIDATION_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,9 @@
 #include "qpruner/v1/job_service.pb.h"
 
 namespace qpruner::server {
+
+// Of limits.device_memory_bytes.
+inline constexpr int64_t kLeastDeviceMemoryBytes = int64_t{64} << 20;
 
 struct JobValidationOptions {
   // file:// uris must lie in one of these folders. The default serves a single user on one machine,

@@ -1,9 +1,15 @@
 // Whole jobs through real processes.
+#include <sqlite3.h>
+
 #include <algorithm>
+#include <filesystem>
 #include <set>
+#include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/time/clock.h"
+#include "base/sha256.h"
 #include "google/protobuf/util/time_util.h"
 #include "gtest/gtest.h"
 #include "proto/grpc_status.h"
@@ -12,6 +18,8 @@
 
 namespace qpruner {
 namespace {
+
+namespace fs = std::filesystem;
 
 v1::CompressionJob Get(ServiceUnderTest& service, const std::string& name) {
   grpc::ClientContext context;
@@ -29,6 +37,27 @@ std::vector<v1::Trial> Trials(ServiceUnderTest& service, const std::string& name
   v1::ListTrialsResponse response;
   EXPECT_TRUE(service.jobs().ListTrials(&context, request, &response).ok());
   return {response.trials().begin(), response.trials().end()};
+}
+
+std::vector<v1::Artifact> Artifacts(ServiceUnderTest& service, const std::string& name) {
+  grpc::ClientContext context;
+  v1::ListArtifactsRequest request;
+  request.set_parent(name);
+  v1::ListArtifactsResponse response;
+  EXPECT_TRUE(service.jobs().ListArtifacts(&context, request, &response).ok());
+  return {response.artifacts().begin(), response.artifacts().end()};
+}
+
+std::string Download(ServiceUnderTest& service, const std::string& name) {
+  grpc::ClientContext context;
+  v1::DownloadArtifactRequest request;
+  request.set_name(name);
+  const auto reader = service.jobs().DownloadArtifact(&context, request);
+  std::string content;
+  v1::DownloadArtifactResponse response;
+  while (reader->Read(&response)) content += response.data();
+  EXPECT_TRUE(reader->Finish().ok()) << name;
+  return content;
 }
 
 const v1::JobReport::Row* FindRow(const v1::CompressionJob& job, const std::string& label) {
@@ -180,6 +209,59 @@ TEST(Service, APauseFreesTheEngineAndChangesNothingAboutTheResult) {
   EXPECT_TRUE(std::any_of(lines.begin(), lines.end(), [](const std::string& line) {
     return line.find("Fine-tuning goes on after step ") != std::string::npos;
   }));
+}
+
+// What docs/operations.md says of SQLite: `sqlite3 jobs.sqlite ".backup copy"`, then the artifacts.
+void BackUp(const fs::path& data, const fs::path& copy) {
+  fs::create_directories(copy / "store");
+  sqlite3 *from = nullptr, *to = nullptr;
+  ASSERT_EQ(sqlite3_open((data / "store/jobs.sqlite").c_str(), &from), SQLITE_OK);
+  ASSERT_EQ(sqlite3_open((copy / "store/jobs.sqlite").c_str(), &to), SQLITE_OK);
+  sqlite3_backup* const backup = sqlite3_backup_init(to, "main", from, "main");
+  ASSERT_EQ(sqlite3_backup_step(backup, -1), SQLITE_DONE);
+  ASSERT_EQ(sqlite3_backup_finish(backup), SQLITE_OK);
+  sqlite3_close(from);
+  sqlite3_close(to);
+  for (const auto& entry : fs::directory_iterator(data / "artifacts")) {
+    const std::string name = entry.path().filename().string();
+    if (name == "incoming" || name == "lock") continue;
+    fs::copy(entry.path(), copy / "artifacts" / name,
+             fs::copy_options::recursive | fs::copy_options::skip_existing);
+  }
+}
+
+// Taken in the middle of fine-tuning: the finished job is there with its files, and the one that
+// ran goes on to the result that it has where nothing happened.
+TEST(Service, ABackupOfARunningServiceIsAServiceAgain) {
+  ServiceUnderTest service(1), restored(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  const std::string finished = Create(service, SmallJob()).name();
+  FollowJob(service, finished, absl::Minutes(4));
+  const std::string running = Create(service, JobWithLongFineTuning()).name();
+  bool copied = false;
+  FollowJob(service, running, absl::Minutes(4), [&](const v1::JobEvent& event) {
+    if (copied || event.log().text().find("Fine-tuning is ") == std::string::npos) return;
+    copied = true;
+    fs::create_directories(restored.folder() / "data/artifacts");
+    ASSERT_NO_FATAL_FAILURE(BackUp(service.folder() / "data", restored.folder() / "data"));
+  });
+  ASSERT_TRUE(copied);
+
+  ASSERT_NO_FATAL_FAILURE(restored.Start());
+  EXPECT_EQ(Get(restored, finished).SerializeAsString(),
+            Get(service, finished).SerializeAsString());
+  EXPECT_EQ(Outcome(restored, finished), Outcome(service, finished));
+  FollowJob(restored, running, absl::Minutes(4));
+  EXPECT_EQ(Get(restored, running).state(), v1::CompressionJob::SUCCEEDED);
+  EXPECT_EQ(Outcome(restored, running), Outcome(service, running));
+  for (const std::string& name : {finished, running}) {
+    int files = 0;
+    for (const v1::Artifact& artifact : Artifacts(restored, name)) {
+      EXPECT_EQ(Sha256Hex(Download(restored, artifact.name())), artifact.sha256());
+      ++files;
+    }
+    EXPECT_GT(files, 5) << name;
+  }
 }
 
 TEST(Service, BadFieldsAreRefusedTogetherBeforeAnyWork) {

@@ -5,7 +5,7 @@
 // Each time a job ends, with a probability of 1 % the server, a worker or an engine is killed. The
 // server's memory, files and threads are sampled all the time. Every hundred jobs the finished ones
 // are deleted. In the end all are, and nothing may be left: no process, no file of an artifact or a
-// task, no row.
+// task, no row. Memory, files and threads must not grow between the second third and the last.
 #include <signal.h>
 #include <sqlite3.h>
 #include <stdio.h>
@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <deque>
 #include <filesystem>
+#include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
@@ -78,6 +80,37 @@ void Plot(const std::vector<Sample>& samples) {
            static_cast<double>(s.resident) / (1 << 20), s.files, s.threads,
            std::string(static_cast<size_t>(40 * s.resident / most), '#').c_str());
   }
+}
+
+int64_t Median(std::vector<Sample>::const_iterator begin, std::vector<Sample>::const_iterator end,
+               const std::function<int64_t(const Sample&)>& value) {
+  std::vector<int64_t> values;
+  std::transform(begin, end, std::back_inserter(values), value);
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+// The last third against the middle one, by medians: single samples fall into restarts. The first
+// third fills caches and pools. The slack is what an allocator rounds to.
+absl::Status CheckFlat(const std::vector<Sample>& samples) {
+  if (samples.size() < 30) {
+    printf("  too short a run (%zu samples) to say whether memory is flat\n", samples.size());
+    return absl::OkStatus();
+  }
+  const auto middle = samples.begin() + static_cast<int64_t>(samples.size() / 3);
+  const auto last = samples.begin() + static_cast<int64_t>(2 * samples.size() / 3);
+  const auto check = [&](const char* what, int64_t slack,
+                         const std::function<int64_t(const Sample&)>& value) -> absl::Status {
+    const int64_t before = Median(middle, last, value), after = Median(last, samples.end(), value);
+    printf("  %s, middle and last third: %lld, %lld\n", what, static_cast<long long>(before),
+           static_cast<long long>(after));
+    if (after <= before + before / 10 + slack) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat(what, " grow: ", before, " to ", after));
+  };
+  RETURN_IF_ERROR(
+      check("bytes resident", int64_t{4} << 20, [](const Sample& s) { return s.resident; }));
+  RETURN_IF_ERROR(check("open files", 4, [](const Sample& s) { return int64_t{s.files}; }));
+  return check("threads", 4, [](const Sample& s) { return int64_t{s.threads}; });
 }
 
 absl::Status Delete(Fleet& fleet, const std::string& name) {
@@ -215,6 +248,7 @@ absl::Status Soak(Fleet& fleet, const Options& options) {
   printf("; workers started again: %d\n", restarts);
   RETURN_IF_ERROR(fleet.Stop());
   printf("  processes left: 0\n");
+  RETURN_IF_ERROR(CheckFlat(samples));
   RETURN_IF_ERROR(CheckNoRows(fleet.data_dir() + "/store/jobs.sqlite"));
   return CheckNoFiles(fleet.data_dir() + "/artifacts");
 }

@@ -138,6 +138,8 @@ int Main(int argc, char** argv) {
                  "Folder that files may be read below, besides the system's; none: all");
   app.add_option("--memory-bytes", options.memory_bytes, "0: what the machine or container has");
   app.add_option("--file-bytes", options.file_bytes, "Of a file that is written; 0: no limit");
+  app.add_option("--cpus", options.cpus, "Processors that all threads may run on; 0: all");
+  app.add_option("--first-cpu", options.first_cpu, "The first of them, from 0");
   app.set_version_flag("--version", QPRUNER_VERSION);
   CLI11_PARSE(app, argc, argv);
 

@@ -43,7 +43,14 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
   // they do anything.
   void FailNext(const std::string& method, std::vector<grpc::StatusCode> codes) {
     absl::MutexLock lock(&mutex_);
-    failures_[method].insert(failures_[method].end(), codes.begin(), codes.end());
+    for (const grpc::StatusCode code : codes) {
+      failures_[method].push_back(grpc::Status(code, "As scripted"));
+    }
+  }
+  // The same for one call, details included.
+  void FailNext(const std::string& method, const absl::Status& failure) {
+    absl::MutexLock lock(&mutex_);
+    failures_[method].push_back(ToGrpcStatus(failure));
   }
   // Makes a method fail until told otherwise (OK).
   void FailAlways(const std::string& method, grpc::StatusCode code) {
@@ -282,14 +289,15 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
  private:
   grpc::Status Enter(const std::string& method) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     ++calls_[method];
-    grpc::StatusCode code = grpc::StatusCode::OK;
-    if (auto& codes = failures_[method]; !codes.empty()) {
-      code = codes.front();
-      codes.pop_front();
-    } else if (always_.count(method) > 0) {
-      code = always_[method];
+    if (auto& failures = failures_[method]; !failures.empty()) {
+      const grpc::Status failure = failures.front();
+      failures.pop_front();
+      return failure;
     }
-    return code == grpc::StatusCode::OK ? grpc::Status::OK : grpc::Status(code, "As scripted");
+    const auto always = always_.find(method);
+    return always == always_.end() || always->second == grpc::StatusCode::OK
+               ? grpc::Status::OK
+               : grpc::Status(always->second, "As scripted");
   }
 
   absl::Mutex mutex_;
@@ -301,7 +309,7 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
   internal::v1::HeartbeatResponse::DesiredState desired_state_ ABSL_GUARDED_BY(mutex_) =
       internal::v1::HeartbeatResponse::CONTINUE;
   std::map<std::string, int> calls_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, std::deque<grpc::StatusCode>> failures_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::deque<grpc::Status>> failures_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, grpc::StatusCode> always_ ABSL_GUARDED_BY(mutex_);
   std::deque<internal::v1::AcquireTaskResponse> queue_ ABSL_GUARDED_BY(mutex_);
   std::deque<std::string> corrupt_fetches_ ABSL_GUARDED_BY(mutex_);

@@ -190,6 +190,11 @@ void ConfineSystemCalls(const ConfinementOptions& options, Confinement& confinem
                          SCMP_SYS(swapoff)}) {
     refuse(call);
   }
+  // Who may set its processors again has no bound on them. It is told that it did: OpenMP, which
+  // binds its threads if the environment says so, makes none if it cannot.
+  if (options.cpus > 0 && error == 0) {
+    error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(0), SCMP_SYS(sched_setaffinity), 0);
+  }
   if (error == 0) error = seccomp_load(filter);
   if (error == 0) {
     confinement.system_calls = true;
@@ -205,6 +210,30 @@ absl::Status SetLimit(__rlimit_resource resource, int64_t value, absl::string_vi
   limit.rlim_cur = limit.rlim_max;
   if (setrlimit(resource, &limit) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("Cannot limit ", what));
+  }
+  return absl::OkStatus();
+}
+
+// Threads are made with the processors of the one that makes them.
+absl::Status LimitProcessors(const ConfinementOptions& options, Confinement& confinement) {
+  if (options.cpus == 0) return absl::OkStatus();
+  cpu_set_t own;
+  if (sched_getaffinity(0, sizeof own, &own) != 0) {
+    return absl::ErrnoToStatus(errno, "Cannot see the processors");
+  }
+  std::vector<int> allowed;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &own)) allowed.push_back(cpu);
+  }
+  const auto there = static_cast<int64_t>(allowed.size());
+  confinement.cpus = static_cast<int>(std::min(options.cpus, there));
+  cpu_set_t chosen;
+  CPU_ZERO(&chosen);
+  for (int i = 0; i < confinement.cpus; ++i) {
+    CPU_SET(allowed[static_cast<size_t>((options.first_cpu % there + i) % there)], &chosen);
+  }
+  if (sched_setaffinity(0, sizeof chosen, &chosen) != 0) {
+    return absl::ErrnoToStatus(errno, "Cannot limit processors");
   }
   return absl::OkStatus();
 }
@@ -238,15 +267,18 @@ std::string Confinement::Describe() const {
   if (memory_bytes > 0) {
     parts.push_back(absl::StrFormat("%.1f GB of memory", static_cast<double>(memory_bytes) / 1e9));
   }
+  if (cpus > 0) parts.push_back(absl::StrCat(cpus, cpus == 1 ? " processor" : " processors"));
   return parts.empty() ? "nothing" : absl::StrJoin(parts, ", ");
 }
 
 absl::Status Confine(const ConfinementOptions& options, Confinement& confinement) {
   confinement = {};
-  if (options.memory_bytes < 0 || options.file_bytes < 0 || options.open_files < 16) {
+  if (options.memory_bytes < 0 || options.file_bytes < 0 || options.open_files < 16 ||
+      options.cpus < 0 || options.first_cpu < 0) {
     return absl::InvalidArgumentError(
-        "Limits of memory and files must not be negative, open files at least 16");
+        "Limits of memory, files and processors must not be negative, open files at least 16");
   }
+  RETURN_IF_ERROR(LimitProcessors(options, confinement));
   RETURN_IF_ERROR(LimitResources(options, confinement));
   // Both of the following ask for it; libseccomp would set it itself.
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {

@@ -19,6 +19,7 @@
 #include <fstream>
 #include <functional>
 #include <string>
+#include <thread>
 
 #include "base/machine_memory.h"
 
@@ -175,10 +176,69 @@ TEST_F(ConfinementTest, MemoryAndFilesHaveAnEnd) {
   EXPECT_EQ(Confined([&] { return grow(2 << 20); }), EFBIG);
 }
 
+// The processors that the calling thread may run on.
+cpu_set_t Processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  sched_getaffinity(0, sizeof set, &set);
+  return set;
+}
+
+TEST_F(ConfinementTest, ProcessorsHaveABoundForAllThreads) {
+  const cpu_set_t all = Processors();
+  const int there = CPU_COUNT(&all);
+  options_.cpus = 1;
+  EXPECT_EQ(Confined([] {
+              const cpu_set_t own = Processors();
+              return CPU_COUNT(&own);
+            }),
+            1);
+  EXPECT_EQ(Confined([] {
+              int count = 0;
+              std::thread([&count] {
+                const cpu_set_t own = Processors();
+                count = CPU_COUNT(&own);
+              }).join();
+              return count;
+            }),
+            1);
+  // Neighbours get different ones as long as there are enough, of those that there are.
+  const auto chosen = [&](int64_t first) {
+    options_.first_cpu = first;
+    return Confined([&] {
+      const cpu_set_t own = Processors();
+      for (int cpu = 0; cpu < 200; ++cpu) {
+        if (CPU_ISSET(cpu, &own)) return CPU_ISSET(cpu, &all) ? cpu : 201;
+      }
+      return 200;
+    });
+  };
+  EXPECT_LT(chosen(0), 200);
+  EXPECT_EQ(chosen(0) == chosen(1), there == 1);
+  EXPECT_EQ(chosen(there), chosen(0));
+  options_.first_cpu = 1;
+  options_.cpus = 100'000;
+  EXPECT_EQ(Confined([&] {
+              const cpu_set_t own = Processors();
+              return CPU_EQUAL(&own, &all) ? 0 : 1;
+            }),
+            0);
+  if (!Holds(&Confinement::system_calls)) GTEST_SKIP() << "This kernel has no seccomp filters";
+  options_.cpus = 1;
+  // It is told that it may have them all, and has one.
+  EXPECT_EQ(Confined([&] {
+              if (sched_setaffinity(0, sizeof all, &all) != 0) return 100;
+              const cpu_set_t own = Processors();
+              return CPU_COUNT(&own);
+            }),
+            1);
+}
+
 TEST_F(ConfinementTest, BadOptionsAreNamed) {
   Confinement confinement;
   EXPECT_EQ(Confine({.memory_bytes = -1}, confinement).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Confine({.open_files = 3}, confinement).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Confine({.cpus = -1}, confinement).code(), absl::StatusCode::kInvalidArgument);
   if (!Holds(&Confinement::files)) GTEST_SKIP() << "This kernel has no Landlock";
   options_.writable = {folder_ / "absent"};
   EXPECT_EQ(Confined([] { return 0; }), 250);

@@ -109,7 +109,7 @@ GgmlType FittingType(GgmlType wanted, int64_t width) {
 
 absl::Status CheckGgufModel(const ModelConfig& config, const TokenizerFiles& tokenizer) {
   RETURN_IF_ERROR(ArchitectureThatHolds(config).status());
-  return GgufMetadataOfTokenizer(tokenizer, config.vocab_size).status();
+  return GgufMetadataOfTokenizer(tokenizer, config.vocab_size, config.source).status();
 }
 
 absl::StatusOr<GgufModelSummary> WriteGgufModel(const std::string& path, WeightSource& source,
@@ -117,7 +117,7 @@ absl::StatusOr<GgufModelSummary> WriteGgufModel(const std::string& path, WeightS
   const ModelConfig& config = source.config();
   ASSIGN_OR_RETURN(const std::string architecture, ArchitectureThatHolds(config));
   ASSIGN_OR_RETURN(const GgufMetadataToWrite tokenizer,
-                   GgufMetadataOfTokenizer(options.tokenizer, config.vocab_size));
+                   GgufMetadataOfTokenizer(options.tokenizer, config.vocab_size, config.source));
   RETURN_IF_ERROR(CreateFolders(std::filesystem::path(path).parent_path().string()));
   GgufMetadataToWrite metadata = ModelMetadata(config, architecture, options);
   metadata.Append(tokenizer);

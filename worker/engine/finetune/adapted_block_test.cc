@@ -9,7 +9,9 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/status/statusor.h"
 #include "worker/engine/finetune/lora_gradients.h"
 #include "worker/engine/formats/checkpoint.h"
 #include "worker/engine/gradient/random_model.h"
@@ -19,6 +21,8 @@
 namespace qpruner::engine {
 namespace {
 
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
 constexpr int64_t kRank = 3;
@@ -222,24 +226,38 @@ TEST(AdaptedBlockTest, Bfloat16GradientsPointTheSameWay) {
   }
 }
 
+// Enough for any plan: what it then expects is what it needs.
+constexpr int64_t kAmple = int64_t{1} << 40;
+
 TEST(TrainingPlanTest, IsResidentWhereItFitsAndCountsWhatTapesHold) {
-  MemoryWeightSource model = RandomModel();
-  TrainingPlanOptions options{.rank = kRank, .batch_tokens = 3 * 20, .memory_limit_bytes = 1000};
-  const TrainingPlan tight = PlanTraining(model.config(), options);
-  EXPECT_EQ(tight.kind, TrainingPlan::Kind::kStreamed);
-  const int64_t needed = tight.weight_bytes + tight.activation_bytes + tight.other_bytes;
-  EXPECT_LT(tight.expected_bytes, needed);
-  options.memory_limit_bytes = needed;
-  const TrainingPlan ample = PlanTraining(model.config(), options);
-  EXPECT_EQ(ample.kind, TrainingPlan::Kind::kResident);
-  EXPECT_EQ(ample.expected_bytes, needed);
-  options.memory_limit_bytes = needed - 1;
-  EXPECT_EQ(PlanTraining(model.config(), options).kind, TrainingPlan::Kind::kStreamed);
-  // A held-out batch has the activations of one block, the objective what it says.
-  options.held_out_tokens = 3 * 20;
-  options.objective_bytes = 1000;
-  EXPECT_EQ(PlanTraining(model.config(), options).other_bytes,
-            tight.other_bytes + tight.activation_bytes / model.config().num_blocks() + 1000);
+  // Large enough that a block is little of it.
+  MemoryWeightSource model = RandomModel({.blocks = 12, .hidden = 64});
+  TrainingPlanOptions options{.rank = kRank,
+                              .batch_size = 3,
+                              .micro_batch_size = 3,
+                              .sequence_length = 20,
+                              .memory_limit_bytes = kAmple};
+  const auto ample = PlanTraining(model.config(), options);
+  ASSERT_TRUE(ample.ok()) << ample.status();
+  EXPECT_EQ(ample->kind, TrainingPlan::Kind::kResident);
+  EXPECT_EQ(ample->micro_batch_size, 3);
+  EXPECT_EQ(ample->expected_bytes,
+            ample->weight_bytes + ample->activation_bytes + ample->other_bytes);
+  options.memory_limit_bytes = ample->expected_bytes;
+  EXPECT_EQ(PlanTraining(model.config(), options)->kind, TrainingPlan::Kind::kResident);
+  --options.memory_limit_bytes;
+  const auto tight = PlanTraining(model.config(), options);
+  ASSERT_TRUE(tight.ok()) << tight.status();
+  EXPECT_EQ(tight->kind, TrainingPlan::Kind::kStreamed);
+  EXPECT_EQ(tight->micro_batch_size, 3);
+  EXPECT_LE(tight->expected_bytes, options.memory_limit_bytes);
+  // A held-out batch has the activations of one block; objective and base what they say.
+  options.memory_limit_bytes = kAmple;
+  options.held_out_tokens = options.held_out_length = 60;
+  options.objective = {.fixed_bytes = 1000, .token_bytes = 7};
+  options.base_bytes = 5;
+  EXPECT_EQ(PlanTraining(model.config(), options)->other_bytes,
+            ample->other_bytes + ample->activation_bytes / 12 + 1000 + 7 * 60 + 5);
 
   const RotaryTables rotary = MakeRotaryTables(model.config(), 20, at::kCPU, at::kFloat);
   const LoraAdapter adapter = SomeAdapter(model.config());
@@ -253,8 +271,38 @@ TEST(TrainingPlanTest, IsResidentWhereItFitsAndCountsWhatTapesHold) {
     hidden = adapted.Forward(hidden, rotary, nullptr, tape);
     held += tape.bytes();
   }
-  EXPECT_LE(held, tight.activation_bytes);
-  EXPECT_GE(held, tight.activation_bytes * 9 / 10);
+  EXPECT_LE(held, ample->activation_bytes);
+  EXPECT_GE(held, ample->activation_bytes * 9 / 10);
+}
+
+TEST(TrainingPlanTest, TakesFewerSequencesAtATimeBeforeItRefuses) {
+  MemoryWeightSource model = RandomModel({.blocks = 12, .hidden = 64});
+  TrainingPlanOptions options{.rank = kRank,
+                              .batch_size = 6,
+                              .micro_batch_size = 8,
+                              .sequence_length = 500,
+                              .held_out_tokens = 4000,
+                              .held_out_length = 900};
+  std::vector<int64_t> sizes, held_out;
+  int64_t limit = kAmple;
+  absl::StatusOr<TrainingPlan> plan;
+  // Each time one byte less than the last plan needs.
+  while (options.memory_limit_bytes = limit, (plan = PlanTraining(model.config(), options)).ok()) {
+    EXPECT_LE(plan->expected_bytes, limit);
+    if (plan->kind == TrainingPlan::Kind::kStreamed) {
+      sizes.push_back(plan->micro_batch_size);
+      held_out.push_back(plan->held_out_tokens);
+    }
+    limit = plan->expected_bytes - 1;
+  }
+  EXPECT_THAT(sizes, ElementsAre(6, 3, 1, 1));
+  EXPECT_THAT(held_out, ElementsAre(4000, 2000, 1000, 900));
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+  for (const std::string& part :
+       {std::string("fine_tune.sequence_length"), std::string("limits.device_memory_bytes"),
+        std::to_string(limit + 1)}) {
+    EXPECT_THAT(std::string(plan.status().message()), HasSubstr(part));
+  }
 }
 
 TEST(TrainingPlanTest, TrainingHoldsNoMoreThanItCounts) {
@@ -264,10 +312,21 @@ TEST(TrainingPlanTest, TrainingHoldsNoMoreThanItCounts) {
   const std::vector<TrainingBatch> batches = {PlainBatch(RandomBatch({128, 128}, 40, 1)),
                                               PlainBatch(RandomBatch({128, 128}, 40, 2))};
   const TrainingBatch held_out = PlainBatch(RandomBatch({300}, 40, 3));
-  TrainingPlanOptions options{.rank = kRank, .batch_tokens = 256, .held_out_tokens = 300};
-  for (const int64_t limit : {int64_t{0}, int64_t{1} << 30}) {
-    options.memory_limit_bytes = limit;
-    const TrainingPlan plan = PlanTraining(model.config(), options);
+  const TrainingPlanOptions options{.rank = kRank,
+                                    .batch_size = 2,
+                                    .micro_batch_size = 2,
+                                    .sequence_length = 128,
+                                    .held_out_tokens = 300,
+                                    .held_out_length = 300,
+                                    .memory_limit_bytes = kAmple};
+  const auto ample = PlanTraining(model.config(), options);
+  ASSERT_TRUE(ample.ok()) << ample.status();
+  TrainingPlanOptions short_options = options;
+  short_options.memory_limit_bytes = ample->expected_bytes - 1;
+  const auto tight = PlanTraining(model.config(), short_options);
+  ASSERT_TRUE(tight.ok()) << tight.status();
+  ASSERT_EQ(tight->kind, TrainingPlan::Kind::kStreamed);
+  for (const TrainingPlan& plan : {*ample, *tight}) {
     // The process is no part of what is measured; the objective's logits of 40 tokens are nothing.
     const int64_t expected = plan.expected_bytes - (int64_t{64} << 20);
     const int64_t peak = PeakTensorBytes([&] {

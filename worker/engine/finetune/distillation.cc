@@ -6,12 +6,17 @@
 #include <algorithm>
 
 #include "worker/engine/model/decoder.h"
+#include "worker/engine/model/host_store.h"
+#include "worker/engine/model/memory_plan.h"
 
 namespace qpruner::engine {
 namespace {
 
 // Logits of one model alive at a time: 64 MiB in float32.
 constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
+// Tensors of a chunk's size that are alive together in DistillationLoss.
+constexpr int64_t kLogitTemporaries = 10;
+constexpr int64_t kFloatBytes = 4;
 
 }  // namespace
 
@@ -62,6 +67,22 @@ LossSum DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
     flat_gradient.index_copy_(0, chunk_rows, at::matmul(d_logits.to(head.dtype()), head));
   }
   return loss;
+}
+
+ObjectiveCosts DistillationCosts(const ModelConfig& teacher, at::ScalarType teacher_dtype,
+                                 at::Device device, int64_t step_tokens) {
+  const auto element = static_cast<int64_t>(c10::elementSize(teacher_dtype));
+  const MemoryCosts walk = EstimateMemory(teacher, {.element_bytes = element});
+  const int64_t chunk = std::min(kLogitsPerChunk, step_tokens * teacher.vocab_size);
+  ObjectiveCosts costs{.fixed_bytes = kLogitTemporaries * chunk * kFloatBytes +
+                                      teacher.vocab_size * teacher.hidden_size * element +
+                                      walk.block_bytes,
+                       .token_bytes = walk.position_bytes};
+  if (device.is_cpu()) {
+    costs.fixed_bytes +=
+        std::min(HostStore::kDefaultResidentBytes, 2 * step_tokens * teacher.hidden_size * element);
+  }
+  return costs;
 }
 
 DistillationObjective::DistillationObjective(WeightSource& teacher, int64_t vocab_size,

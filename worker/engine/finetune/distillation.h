@@ -31,6 +31,13 @@ LossSum DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
                          const at::Tensor& targets, const DistillationOptions& options,
                          at::Tensor* gradient);
 
+// What a DistillationObjective takes, its teacher included: chunks of both models' logits and their
+// temporaries, the teacher's head, one block of it in `teacher_dtype` with its activations, and its
+// states over a step of `step_tokens`. Of activations those of a backward walk are counted, which
+// are more.
+ObjectiveCosts DistillationCosts(const ModelConfig& teacher, at::ScalarType teacher_dtype,
+                                 at::Device device, int64_t step_tokens);
+
 // With the teacher's hidden states computed for the batches of each step, by streaming or not, as
 // `teacher` does.
 class DistillationObjective final : public TrainingObjective {

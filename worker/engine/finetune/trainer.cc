@@ -24,6 +24,22 @@ void MoveTo(at::Device device, LoraAdapter& adapter) {
   }
 }
 
+// The batches in pieces of whole rows, of at most `most_tokens` tokens each, or one row.
+std::vector<TrainingBatch> HeldOutBatches(const std::vector<TokenBatch>& held_out,
+                                          int64_t most_tokens) {
+  std::vector<TrainingBatch> pieces;
+  for (const TokenBatch& tokens : held_out) {
+    const TrainingBatch batch = PlainBatch(tokens);
+    const int64_t rows = std::max<int64_t>(1, most_tokens / batch.ids.size(1));
+    for (int64_t first = 0; first < batch.ids.size(0); first += rows) {
+      const int64_t count = std::min(rows, batch.ids.size(0) - first);
+      pieces.push_back({.ids = batch.ids.narrow(0, first, count),
+                        .targets = batch.targets.narrow(0, first, count)});
+    }
+  }
+  return pieces;
+}
+
 // What to do about a loss that is not finite.
 absl::Status Diverged(const std::string& what) {
   return absl::InternalError(
@@ -33,18 +49,28 @@ absl::Status Diverged(const std::string& what) {
 
 }  // namespace
 
-TrainingPlan PlanOf(const ModelConfig& config, int64_t rank, const TrainerOptions& options,
-                    const std::vector<TokenBatch>& held_out) {
-  TrainingPlanOptions plan{.rank = rank,
-                           .batch_tokens = std::min(options.micro_batch_size, options.batch_size) *
-                                           options.sequence_length,
-                           .objective_bytes = options.objective_bytes,
-                           .dtype = options.dtype,
-                           .memory_limit_bytes = options.memory_limit_bytes};
+HeldOutShape ShapeOf(const std::vector<TokenBatch>& held_out) {
+  HeldOutShape shape;
   for (const TokenBatch& batch : held_out) {
-    plan.held_out_tokens = std::max(plan.held_out_tokens, batch.ids.numel());
+    shape.batch_tokens = std::max(shape.batch_tokens, batch.ids.numel());
+    shape.length = std::max(shape.length, batch.ids.size(1));
   }
-  return PlanTraining(config, plan);
+  return shape;
+}
+
+absl::StatusOr<TrainingPlan> PlanOf(const ModelConfig& config, int64_t rank, at::Device device,
+                                    const TrainerOptions& options, const HeldOutShape& held_out) {
+  return PlanTraining(config, {.rank = rank,
+                               .batch_size = options.batch_size,
+                               .micro_batch_size = options.micro_batch_size,
+                               .sequence_length = options.sequence_length,
+                               .held_out_tokens = held_out.batch_tokens,
+                               .held_out_length = held_out.length,
+                               .objective = options.objective,
+                               .base_bytes = options.base_bytes,
+                               .dtype = options.dtype,
+                               .on_host = device.is_cpu(),
+                               .memory_limit_bytes = options.memory_limit_bytes});
 }
 
 TrainingState TrainingState::Clone() const {
@@ -110,13 +136,14 @@ absl::Status Train(WeightSource& base, const std::vector<TrainingSequence>& sequ
   if (held_out.empty()) {
     return absl::InvalidArgumentError("The held-out text is empty: at least 2 tokens are needed");
   }
+  ASSIGN_OR_RETURN(const TrainingPlan plan, PlanOf(base.config(), state.adapter.rank, base.device(),
+                                                   options, ShapeOf(held_out)));
   MoveTo(base.device(), state.adapter);
   MoveTo(base.device(), state.best);
   std::vector<at::Tensor> parameters = TrainedParameters(state.adapter);
-  LoraGradientComputer computer(base, PlanOf(base.config(), state.adapter.rank, options, held_out),
-                                options.dtype);
-  std::vector<TrainingBatch> held_out_batches;
-  for (const TokenBatch& batch : held_out) held_out_batches.push_back(PlainBatch(batch));
+  LoraGradientComputer computer(base, plan, options.dtype);
+  const std::vector<TrainingBatch> held_out_batches =
+      HeldOutBatches(held_out, plan.held_out_tokens);
 
   const auto evaluate = [&]() -> absl::StatusOr<double> {
     const double loss = computer.Loss(state.adapter, held_out_batches, cross_entropy).mean();
@@ -150,7 +177,7 @@ absl::Status Train(WeightSource& base, const std::vector<TrainingSequence>& sequ
   while (state.step < steps) {
     const std::vector<TrainingBatch> batches = MakeTrainingBatches(
         sequences, SequencesOfStep(count, options.batch_size, options.seed, state.step),
-        options.micro_batch_size);
+        plan.micro_batch_size);
     objective->Begin(batches);
     LoraGradients found = computer.Gradients(
         state.adapter, batches, *objective,

@@ -21,7 +21,8 @@ namespace qpruner::engine {
 
 struct TrainerOptions {
   int64_t batch_size = 8;  // Sequences a step.
-  // Sequences on the device at a time; changes memory, and results by rounding at most.
+  // Sequences on the device at a time, at most: TrainingPlan takes fewer where memory is short.
+  // Changes results by rounding.
   int64_t micro_batch_size = 8;
   int64_t sequence_length = 256;  // Tokens.
   LearningRateOptions learning_rate;
@@ -31,15 +32,25 @@ struct TrainerOptions {
   int64_t evaluate_every = 25;        // Steps between held-out losses; also at 0 and at the end.
   uint64_t seed = 42;                 // Of the order of the text and of dropout.
   at::ScalarType dtype = at::kFloat;  // What base and activations are computed in.
-  int64_t memory_limit_bytes = int64_t{4} << 30;  // For TrainingPlan.
-  int64_t objective_bytes = kCrossEntropyBytes;   // Likewise: what the objective takes.
+  // For TrainingPlan:
+  int64_t memory_limit_bytes = int64_t{4} << 30;
+  ObjectiveCosts objective = kCrossEntropyCosts;
+  int64_t base_bytes = 0;  // What the base holds beside the blocks that it gives.
 
   int64_t steps() const { return learning_rate.steps; }
 };
 
-// What Train will keep in memory for an adapter of `rank`.
-TrainingPlan PlanOf(const ModelConfig& config, int64_t rank, const TrainerOptions& options,
-                    const std::vector<TokenBatch>& held_out);
+// Lengths of the held-out text: of its largest batch, and of its longest sequence, in tokens.
+struct HeldOutShape {
+  int64_t batch_tokens = 0;
+  int64_t length = 0;
+};
+HeldOutShape ShapeOf(const std::vector<TokenBatch>& held_out);
+
+// What Train will keep in memory for an adapter of `rank` on a base on `device`.
+// INVALID_ARGUMENT: as PlanTraining.
+absl::StatusOr<TrainingPlan> PlanOf(const ModelConfig& config, int64_t rank, at::Device device,
+                                    const TrainerOptions& options, const HeldOutShape& held_out);
 
 struct CurvePoint {
   int64_t step = 0;  // Updates made.
@@ -82,8 +93,8 @@ TrainingState StartTraining(LoraAdapter adapter);
 
 // Trains from state.step to options.steps() on `objective` (null: cross entropy) over `sequences`,
 // with the cross entropy of next-token prediction on `held_out` as held-out loss. state.best is the
-// result. INVALID_ARGUMENT: as CheckTrainer, or nothing to train or evaluate on. INTERNAL: the loss
-// is no longer finite; says at which step.
+// result. INVALID_ARGUMENT: as CheckTrainer or PlanTraining, or nothing to train or evaluate on.
+// INTERNAL: the loss is no longer finite; says at which step.
 absl::Status Train(WeightSource& base, const std::vector<TrainingSequence>& sequences,
                    const std::vector<TokenBatch>& held_out, const TrainerOptions& options,
                    TrainingState& state, const TrainingObserver& observer = {},

@@ -226,6 +226,45 @@ TEST(TrainerTest, StoppedAndContinuedEqualsUndisturbed) {
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(at::equal(found[i], expected[i]));
 }
 
+// Fewer sequences at a time are the same sums in another order.
+TEST(TrainerTest, ShortMemoryChangesTheCurveByRoundingAlone) {
+  MemoryWeightSource model = RandomModel({.blocks = 4, .hidden = 64, .intermediate = 96});
+  const auto sequences = RandomSequences(8, 100, 3);
+  const std::vector<TokenBatch> held_out = {RandomBatch({100, 90, 80, 70}, 40, 4)};
+  TrainerOptions options{.batch_size = 4,
+                         .micro_batch_size = 4,
+                         .sequence_length = 100,
+                         .learning_rate = {.peak = 0.01, .warmup_steps = 0, .steps = 4},
+                         .evaluate_every = 2};
+  const auto train = [&](int64_t limit) {
+    options.memory_limit_bytes = limit;
+    TrainingState state = StartTraining(ZeroAdapter(model.config(), {.rank = 2}, at::kCPU));
+    EXPECT_TRUE(Train(model, sequences, held_out, options, state).ok());
+    return state;
+  };
+  const auto plan = [&](int64_t limit) {
+    options.memory_limit_bytes = limit;
+    return PlanOf(model.config(), 2, at::kCPU, options, ShapeOf(held_out));
+  };
+  int64_t limit = plan(int64_t{1} << 40)->expected_bytes;
+  const TrainingState ample = train(limit);
+  for (auto smaller = plan(limit); smaller.ok(); smaller = plan(smaller->expected_bytes - 1)) {
+    limit = smaller->expected_bytes;
+  }
+  ASSERT_EQ(plan(limit)->micro_batch_size, 1);
+  ASSERT_EQ(plan(limit)->held_out_tokens, 100);
+  const TrainingState tight = train(limit);
+  ASSERT_THAT(tight.curve, SizeIs(ample.curve.size()));
+  for (size_t i = 0; i < ample.curve.size(); ++i) {
+    EXPECT_NEAR(tight.curve[i].held_out_loss, ample.curve[i].held_out_loss, 1e-5);
+  }
+
+  options.memory_limit_bytes = limit - 1;
+  TrainingState state = StartTraining(ZeroAdapter(model.config(), {.rank = 2}, at::kCPU));
+  EXPECT_EQ(Train(model, sequences, held_out, options, state).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST(TrainerTest, RecoversAQuantizedModelAndReturnsTheBest) {
   const auto stories = Stories();
   auto quantized = QuantizedSource::Create(

@@ -22,10 +22,14 @@ struct TrainingBatch {
 // Predicts every token after the first.
 TrainingBatch PlainBatch(const TokenBatch& batch);
 
-// What the objectives take beside their arguments, at most: chunks of logits in float32, and
-// temporaries as large.
-inline constexpr int64_t kCrossEntropyBytes = int64_t{3} * 32 << 20;
-inline constexpr int64_t kDistillationBytes = int64_t{10} * 64 << 20;  // Of two models.
+// What an objective takes beside its arguments, at most, in bytes.
+struct ObjectiveCosts {
+  int64_t fixed_bytes = 0;
+  int64_t token_bytes = 0;  // For each token of a micro-batch.
+};
+
+// Chunks of logits in float32, and temporaries as large.
+inline constexpr ObjectiveCosts kCrossEntropyCosts = {.fixed_bytes = int64_t{3} * 32 << 20};
 
 class TrainingObjective {
  public:

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "worker/engine/model/decoder.h"
+#include "worker/engine/model/host_store.h"
 #include "worker/engine/model/linear_kind.h"
 
 namespace qpruner::engine {
@@ -42,23 +44,24 @@ int64_t BufferElements(const ModelConfig& config, const BlockShape& shape, int64
   return wrote + read + 4 * shape.num_heads * head + 2 * hidden;
 }
 
-}  // namespace
+// What a plan counts that is the same for all of them, and what grows with the tokens at a time.
+struct TrainingCosts {
+  int64_t weights = 0;  // All that are dequantized.
+  int64_t tables = 0;   // Embedding and head.
+  int64_t largest_block = 0;
+  int64_t fixed = 0;           // Of other_bytes.
+  int64_t token_tapes = 0;     // Of all blocks.
+  int64_t largest_tape = 0;    // A token, of one block.
+  int64_t largest_buffer = 0;  // A token.
+  int64_t waiting = 0;         // Block inputs on the way back, of a whole step.
+};
 
-std::string TrainingPlan::Describe() const {
-  return absl::StrFormat("%s (%.1f MB of weights and %.1f MB of activations; limit %.1f MB)",
-                         kind == Kind::kResident ? "resident" : "streamed, one block at a time",
-                         static_cast<double>(weight_bytes) / kMegabyte,
-                         static_cast<double>(activation_bytes) / kMegabyte,
-                         static_cast<double>(memory_limit_bytes) / kMegabyte);
-}
-
-TrainingPlan PlanTraining(const ModelConfig& config, const TrainingPlanOptions& options) {
+TrainingCosts EstimateTraining(const ModelConfig& config, const TrainingPlanOptions& options) {
   const auto element = static_cast<int64_t>(c10::elementSize(options.dtype));
-  TrainingPlan plan;
-  plan.memory_limit_bytes = options.memory_limit_bytes;
+  TrainingCosts costs;
   const int64_t table = config.vocab_size * config.hidden_size;
   const int64_t tables = table * (config.tie_word_embeddings ? 1 : 2);
-  int64_t weights = tables, largest_block = 0, largest_tape = 0, largest_buffers = 0, adapter = 0;
+  int64_t weights = tables, adapter = 0;
   for (const BlockShape& shape : config.blocks) {
     int64_t block = 2 * config.hidden_size;
     for (LinearKind kind : kLinearKinds) {
@@ -67,29 +70,74 @@ TrainingPlan PlanTraining(const ModelConfig& config, const TrainingPlanOptions& 
       adapter += options.rank * (linear[0] + linear[1]);
     }
     weights += block;
-    const int64_t tape = TapeElements(config, shape, options.rank);
-    plan.activation_bytes += tape * options.batch_tokens * element;
-    largest_block = std::max(largest_block, block * element);
-    largest_tape = std::max(largest_tape, tape * element);
-    largest_buffers =
-        std::max(largest_buffers, BufferElements(config, shape, options.rank) * element);
+    const int64_t tape = TapeElements(config, shape, options.rank) * element;
+    costs.token_tapes += tape;
+    costs.largest_tape = std::max(costs.largest_tape, tape);
+    costs.largest_block = std::max(costs.largest_block, block * element);
+    costs.largest_buffer =
+        std::max(costs.largest_buffer, BufferElements(config, shape, options.rank) * element);
   }
-  plan.weight_bytes = weights * element;
-  plan.other_bytes = largest_buffers * options.batch_tokens +
-                     largest_tape * options.held_out_tokens +
-                     kAdapterCopies * kFloatBytes * adapter +
-                     // Embedding and head rounded to what is stored, where that is another type.
-                     tables * (options.dtype == at::kFloat ? 2 : kFloatBytes) +
-                     options.objective_bytes + kProcessBytes;
-  plan.expected_bytes = plan.weight_bytes + plan.activation_bytes + plan.other_bytes;
-  if (plan.expected_bytes <= options.memory_limit_bytes) {
+  costs.weights = weights * element;
+  costs.tables = tables * element;
+  costs.fixed = kAdapterCopies * kFloatBytes * adapter +
+                // Embedding and head rounded to what is stored, where that is another type.
+                tables * (options.dtype == at::kFloat ? 2 : kFloatBytes) +
+                options.objective.fixed_bytes + options.base_bytes + kProcessBytes;
+  if (options.on_host) {
+    costs.waiting = std::min(HostStore::kDefaultResidentBytes,
+                             (config.num_blocks() + 2) * options.batch_size *
+                                 options.sequence_length * config.hidden_size * element);
+  }
+  return costs;
+}
+
+}  // namespace
+
+std::string TrainingPlan::Describe() const {
+  return absl::StrFormat(
+      "%s, %d %s at a time (%.1f MB of weights and %.1f MB of activations; about %.1f MB of a "
+      "limit of %.1f MB)",
+      kind == Kind::kResident ? "resident" : "streamed, one block at a time", micro_batch_size,
+      micro_batch_size == 1 ? "sequence" : "sequences",
+      static_cast<double>(weight_bytes) / kMegabyte,
+      static_cast<double>(activation_bytes) / kMegabyte,
+      static_cast<double>(expected_bytes) / kMegabyte,
+      static_cast<double>(memory_limit_bytes) / kMegabyte);
+}
+
+absl::StatusOr<TrainingPlan> PlanTraining(const ModelConfig& config,
+                                          const TrainingPlanOptions& options) {
+  const TrainingCosts costs = EstimateTraining(config, options);
+  TrainingPlan plan;
+  plan.memory_limit_bytes = options.memory_limit_bytes;
+  plan.weight_bytes = costs.weights;
+  plan.micro_batch_size =
+      std::max<int64_t>(1, std::min(options.micro_batch_size, options.batch_size));
+  plan.held_out_tokens = options.held_out_tokens;
+  while (true) {
+    const int64_t tokens = plan.micro_batch_size * options.sequence_length;
+    plan.activation_bytes = costs.token_tapes * tokens;
+    plan.other_bytes = costs.fixed +
+                       (costs.largest_buffer + options.objective.token_bytes) * tokens +
+                       costs.largest_tape * plan.held_out_tokens;
     plan.kind = TrainingPlan::Kind::kResident;
-    return plan;
+    plan.expected_bytes = plan.weight_bytes + plan.activation_bytes + plan.other_bytes;
+    if (plan.expected_bytes <= options.memory_limit_bytes) return plan;
+    plan.kind = TrainingPlan::Kind::kStreamed;
+    // A block as it is fetched, dequantized and stacked.
+    plan.expected_bytes = costs.tables + 3 * costs.largest_block + costs.largest_tape * tokens +
+                          costs.waiting + plan.other_bytes;
+    if (plan.expected_bytes <= options.memory_limit_bytes) return plan;
+    if (plan.micro_batch_size == 1 && plan.held_out_tokens <= options.held_out_length) break;
+    plan.micro_batch_size = std::max<int64_t>(1, plan.micro_batch_size / 2);
+    plan.held_out_tokens =
+        std::max(std::min(options.held_out_length, plan.held_out_tokens), plan.held_out_tokens / 2);
   }
-  // A block as it is fetched, dequantized and stacked.
-  plan.expected_bytes =
-      tables * element + 3 * largest_block + largest_tape * options.batch_tokens + plan.other_bytes;
-  return plan;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "The memory limit is too small to fine-tune this model: one block with one sequence of ",
+      options.sequence_length, " tokens (fine_tune.sequence_length) needs about ",
+      plan.expected_bytes, " bytes, the limit (limits.device_memory_bytes, or half of the ",
+      "machine's memory) is ", plan.memory_limit_bytes));
 }
 
 }  // namespace qpruner::engine

@@ -1,12 +1,12 @@
 #include "worker/engine/formats/gguf_tokenizer_writer.h"
 
 #include <algorithm>
-#include <map>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -60,13 +60,14 @@ std::string Content(const Json& token) {
 struct Vocabulary {
   std::vector<std::string> tokens;
   std::vector<int32_t> types;
-  std::map<std::string, int64_t> ids;
+  absl::flat_hash_map<std::string, int64_t> ids;
 };
 
 absl::StatusOr<Vocabulary> ReadVocabulary(const Json& tokenizer, int64_t vocab_size) {
   Vocabulary vocabulary;
   vocabulary.tokens.resize(static_cast<size_t>(vocab_size));
   vocabulary.types.assign(static_cast<size_t>(vocab_size), kUnused);
+  vocabulary.ids.reserve(static_cast<size_t>(vocab_size));
   const auto add = [&](const std::string& token, const Json& id, int32_t type) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(vocab_size)) {
       return Cannot(
@@ -179,30 +180,73 @@ bool IsSentencePiece(const Json& tokenizer, bool& prefix) {
   return true;
 }
 
-// Whether a text begins with `bos` by the post-processor or the config.
-bool AddsBos(const Json& tokenizer, const Json& config, const std::string& bos) {
+// Whether the post-processor puts `token` at the front of a text, or at its back.
+enum class End { kFront, kBack };
+bool TemplateHas(const Json& tokenizer, End end, const std::string& token) {
   for (const Json& step : Parts(Member(tokenizer, "post_processor"), "processors")) {
     if (Text(step, "type") != "TemplateProcessing") continue;
-    const Json single = Member(step, "single");
-    if (single.is_array() && !single.empty() &&
-        Text(Member(single[0], "SpecialToken"), "id") == bos && !bos.empty()) {
-      return true;
+    const Json& single = Member(step, "single");
+    if (!single.is_array() || single.empty()) continue;
+    const Json& piece = end == End::kFront ? single.front() : single.back();
+    if (Text(Member(piece, "SpecialToken"), "id") == token) return true;
+  }
+  return false;
+}
+
+// The keys of the special tokens, each with whether it is put around a text. They are looked for
+// where llama.cpp's converter does: by name in tokenizer_config.json and special_tokens_map.json,
+// then by id in the model's config.json (the first, where it has several).
+void AddSpecialTokens(const Json& tokenizer, const Json& config, const Json& map,
+                      const Json& model_config, const Vocabulary& vocabulary,
+                      GgufMetadataToWrite& metadata) {
+  const auto id_of = [&](const std::string& name) -> std::optional<size_t> {
+    for (const Json* const file : {&config, &map}) {
+      const auto found = vocabulary.ids.find(Content(Member(*file, name.c_str())));
+      if (found != vocabulary.ids.end()) return static_cast<size_t>(found->second);
     }
+    const Json& listed = Member(model_config, absl::StrCat(name, "_id").c_str());
+    const Json& id = listed.is_array() && !listed.empty() ? listed.front() : listed;
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= vocabulary.tokens.size()) {
+      return std::nullopt;
+    }
+    return id.get<size_t>();
+  };
+  std::optional<std::string> bos, eos;
+  for (const auto& [name, key] : {std::pair("bos_token", "tokenizer.ggml.bos_token_id"),
+                                  std::pair("eos_token", "tokenizer.ggml.eos_token_id"),
+                                  std::pair("unk_token", "tokenizer.ggml.unknown_token_id"),
+                                  std::pair("pad_token", "tokenizer.ggml.padding_token_id")}) {
+    const std::optional<size_t> id = id_of(name);
+    if (!id) continue;
+    metadata.AddUint32(key, static_cast<uint32_t>(*id));
+    if (absl::string_view(name) == "bos_token") bos = vocabulary.tokens[*id];
+    if (absl::string_view(name) == "eos_token") eos = vocabulary.tokens[*id];
   }
   // As tokenizer.h says.
-  return Flag(config, "add_bos_token",
-              absl::StartsWith(Text(config, "tokenizer_class"), "LlamaTokenizer"));
+  const bool llama = absl::StartsWith(Text(config, "tokenizer_class"), "LlamaTokenizer");
+  metadata.AddBool(
+      "tokenizer.ggml.add_bos_token",
+      bos && (TemplateHas(tokenizer, End::kFront, *bos) || Flag(config, "add_bos_token", llama)));
+  metadata.AddBool(
+      "tokenizer.ggml.add_eos_token",
+      eos && (TemplateHas(tokenizer, End::kBack, *eos) || Flag(config, "add_eos_token")));
+}
+
+// A file of the tokenizer, or an empty object where there is none.
+absl::StatusOr<Json> ReadOptional(const TokenizerFiles& files, const char* name) {
+  const auto text = files.find(name);
+  if (text == files.end()) return Json::object();
+  return ParseStrictJsonObject(text->second);
 }
 
 }  // namespace
 
 absl::StatusOr<GgufMetadataToWrite> GgufMetadataOfTokenizer(const TokenizerFiles& files,
-                                                            int64_t vocab_size) {
+                                                            int64_t vocab_size,
+                                                            const Json& model_config) {
   ASSIGN_OR_RETURN(const Json tokenizer, ParseStrictJsonObject(files.at("tokenizer.json")));
-  Json config = Json::object();
-  if (const auto text = files.find("tokenizer_config.json"); text != files.end()) {
-    ASSIGN_OR_RETURN(config, ParseStrictJsonObject(text->second));
-  }
+  ASSIGN_OR_RETURN(const Json config, ReadOptional(files, "tokenizer_config.json"));
+  ASSIGN_OR_RETURN(const Json map, ReadOptional(files, "special_tokens_map.json"));
   const Json& model = Member(tokenizer, "model");
   if (Text(model, "type") != "BPE") {
     return Cannot(
@@ -249,18 +293,7 @@ absl::StatusOr<GgufMetadataToWrite> GgufMetadataOfTokenizer(const TokenizerFiles
     metadata.AddStrings("tokenizer.ggml.merges", joined);
   }
 
-  std::string bos;
-  for (const auto& [name, key] : {std::pair("bos_token", "tokenizer.ggml.bos_token_id"),
-                                  std::pair("eos_token", "tokenizer.ggml.eos_token_id"),
-                                  std::pair("unk_token", "tokenizer.ggml.unknown_token_id"),
-                                  std::pair("pad_token", "tokenizer.ggml.padding_token_id")}) {
-    const std::string token = Content(Member(config, name));
-    const auto found = vocabulary.ids.find(token);
-    if (found == vocabulary.ids.end()) continue;
-    metadata.AddUint32(key, static_cast<uint32_t>(found->second));
-    if (absl::string_view(name) == "bos_token") bos = token;
-  }
-  metadata.AddBool("tokenizer.ggml.add_bos_token", !bos.empty() && AddsBos(tokenizer, config, bos));
+  AddSpecialTokens(tokenizer, config, map, model_config, vocabulary, metadata);
   std::string chat = Text(config, "chat_template");
   if (const auto file = files.find("chat_template.jinja"); file != files.end()) chat = file->second;
   if (!chat.empty()) metadata.AddString("tokenizer.chat_template", chat);

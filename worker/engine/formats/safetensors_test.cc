@@ -1,5 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/types.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +19,7 @@
 namespace qpruner::engine {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -160,6 +164,40 @@ TEST_F(SafetensorsTest, NoPrefixOfAFileIsAFile) {
   Write(whole);
   ASSERT_TRUE(SafetensorsReader::Open(path_).ok());
   for (size_t size = 0; size < whole.size(); ++size) Refusal(whole.substr(0, size));
+}
+
+// A sparse file is as large as it likes and takes no space.
+TEST_F(SafetensorsTest, ASparseFileIsNeitherReadNorCopied) {
+  constexpr int64_t kTensorBytes = int64_t{1} << 38;  // 256 GiB
+  constexpr int kTensors = 4;
+  std::string header = "{";
+  for (int i = 0; i < kTensors; ++i) {
+    absl::StrAppend(&header, i == 0 ? "" : ",", R"("t)", i, R"(":{"dtype":"U8","shape":[)",
+                    kTensorBytes, R"(],"data_offsets":[)", i * kTensorBytes, ",",
+                    (i + 1) * kTensorBytes, "]}");
+  }
+  header += "}";
+  // Tensors that the file does not hold are refused by name, however little was written.
+  EXPECT_THAT(Refusal(File(header, "")), AllOf(HasSubstr("t0"), HasSubstr("truncated")));
+
+  const auto end = static_cast<off_t>(8 + header.size() + kTensors * uint64_t{kTensorBytes});
+  if (::truncate(path_.c_str(), end) != 0) GTEST_SKIP() << "No such large files in " << path_;
+  // In a process of its own, whose peak of memory no other test has raised.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    rusage before{}, after{};
+    getrusage(RUSAGE_SELF, &before);
+    auto reader = SafetensorsReader::Open(path_);
+    getrusage(RUSAGE_SELF, &after);
+    const bool views = reader.ok() && (*reader)->tensors().size() == kTensors &&
+                       (*reader)->tensors().at("t3").bytes.size() == uint64_t{kTensorBytes};
+    // Kilobytes: what was looked at, in pages, and the header's tree.
+    ::_exit(!views ? 1 : after.ru_maxrss - before.ru_maxrss > (16 << 10) ? 2 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0) << "1: it does not open, 2: more was read than the header";
 }
 
 TEST_F(SafetensorsTest, WritesWhatItReads) {

@@ -1,9 +1,10 @@
 #include "worker/engine/formats/strict_json.h"
 
-#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -66,7 +67,7 @@ class StrictnessCheck : public nlohmann::json_sax<Json> {
   }
 
   const StrictJsonLimits limits_;
-  std::vector<std::set<std::string>> keys_;
+  std::vector<absl::flat_hash_set<std::string>> keys_;
   int depth_ = 0;
   std::string error_;
 };

@@ -30,6 +30,17 @@ std::vector<int64_t> Highest(const at::Tensor& scores, int64_t kept) {
   return order;
 }
 
+// LLM-Pruner's int(C * (1 - ratio)), in doubles too.
+int64_t Truncated(double ratio, int64_t count) {
+  return static_cast<int64_t>((1 - ratio) * static_cast<double>(count));
+}
+
+// Whole heads that fit into the share that goes. The slack takes in products such as 0.29 * 100
+// that fall just short of a whole number.
+int64_t RemovedHeads(int64_t count, double ratio) {
+  return static_cast<int64_t>(std::floor(ratio * static_cast<double>(count) + 1e-9));
+}
+
 // The multiple of `alignment` nearest to `kept` of `width`, at least one; `width` if nothing goes.
 // Without alignment `kept` is truncated, as LLM-Pruner's int(C * (1 - ratio)), in doubles too.
 int64_t Aligned(double kept, int64_t width, int64_t alignment) {
@@ -102,9 +113,7 @@ ModelConfig PrunedConfig(const ModelConfig& config, const PruningPlan& plan) {
 }
 
 int64_t KeptKvHeads(int64_t count, double ratio) {
-  // The slack takes in products such as 0.29 * 100 that fall just short of a whole number.
-  const auto removed = static_cast<int64_t>(std::floor(ratio * static_cast<double>(count) + 1e-9));
-  return std::max<int64_t>(1, count - removed);
+  return std::max<int64_t>(1, count - RemovedHeads(count, ratio));
 }
 
 int64_t KeptMlpChannels(int64_t width, double ratio, int64_t alignment) {
@@ -207,15 +216,12 @@ std::vector<KeptCounts> CountGlobally(const ModelConfig& config, const PruningPl
     add(heads, importance[block].kv_heads, &counts[block].kv_heads);
     add(channels, importance[block].mlp_channels, &counts[block].mlp_channels);
   }
-  const auto kept_of = [&](int64_t total) {
-    return total - static_cast<int64_t>(std::floor(ratio * static_cast<double>(total) + 1e-9));
-  };
   if (options.selection == PruningSelection::kGlobal) {
     heads.insert(heads.end(), channels.begin(), channels.end());
-    RemoveLowest(heads, kept_of(head_total + channel_total));
+    RemoveLowest(heads, Truncated(ratio, head_total + channel_total));
   } else {
-    RemoveLowest(heads, kept_of(head_total));
-    RemoveLowest(channels, kept_of(channel_total));
+    RemoveLowest(heads, head_total - RemovedHeads(head_total, ratio));
+    RemoveLowest(channels, Truncated(ratio, channel_total));
   }
   return counts;
 }
@@ -242,8 +248,10 @@ std::vector<KeptCounts> CountKept(const ModelConfig& config, const PruningPlan& 
                                   const std::vector<BlockImportance>& importance,
                                   const PruningOptions& options, int64_t step) {
   const bool last = step == options.steps;
+  // In this order, as LLM-Pruner's linear schedule: a product of another order can truncate to one
+  // channel more or less.
   const double ratio =
-      options.ratio * static_cast<double>(step) / static_cast<double>(options.steps);
+      options.ratio * (static_cast<double>(step) / static_cast<double>(options.steps));
   const std::vector<KeptCounts> before = CountsOf(current);
   std::vector<KeptCounts> counts;
   if (options.selection == PruningSelection::kLocal) {

@@ -623,6 +623,40 @@ TEST_F(EngineTest, ImpossibleTargetsAreRefusedBeforeAnyForwardPass) {
   refuse(exported, absl::StatusCode::kInvalidArgument, "172");
 }
 
+// Enough memory for all but fine-tuning: known before any work, by the field's name.
+TEST_F(EngineTest, FineTuningHonoursTheMemoryLimit) {
+  constexpr int64_t kLimit = int64_t{256} << 20, kTooSmall = int64_t{224} << 20;
+  TaskSpec task = Task();
+  auto& spec = *task.mutable_spec();
+  spec.mutable_limits()->set_device_memory_bytes(kLimit);
+  spec.mutable_fine_tune()->set_batch_size(16);
+  spec.mutable_fine_tune()->set_micro_batch_size(16);
+  spec.mutable_fine_tune()->set_sequence_length(512);
+  TaskSpec prepare = task;
+  prepare.mutable_prepare();
+  const auto prepared = Run(prepare, "prepare");
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  inputs_ = folder_ / "prepare";
+  Assign(*prepared, 4, task, *task.mutable_finalize());
+  const auto tuned = Run(task, "finalize");
+  ASSERT_TRUE(tuned.ok()) << tuned.status();
+  EXPECT_THAT(log_, HasSubstr("fine_tune.micro_batch_size is lowered to"));
+
+  spec.mutable_fine_tune()->mutable_distillation()->set_weight(0.5);
+  prepare.mutable_spec()->CopyFrom(spec);
+  prepare.mutable_spec()->mutable_limits()->set_device_memory_bytes(kTooSmall);
+  log_.clear();
+  const auto refused = Run(prepare, "refused");
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << refused.status();
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("fine_tune.sequence_length"));
+  EXPECT_EQ(log_, "");
+
+  // PREPARE had more.
+  task.mutable_spec()->mutable_limits()->set_device_memory_bytes(kTooSmall);
+  const auto short_of = Run(task, "finalize-again");
+  EXPECT_EQ(short_of.status().code(), absl::StatusCode::kResourceExhausted) << short_of.status();
+}
+
 // PREPARE may have run on a larger device. The server takes this code for an INFEASIBLE trial.
 TEST_F(EngineTest, ATrialThatFitsNoBatchHasTooLittleMemory) {
   const auto prepared = Prepare("prepare");

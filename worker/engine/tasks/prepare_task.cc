@@ -40,6 +40,7 @@
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/original_model.h"
 #include "worker/engine/tasks/prepared_model.h"
+#include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/reference_file.h"
 #include "worker/engine/tasks/score_report.h"
 #include "worker/engine/tasks/spec_mapping.h"
@@ -119,6 +120,8 @@ class Preparation {
   std::optional<ModelConfig> ShapeKnownAhead(const ModelConfig& config) const;
   // Whether the pruned model can meet the budget and be exported.
   absl::Status CheckShape(const ModelConfig& pruned) const;
+  // Whether it can be fine-tuned within the memory limit.
+  absl::Status CheckFineTuning(const ModelConfig& pruned) const;
   v1::ModelMetrics MeasurePreparedOn(const ReferenceShare& share, const Phase& phase);
 
   v1::CompressionSpec spec_;  // From CheckInputs on as the model can follow it.
@@ -214,6 +217,7 @@ absl::Status Preparation::CheckInputs() {
            .formats = std::count_if(scores_.formats.begin(), scores_.formats.end(), is_quantized),
            .input_moments = spec_.quantization().method() == v1::Quantization::GPTQ ||
                             spec_.quantization().activation_scaling()}));
+  if (const auto pruned = ShapeKnownAhead(config)) RETURN_IF_ERROR(CheckFineTuning(*pruned));
   progress_.Log(memory_.ToString());
   calibration_ = MakeBatches(texts_.calibration, memory_.batch_tokens);
   original_ = OpenStreamed(checkpoint_, device_, compute, memory_);
@@ -231,6 +235,16 @@ std::optional<ModelConfig> Preparation::ShapeKnownAhead(const ModelConfig& confi
 absl::Status Preparation::CheckShape(const ModelConfig& pruned) const {
   RETURN_IF_ERROR(CheckExports(spec_, pruned, scores_.formats));
   return CheckBudget(spec_.search(), pruned, scores_.formats);
+}
+
+absl::Status Preparation::CheckFineTuning(const ModelConfig& pruned) const {
+  if (spec_.fine_tune().steps() == 0) return absl::OkStatus();
+  TrainerOptions trainer = TrainerOptionsOf(spec_.fine_tune());
+  return PlanRecovery(spec_.fine_tune(), pruned, checkpoint_->config(),
+                      ComputeDType(device_, stored_), device_, memory_.limit_bytes,
+                      {.batch_tokens = memory_.batch_tokens, .length = limits_.evaluation_length},
+                      trainer)
+      .status();
 }
 
 absl::Status Preparation::MeasureOriginal() {
@@ -299,6 +313,7 @@ absl::Status Preparation::WritePrepared() {
   WeightSource* model = pruned ? pruned.get() : original_.get();
   // Before hours of work on a model that is too large or cannot be exported as asked.
   RETURN_IF_ERROR(CheckShape(model->config()));
+  RETURN_IF_ERROR(CheckFineTuning(model->config()));
   if (spec_.quantization().activation_scaling()) {
     const Phase phase(progress_, 0.42, 0.43, "scaling channels by their activations");
     ActivationScaling scaling = FindActivationScaling(*model, calibration_, scores_.formats.front(),

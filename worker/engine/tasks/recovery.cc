@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -15,8 +16,11 @@
 #include "worker/engine/finetune/adapter_start.h"
 #include "worker/engine/finetune/distillation.h"
 #include "worker/engine/finetune/training_checkpoint.h"
+#include "worker/engine/model/decoder.h"
+#include "worker/engine/model/host_store.h"
 #include "worker/engine/tasks/original_model.h"
 #include "worker/engine/tasks/spec_mapping.h"
+#include "worker/engine/tasks/torch_guard.h"
 
 namespace qpruner::engine {
 
@@ -38,12 +42,9 @@ struct Teacher {
   std::unique_ptr<TrainingObjective> objective;
 };
 
-absl::StatusOr<Teacher> MakeTeacher(const RecoveryInputs& inputs, const QuantizedSource& student,
-                                    const TrainingPlan& plan, const DistillationOptions& options) {
-  ASSIGN_OR_RETURN(OriginalModel original,
-                   OpenOriginalModel(inputs.spec.model().uri(), inputs.builtin_dir,
-                                     inputs.input_dir, student.device()));
-  Teacher teacher{.source = std::move(original.source)};
+Teacher MakeTeacher(std::unique_ptr<WeightSource> original, const QuantizedSource& student,
+                    const TrainingPlan& plan, const DistillationOptions& options) {
+  Teacher teacher{.source = std::move(original)};
   if (auto resident =
           MakeResidentIn(plan.memory_limit_bytes - plan.expected_bytes, *teacher.source)) {
     teacher.source = std::move(resident);
@@ -110,13 +111,38 @@ TrainingState Resume(const std::string& input_dir, TrainingState start,
 
 }  // namespace
 
+absl::StatusOr<TrainingPlan> PlanRecovery(const v1::FineTune& fine_tune, const ModelConfig& model,
+                                          const ModelConfig& original, at::ScalarType usual,
+                                          at::Device device, int64_t limit_bytes,
+                                          const HeldOutShape& held_out, TrainerOptions& trainer) {
+  trainer.dtype = TrainingDTypeOf(fine_tune, usual);
+  trainer.memory_limit_bytes = limit_bytes;
+  if (DistillationOptionsOf(fine_tune)) {
+    trainer.objective =
+        DistillationCosts(original, usual, device, trainer.batch_size * trainer.sequence_length);
+  }
+  // The packed weights wait in a HostStore.
+  if (device.is_cpu()) {
+    trainer.base_bytes = std::min(HostStore::kDefaultResidentBytes, ParameterCount(model));
+  }
+  return PlanOf(model, LoraOptionsOf(fine_tune).rank, device, trainer, held_out);
+}
+
 absl::StatusOr<TrainingState> RecoverModel(const RecoveryInputs& inputs, QuantizedSource& base,
                                            TrainerOptions trainer, ProgressReporter& progress) {
   const v1::FineTune& fine_tune = inputs.spec.fine_tune();
-  trainer.dtype = TrainingDTypeOf(fine_tune, base.dtype());
-  trainer.memory_limit_bytes = inputs.model.plan.limit_bytes;
   const auto distillation = DistillationOptionsOf(fine_tune);
-  if (distillation) trainer.objective_bytes = kDistillationBytes;
+  OriginalModel original;
+  if (distillation) {
+    ASSIGN_OR_RETURN(original, OpenOriginalModel(inputs.spec.model().uri(), inputs.builtin_dir,
+                                                 inputs.input_dir, base.device()));
+  }
+  const auto plan = PlanRecovery(fine_tune, base.config(),
+                                 distillation ? original.checkpoint->config() : base.config(),
+                                 base.dtype(), base.device(), inputs.model.plan.limit_bytes,
+                                 ShapeOf(inputs.model.reference.selection.batches), trainer);
+  // PREPARE has planned for more: this device has less, or others use it.
+  if (!plan.ok()) return OutOfMemoryError(plan.status().message());
   AdapterStart start;
   {
     const Phase phase(progress, 0.1, 0.15, "starting the adapter");
@@ -127,12 +153,15 @@ absl::StatusOr<TrainingState> RecoverModel(const RecoveryInputs& inputs, Quantiz
   progress.Log(absl::StrFormat(
       "Adapter starts with %.1f %% of the quantization error (Frobenius norm over all linears)",
       start.error_quantized > 0 ? 100 * start.error / start.error_quantized : 100.0));
-  const TrainingPlan plan =
-      PlanOf(base.config(), start.adapter.rank, trainer, inputs.model.reference.selection.batches);
-  progress.Log(absl::StrCat("Fine-tuning is ", plan.Describe()));
+  progress.Log(absl::StrCat("Fine-tuning is ", plan->Describe()));
+  if (plan->micro_batch_size < std::min(trainer.micro_batch_size, trainer.batch_size)) {
+    progress.Log(absl::StrCat("Memory is short: fine_tune.micro_batch_size is lowered to ",
+                              plan->micro_batch_size),
+                 /*warning=*/true);
+  }
   Teacher teacher;
   if (distillation) {
-    ASSIGN_OR_RETURN(teacher, MakeTeacher(inputs, base, plan, *distillation));
+    teacher = MakeTeacher(std::move(original.source), base, *plan, *distillation);
   }
 
   TrainingState state = Resume(inputs.input_dir, StartTraining(std::move(start.adapter)), progress);

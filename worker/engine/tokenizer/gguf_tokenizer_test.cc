@@ -8,9 +8,15 @@
 #include <cmath>
 #include <deque>
 #include <fstream>
+#include <memory>
+#include <string>
 
+#include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
+#include "tests/testing/temp_folder.h"
 #include "worker/engine/formats/gguf_metadata.h"
+#include "worker/engine/formats/gguf_reader.h"
+#include "worker/engine/formats/gguf_tokenizer_writer.h"
 #include "worker/engine/tokenizer/tokenizer.h"
 
 namespace qpruner::engine {
@@ -146,6 +152,81 @@ TEST_F(GgufTokenizerErrorTest, KeepsTheChatTemplateAndNamesOfSpecialTokens) {
   EXPECT_EQ(config["chat_template"], "{{ x }}");
   EXPECT_EQ(config["bos_token"], "<s>");
   EXPECT_EQ(config["add_bos_token"], true);
+}
+
+// What a file of our own says of the special tokens, as its reader sees it.
+class GgufTokenizerWriterTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<const GgufReader> Write(const TokenizerFiles& files, const char* model_config) {
+    const auto metadata = GgufMetadataOfTokenizer(files, 4, nlohmann::json::parse(model_config));
+    EXPECT_TRUE(metadata.ok()) << metadata.status();
+    const std::string path = folder_.path() + "/tokenizer.gguf";
+    EXPECT_TRUE(WriteGguf(path, *metadata, {}).ok());
+    auto reader = GgufReader::Open(path);
+    EXPECT_TRUE(reader.ok()) << reader.status();
+    return *std::move(reader);
+  }
+  static int64_t Id(const GgufReader& reader, const char* name) {
+    return reader.metadata()
+        .Integer(absl::StrCat("tokenizer.ggml.", name, "_token_id"), 99, 0, 99)
+        .value();
+  }
+  static bool Adds(const GgufReader& reader, const char* name) {
+    return reader.metadata()
+        .Boolean(absl::StrCat("tokenizer.ggml.add_", name, "_token"), false)
+        .value();
+  }
+  // A vocabulary of four, with what stands around a text.
+  static std::string Json(const std::string& post_processor) {
+    return absl::StrCat(
+        R"({"added_tokens":[{"id":2,"content":"<s>","special":true},)",
+        R"({"id":3,"content":"</s>","special":true}],"post_processor":)", post_processor,
+        R"(,"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"use_regex":true},)",
+        R"("model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}})");
+  }
+
+  const TempFolder folder_;
+};
+
+TEST_F(GgufTokenizerWriterTest, FindsSpecialTokensWhereverTheyAreNamed) {
+  // The tokenizer's config goes before its map, and both before the model's ids.
+  auto reader = Write({{"tokenizer.json", Json("null")},
+                       {"tokenizer_config.json", R"({"bos_token":"<s>"})"},
+                       {"special_tokens_map.json",
+                        R"({"bos_token":"a","pad_token":{"content":"</s>","lstrip":false}})"}},
+                      R"({"bos_token_id":1,"eos_token_id":[3,0],"pad_token_id":1})");
+  EXPECT_EQ(Id(*reader, "bos"), 2);
+  EXPECT_EQ(Id(*reader, "padding"), 3);
+  EXPECT_EQ(Id(*reader, "eos"), 3);
+  EXPECT_EQ(Id(*reader, "unknown"), 99);
+  EXPECT_FALSE(Adds(*reader, "bos"));
+  EXPECT_FALSE(Adds(*reader, "eos"));
+  // Ids that the model has not are none.
+  reader = Write({{"tokenizer.json", Json("null")}}, R"({"bos_token_id":4,"eos_token_id":-1})");
+  EXPECT_EQ(Id(*reader, "bos"), 99);
+  EXPECT_EQ(Id(*reader, "eos"), 99);
+}
+
+TEST_F(GgufTokenizerWriterTest, SaysWhatStandsAroundAText) {
+  const char* ids = R"({"bos_token_id":2,"eos_token_id":3})";
+  auto reader = Write(
+      {{"tokenizer.json",
+        Json(
+            R"({"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},)"
+            R"({"Sequence":{"id":"A","type_id":0}},{"SpecialToken":{"id":"</s>","type_id":0}}]})")}},
+      ids);
+  EXPECT_TRUE(Adds(*reader, "bos"));
+  EXPECT_TRUE(Adds(*reader, "eos"));
+  reader = Write({{"tokenizer.json", Json("null")},
+                  {"tokenizer_config.json", R"({"add_bos_token":true,"add_eos_token":true})"}},
+                 ids);
+  EXPECT_TRUE(Adds(*reader, "bos"));
+  EXPECT_TRUE(Adds(*reader, "eos"));
+  reader = Write({{"tokenizer.json", Json("null")},
+                  {"tokenizer_config.json", R"({"tokenizer_class":"LlamaTokenizerFast"})"}},
+                 ids);
+  EXPECT_TRUE(Adds(*reader, "bos"));
+  EXPECT_FALSE(Adds(*reader, "eos"));
 }
 
 }  // namespace
