@@ -2,6 +2,8 @@
 #ifndef QPRUNER_CLIENT_CANCELLATION_H_
 #define QPRUNER_CLIENT_CANCELLATION_H_
 
+#include <stop_token>
+
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -13,10 +15,13 @@ namespace qpruner {
 class Cancellation {
  public:
   void Cancel() {
+    stop_.request_stop();
     absl::MutexLock lock(&mutex_);
     cancelled_ = true;
     if (context_ != nullptr) context_->TryCancel();
   }
+  // Stopped once cancelled.
+  std::stop_token token() const { return stop_.get_token(); }
   bool cancelled() {
     absl::MutexLock lock(&mutex_);
     return cancelled_;
@@ -50,6 +55,7 @@ class Cancellation {
   };
 
  private:
+  std::stop_source stop_;
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;

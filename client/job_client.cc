@@ -168,7 +168,8 @@ JobClient::JobClient(std::shared_ptr<grpc::Channel> channel, Options options, Cl
     : stub_(v1::JobService::NewStub(channel)),
       options_(std::move(options)),
       clock_(clock),
-      sleeper_(sleeper) {}
+      sleeper_(sleeper),
+      signed_urls_(clock) {}
 
 template <typename Request, typename Response>
 absl::StatusOr<Response> JobClient::Call(grpc::Status (v1::JobService::StubInterface::*method)(
@@ -344,9 +345,21 @@ absl::Status JobClient::DownloadArtifact(const v1::Artifact& artifact, const std
       const std::unique_ptr<PartialFile> partial,
       PartialFile::Open(absl::StrCat(path, ".", artifact.sha256().substr(0, 16), ".partial")));
   RETURN_IF_ERROR(partial->TakeUp(artifact.size_bytes()));
-  bool taken_up = partial->size() > 0;
+  // Whether there are bytes that this download did not get through the server.
+  bool unproven = partial->size() > 0;
 
   Retry retry(*this, options_.patience, cancellation);
+  const auto take = [&](absl::string_view data) -> absl::Status {
+    if (static_cast<int64_t>(data.size()) > artifact.size_bytes() - partial->size()) {
+      partial->Remove();
+      return absl::DataLossError(absl::StrCat(
+          "The server sent more than the ", artifact.size_bytes(), " bytes of ", artifact.name()));
+    }
+    RETURN_IF_ERROR(partial->Append(data));
+    retry.Progress(options_.stream_patience);
+    if (on_progress) on_progress(partial->size());
+    return absl::OkStatus();
+  };
   for (;;) {
     absl::Status failure;
     if (partial->size() < artifact.size_bytes() || artifact.size_bytes() == 0) {
@@ -355,28 +368,35 @@ absl::Status JobClient::DownloadArtifact(const v1::Artifact& artifact, const std
       v1::DownloadArtifactRequest request;
       request.set_name(artifact.name());
       request.set_offset(partial->size());
+      request.set_accept_url(signed_urls_.usable());
       const auto stream = stub_->DownloadArtifact(&context, request);
       v1::DownloadArtifactResponse response;
+      v1::SignedUrl url;
       absl::Status local;
       while (local.ok() && stream->Read(&response)) {
         if (response.has_artifact() && response.artifact().sha256() != artifact.sha256()) {
           local = absl::DataLossError(
               absl::StrCat("The server now has other content for ", artifact.name()));
-        } else if (partial->size() + static_cast<int64_t>(response.data().size()) >
-                   artifact.size_bytes()) {
-          local = absl::DataLossError(absl::StrCat("The server sent more than the ",
-                                                   artifact.size_bytes(), " bytes of ",
-                                                   artifact.name()));
-          partial->Remove();
+        } else if (response.has_url()) {
+          url = std::move(*response.mutable_url());
         } else {
-          local = partial->Append(response.data());
-          retry.Progress(options_.stream_patience);
-          if (on_progress) on_progress(partial->size());
+          local = take(response.data());
         }
       }
       if (!local.ok()) context.TryCancel();
       failure = FromGrpcStatus(stream->Finish());
       RETURN_IF_ERROR(local);
+      if (failure.ok() && !url.url().empty()) {
+        unproven = true;
+        failure =
+            signed_urls_.Read(url.url(), partial->size(), artifact.size_bytes(), take,
+                              cancellation != nullptr ? cancellation->token() : std::stop_token());
+        // By another URL, or through the server, which has just answered.
+        if (absl::IsUnavailable(failure)) {
+          retry.Progress(options_.stream_patience);
+          continue;
+        }
+      }
       if (cancellation != nullptr && cancellation->cancelled()) {
         return absl::CancelledError("The download was cancelled");
       }
@@ -387,14 +407,16 @@ absl::Status JobClient::DownloadArtifact(const v1::Artifact& artifact, const std
     if (failure.ok()) {
       const std::string digest = partial->HexDigest();
       if (digest == artifact.sha256()) return partial->MoveTo(path);
-      if (!taken_up) {
+      if (!unproven) {
         partial->Remove();
         return absl::DataLossError(absl::StrCat("Damaged on the way: ", artifact.name(),
                                                 " has SHA-256 ", digest, ", expected ",
                                                 artifact.sha256()));
       }
-      // What an earlier download left may be at fault: once more from the start.
-      taken_up = false;
+      // What an earlier download left, or the storage gave, may be at fault: once more from the
+      // start, through the server.
+      unproven = false;
+      signed_urls_.Pause();
       RETURN_IF_ERROR(partial->Restart());
       continue;
     }

@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "client/cancellation.h"
 #include "grpcpp/channel.h"
+#include "net/signed_url_transfer.h"
 #include "proto/channel_security.h"
 #include "qpruner/v1/job_service.grpc.pb.h"
 
@@ -97,7 +98,8 @@ class JobClient {
   // Writes `artifact` (from ListArtifacts) to `path`, whose folders are made. The bytes gather in
   // `path`.<hash>.partial, which a later call takes up again if this one fails; `path` appears at
   // once, complete and synced, after its SHA-256 agreed. A file there that already agrees is kept.
-  // `on_progress` is told how many bytes there are, from the calling thread.
+  // `on_progress` is told how many bytes there are, from the calling thread. Bytes come from the
+  // storage behind the server where it gives a URL of it that works, else through the server.
   // CANCELLED: `cancellation` was. DATA_LOSS: the bytes do not have the artifact's hash. ABORTED:
   // another process downloads it.
   absl::Status DownloadArtifact(const v1::Artifact& artifact, const std::string& path,
@@ -118,6 +120,7 @@ class JobClient {
   const Options options_;
   Clock& clock_;
   Sleeper& sleeper_;
+  SignedUrlTransfer signed_urls_;
 };
 
 // The job has SUCCEEDED, FAILED or been CANCELLED.

@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <numeric>
 #include <thread>
 
@@ -16,6 +17,7 @@
 #include "client/testing/fake_job_service.h"
 #include "proto/grpc_status.h"
 #include "proto/status_codec.h"
+#include "tests/testing/scripted_http_server.h"
 #include "tests/testing/simulated_clock.h"
 
 namespace qpruner {
@@ -413,6 +415,100 @@ TEST_F(JobClientTest, DownloadKeepsAFileThatAgrees) {
   ASSERT_TRUE(WriteFileDurably(path, other).ok());
   ASSERT_TRUE(client_.DownloadArtifact(OnlyArtifact(), path).ok());
   EXPECT_EQ(ReadFile(path, 1 << 20).value(), content);
+}
+
+// A server that gives URLs of a storage.
+class DirectDownloadTest : public JobClientTest {
+ protected:
+  using Reply = ScriptedHttpServer::Reply;
+  using Request = ScriptedHttpServer::Request;
+
+  DirectDownloadTest() {
+    server_.service().AddArtifact("weights", content_);
+    server_.service().GiveUrls(storage_.url());
+  }
+  Reply Rest(const Request& request) const { return ScriptedHttpServer::RestOf(content_, request); }
+  absl::Status Download(Cancellation* cancellation = nullptr) {
+    return client_.DownloadArtifact(
+        OnlyArtifact(), path_,
+        [this](int64_t bytes) {
+          progress_ = bytes;
+          if (on_progress_) on_progress_();
+        },
+        cancellation);
+  }
+  void ExpectDownloaded(const absl::Status& status) {
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(ReadFile(path_, 8 << 20).value(), content_);
+    EXPECT_EQ(progress_, static_cast<int64_t>(content_.size()));
+    EXPECT_THAT(FilesIn(folder_), ElementsAre("weights"));
+    EXPECT_THAT(sleeper_.slept, SizeIs(0));
+  }
+
+  std::string content_ = SomeBytes(20'000);
+  const std::string path_ = (folder_ / "weights").string();
+  std::function<Reply(const Request&)> answer_ = [this](const Request& r) { return Rest(r); };
+  ScriptedHttpServer storage_{[this](const Request& request) { return answer_(request); }};
+  int64_t progress_ = 0;
+  std::function<void()> on_progress_;
+};
+
+TEST_F(DirectDownloadTest, BytesComeFromTheStorageAndGoOnWhereTheyBrokeOff) {
+  // A URL that brings less than a MiB is not followed by another.
+  content_ = SomeBytes(3 << 20);
+  server_.service().AddArtifact("weights", content_);
+  int requests = 0;
+  answer_ = [&](const Request& request) {
+    Reply reply = Rest(request);
+    if (++requests == 1) {
+      reply.cut_after = 2 << 20;
+      reply.then = Reply::Then::kClose;
+    }
+    return reply;
+  };
+  ExpectDownloaded(Download());
+  EXPECT_EQ(requests, 2);
+  EXPECT_EQ(server_.service().bytes_sent(), 0);
+}
+
+TEST_F(DirectDownloadTest, WhatTheStorageRefusesComesThroughTheServer) {
+  answer_ = [](const Request&) { return Reply{.status = 403}; };
+  ExpectDownloaded(Download());
+  EXPECT_EQ(server_.service().bytes_sent(), static_cast<int64_t>(content_.size()));
+  EXPECT_THAT(storage_.log(), SizeIs(1));
+}
+
+TEST_F(DirectDownloadTest, AWrongByteOfTheStorageIsNoticedAndTheServerAsked) {
+  answer_ = [&](const Request& request) {
+    Reply reply = Rest(request);
+    reply.body[10'000] ^= 1;
+    return reply;
+  };
+  ExpectDownloaded(Download());
+  EXPECT_EQ(server_.service().bytes_sent(), static_cast<int64_t>(content_.size()));
+}
+
+TEST_F(DirectDownloadTest, AFailureOfTheServerDoesNotShowTheUrl) {
+  answer_ = [&](const Request&) {
+    server_.service().Fail("DownloadArtifact", 1,
+                           grpc::Status(grpc::StatusCode::NOT_FOUND, "deleted meanwhile"));
+    return Reply{.status = 403};
+  };
+  const absl::Status status = Download();
+  EXPECT_TRUE(absl::IsNotFound(status)) << status;
+  EXPECT_THAT(status.ToString(), ::testing::Not(HasSubstr("s3cr3t")));
+}
+
+TEST_F(DirectDownloadTest, CancelEndsATransferFromASilentStorage) {
+  answer_ = [&](const Request& request) {
+    Reply reply = Rest(request);
+    reply.cut_after = 1'000;
+    reply.then = Reply::Then::kStall;
+    return reply;
+  };
+  Cancellation cancellation;
+  on_progress_ = [&] { cancellation.Cancel(); };
+  EXPECT_TRUE(absl::IsCancelled(Download(&cancellation)));
 }
 
 TEST_F(JobClientTest, DownloadsAnEmptyArtifact) {

@@ -15,7 +15,7 @@ set(QPRUNER_LAYERS_net     base net)
 set(QPRUNER_LAYERS_server  base net proto search server)
 set(QPRUNER_LAYERS_worker  base net proto worker)
 set(QPRUNER_LAYERS_engine  base proto engine)
-set(QPRUNER_LAYERS_client  base proto client)
+set(QPRUNER_LAYERS_client  base net proto client)
 set(QPRUNER_LAYERS_testing base proto testing)
 # Measurements put pieces of several layers side by side.
 set(QPRUNER_LAYERS_bench   base search engine bench)

@@ -20,6 +20,9 @@ struct AwsCredentials {
   std::string session_token;
 };
 
+// Instead of a body's SHA-256: any body.
+inline constexpr char kUnsignedPayload[] = "UNSIGNED-PAYLOAD";
+
 // What is signed of a request.
 struct AwsRequest {
   std::string method;
@@ -31,7 +34,7 @@ struct AwsRequest {
   std::map<std::string, std::string> query;
   // By lower-case name, besides host and x-amz-date; these too are signed.
   std::map<std::string, std::string> headers;
-  // SHA-256 of the body: the storage refuses another body.
+  // SHA-256 of the body: the storage refuses another body. Or kUnsignedPayload.
   std::string payload_sha256;
 };
 
@@ -46,6 +49,12 @@ std::vector<std::pair<std::string, std::string>> SignedHeaders(const AwsRequest&
                                                                const AwsCredentials& credentials,
                                                                const AwsScope& scope,
                                                                absl::Time now);
+
+// The query that signs the request instead of headers, its own included, as it must be sent:
+// whoever has it can make this request, with these headers and Host, until `lifetime` (whole
+// seconds, from 1 to seven days) after `now`. For S3 the payload is kUnsignedPayload.
+std::string PresignedQuery(const AwsRequest& request, const AwsCredentials& credentials,
+                           const AwsScope& scope, absl::Time now, absl::Duration lifetime);
 
 // "a=b&c=d", sorted and percent-encoded: as it is signed, and as it must be sent.
 std::string CanonicalQuery(const std::map<std::string, std::string>& query);

@@ -67,6 +67,39 @@ TEST(AwsSignature, ExamplesOfTheS3Reference) {
               EndsWith("34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7"));
 }
 
+// The example of "Authenticating Requests: Using Query Parameters" in the S3 API reference.
+TEST(AwsSignature, ExampleOfAPresignedUrl) {
+  const AwsRequest request{.method = "GET",
+                           .host = "examplebucket.s3.amazonaws.com",
+                           .path = "/test.txt",
+                           .payload_sha256 = kUnsignedPayload};
+  EXPECT_EQ(PresignedQuery(request,
+                           {"AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", ""},
+                           {"us-east-1", "s3"}, Utc("2013-05-24T00:00:00Z"), absl::Seconds(86400)),
+            "X-Amz-Algorithm=AWS4-HMAC-SHA256"
+            "&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request"
+            "&X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400&X-Amz-SignedHeaders=host"
+            "&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404");
+}
+
+TEST(AwsSignature, APresignedQuerySignsItsHeadersAndToken) {
+  AwsRequest request{.method = "PUT",
+                     .host = "h",
+                     .path = "/b/k",
+                     .headers = {{"content-length", "5"}},
+                     .payload_sha256 = kUnsignedPayload};
+  const auto query = [&](const AwsCredentials& credentials) {
+    return PresignedQuery(request, credentials, {"r"}, absl::UnixEpoch(), absl::Minutes(5));
+  };
+  const std::string of_five = query({"id", "secret", "to/ken"});
+  EXPECT_THAT(of_five, HasSubstr("&X-Amz-SignedHeaders=content-length%3Bhost&"));
+  EXPECT_THAT(of_five, HasSubstr("&X-Amz-Security-Token=to%2Fken&"));
+  EXPECT_THAT(of_five, testing::Not(HasSubstr("secret")));
+  EXPECT_THAT(query({"id", "secret", ""}), testing::Not(HasSubstr("Security-Token")));
+  request.headers["content-length"] = "6";
+  EXPECT_NE(query({"id", "secret", "to/ken"}), of_five);
+}
+
 TEST(AwsSignature, TemporaryCredentialsSendTheirToken) {
   const AwsRequest request{.method = "GET", .host = "h", .path = "/", .payload_sha256 = ""};
   const auto headers = SignedHeaders(request, {"id", "secret", "token"}, {"r"}, absl::UnixEpoch());

@@ -35,6 +35,8 @@ struct Exchange {
   absl::Status ended;
   // What has come of an error's body is enough, and the rest is not waited for.
   bool enough = false;
+  // Bytes of the body that request.source has given.
+  int64_t sourced = 0;
 
   absl::Status Receive(absl::string_view data) {
     if (!response.ok()) {
@@ -86,6 +88,21 @@ size_t OnBody(char* data, size_t size, size_t count, void* user) {
   Exchange& exchange = *static_cast<Exchange*>(user);
   exchange.ended = exchange.Receive(absl::string_view(data, size * count));
   return exchange.ended.ok() ? size * count : 0;
+}
+
+size_t OnSource(char* buffer, size_t size, size_t count, void* user) {
+  Exchange& exchange = *static_cast<Exchange*>(user);
+  const int64_t left = exchange.request.source_bytes - exchange.sourced;
+  if (left <= 0) return 0;
+  const absl::StatusOr<size_t> filled = exchange.request.source(
+      buffer, static_cast<size_t>(std::min(left, static_cast<int64_t>(size * count))));
+  if (filled.ok() && *filled > 0) {
+    exchange.sourced += static_cast<int64_t>(*filled);
+    return *filled;
+  }
+  exchange.ended =
+      filled.ok() ? absl::DataLossError("A body was shorter than announced") : filled.status();
+  return CURL_READFUNC_ABORT;
 }
 
 int OnProgress(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
@@ -178,6 +195,14 @@ absl::StatusOr<HttpResponse> HttpClient::Send(const HttpRequest& request) {
   }
   if (request.method == "HEAD") {
     curl_easy_setopt(handle, CURLOPT_NOBODY, 1L);
+  } else if (request.method == "PUT" && request.source) {
+    curl_easy_setopt(handle, CURLOPT_UPLOAD, 1L);
+    curl_easy_setopt(handle, CURLOPT_INFILESIZE_LARGE,
+                     static_cast<curl_off_t>(request.source_bytes));
+    curl_easy_setopt(handle, CURLOPT_READFUNCTION, &OnSource);
+    curl_easy_setopt(handle, CURLOPT_READDATA, &exchange);
+    // A kept connection may have been closed, and what was sent on it cannot be sent again.
+    curl_easy_setopt(handle, CURLOPT_FRESH_CONNECT, 1L);
   } else if (request.method == "PUT" || request.method == "POST") {
     curl_easy_setopt(handle, CURLOPT_POST, 1L);
     curl_easy_setopt(handle, CURLOPT_POSTFIELDSIZE_LARGE,

@@ -40,6 +40,11 @@ struct HttpRequest {
   std::vector<std::pair<std::string, std::string>> headers;
   // Of PUT and POST. Must live until Send returns.
   absl::string_view body;
+  // The body of a PUT instead, where it is too large for memory: `source_bytes` in all. Fills the
+  // buffer from its beginning and says how far; an error, or none where there should be more, ends
+  // the request and is returned.
+  std::function<absl::StatusOr<size_t>(char* buffer, size_t size)> source;
+  int64_t source_bytes = 0;
 
   // Asked once the headers of a 2xx answer are there, before its body; an error ends the request
   // and is returned.

@@ -1,5 +1,8 @@
 #include "net/http_client.h"
 
+#include <algorithm>
+#include <string>
+
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -30,6 +33,28 @@ TEST(HttpClient, SendsAndReceives) {
     EXPECT_EQ(response->Header("x-saw"), "PUT /a/../b?c=d 1");
     EXPECT_EQ(response->body, "got body");
   }
+}
+
+TEST(HttpClient, SendsABodyFromASource) {
+  ScriptedHttpServer server([](const Request& request) {
+    return Reply{.body = request.method + request.headers.at("content-length") + request.body};
+  });
+  std::string left(300'000, 'x');
+  HttpRequest request{.method = "PUT", .url = server.url()};
+  request.source = [&](char* buffer, size_t size) -> absl::StatusOr<size_t> {
+    const size_t count = left.copy(buffer, std::min<size_t>(size, 10'000));
+    left.erase(0, count);
+    return count;
+  };
+  request.source_bytes = 300'000;
+  const auto response = HttpClient().Send(request);
+  ASSERT_TRUE(response.ok()) << response.status();
+  EXPECT_EQ(response->body, "PUT300000" + std::string(300'000, 'x'));
+  // Too little is no end.
+  left = "too little";
+  EXPECT_TRUE(absl::IsDataLoss(HttpClient().Send(request).status()));
+  request.source = [](char*, size_t) { return absl::AbortedError("the file is gone"); };
+  EXPECT_TRUE(absl::IsAborted(HttpClient().Send(request).status()));
 }
 
 TEST(HttpClient, AnAnswerThatBreaksOffIsUnavailable) {

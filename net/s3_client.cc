@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -136,20 +137,24 @@ S3Client::S3Client(S3Options options, std::string bucket)
   if (absl::StartsWith(endpoint_, "http://")) host_ = std::string(absl::StripSuffix(host_, ":80"));
 }
 
+std::string S3Client::Path(const std::string& key) const {
+  return key.empty() ? absl::StrCat("/", bucket_)
+                     : absl::StrCat("/", bucket_, "/", PercentEncode(key, true));
+}
+
 absl::StatusOr<HttpResponse> S3Client::SendOnce(const Call& call, const std::stop_token& stop) {
   if (stop.stop_requested()) {
     return absl::CancelledError(absl::StrCat("Stopped before talking to ", endpoint_));
   }
   AwsRequest signing{.method = call.method,
                      .host = host_,
-                     .path = absl::StrCat("/", bucket_),
+                     .path = Path(call.key),
                      .query = call.query,
                      .headers = call.headers,
                      .payload_sha256 = Sha256Hex(call.body)};
   if (call.method == "PUT" || call.method == "POST") {
     signing.headers["content-type"] = "application/octet-stream";
   }
-  if (!call.key.empty()) absl::StrAppend(&signing.path, "/", PercentEncode(call.key, true));
   HttpRequest request;
   request.method = call.method;
   request.url = absl::StrCat(endpoint_, signing.path);
@@ -350,6 +355,79 @@ absl::StatusOr<std::vector<S3Upload>> S3Client::ListUploads(const std::string& p
     call.query["key-marker"] = std::move(key);
     call.query["upload-id-marker"] = std::move(id);
   }
+}
+
+std::string S3Client::Presign(const AwsRequest& request, absl::Time now,
+                              absl::Duration lifetime) const {
+  return absl::StrCat(
+      endpoint_, request.path, "?",
+      PresignedQuery(request, options_.credentials, {.region = options_.region}, now, lifetime));
+}
+
+std::string S3Client::PresignGet(const std::string& key, absl::Time now,
+                                 absl::Duration lifetime) const {
+  return Presign(
+      {.method = "GET", .host = host_, .path = Path(key), .payload_sha256 = kUnsignedPayload}, now,
+      lifetime);
+}
+
+PresignedPut S3Client::PresignPut(const std::string& key, const std::string& sha256,
+                                  int64_t size_bytes, absl::Time now,
+                                  absl::Duration lifetime) const {
+  // Not x-amz-content-sha256: of a signed query it says nothing about the body.
+  PresignedPut put{
+      .headers = {{"x-amz-checksum-sha256", absl::Base64Escape(absl::HexStringToBytes(sha256))}}};
+  AwsRequest request{.method = "PUT",
+                     .host = host_,
+                     .path = Path(key),
+                     .headers = put.headers,
+                     .payload_sha256 = kUnsignedPayload};
+  request.headers["content-length"] = absl::StrCat(size_bytes);
+  put.url = Presign(request, now, lifetime);
+  return put;
+}
+
+absl::Status S3Client::CheckPresignedPuts(const std::string& key) {
+  const std::string right = "as it was signed", wrong = "another content.";
+  const PresignedPut put = PresignPut(key, Sha256Hex(right), static_cast<int64_t>(right.size()),
+                                      options_.clock->Now(), absl::Minutes(5));
+  const auto accepted = [&](const std::map<std::string, std::string>& headers,
+                            absl::string_view body) -> absl::StatusOr<bool> {
+    HttpRequest request{.method = "PUT", .url = put.url};
+    request.headers.assign(headers.begin(), headers.end());
+    request.body = body;
+    request.connect_timeout = options_.connect_timeout;
+    request.idle_timeout = options_.idle_timeout;
+    request.stop = options_.stop;
+    ASSIGN_OR_RETURN(const HttpResponse response, http_.Send(request));
+    // 501 is how some refuse a header.
+    if (response.status == 429 || (response.status >= 500 && response.status != 501)) {
+      return Refusal(response, absl::StrCat("S3 storage ", endpoint_, ", presigned PUT"));
+    }
+    return response.ok();
+  };
+  struct Attempt {
+    absl::string_view what;
+    std::map<std::string, std::string> headers;
+    absl::string_view body;
+    bool acceptable;
+  };
+  std::map<std::string, std::string> with_copy = put.headers;
+  with_copy["x-amz-copy-source"] = absl::StrCat("/", bucket_, "/", key);
+  for (const Attempt& attempt : std::vector<Attempt>{
+           {"what was signed", put.headers, right, true},
+           {"another content", put.headers, wrong, false},
+           {"another size", put.headers, absl::string_view(right).substr(1), false},
+           {"content without its checksum", {}, wrong, false},
+           {"a copy of another object", with_copy, right, false}}) {
+    ASSIGN_OR_RETURN(const bool was_accepted, accepted(attempt.headers, attempt.body));
+    if (was_accepted == attempt.acceptable) continue;
+    Delete(key).IgnoreError();
+    return absl::FailedPreconditionError(absl::StrCat("S3 storage ", endpoint_,
+                                                      was_accepted ? " takes " : " does not take ",
+                                                      attempt.what, " by a presigned PUT"));
+  }
+  return Delete(key);
 }
 
 absl::Status S3Client::Check(const std::string& prefix) {

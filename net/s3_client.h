@@ -62,6 +62,14 @@ struct S3Object {
   std::string etag;
 };
 
+// An upload of one object that was signed for others to make.
+struct PresignedPut {
+  // A secret, as long as it lives.
+  std::string url;
+  // To be sent as they are, besides Content-Length.
+  std::map<std::string, std::string> headers;
+};
+
 struct S3Upload {
   std::string key;
   std::string id;
@@ -107,6 +115,19 @@ class S3Client {
   // Uploads that were begun and neither completed nor aborted.
   absl::StatusOr<std::vector<S3Upload>> ListUploads(const std::string& prefix);
 
+  // A URL from which whoever has it may read this object, or any part of it, until `lifetime`
+  // (whole seconds) after `now`: a secret, as long as it lives. Asks nobody: the object may not be
+  // there.
+  std::string PresignGet(const std::string& key, absl::Time now, absl::Duration lifetime) const;
+
+  // The same for storing content of this size and SHA-256, and no other: if CheckPresignedPuts says
+  // that the storage sees to that.
+  PresignedPut PresignPut(const std::string& key, const std::string& sha256, int64_t size_bytes,
+                          absl::Time now, absl::Duration lifetime) const;
+  // Tries, with an object that it makes and removes, whether the storage refuses uploads that are
+  // not what was signed. FAILED_PRECONDITION: it does not, or it takes none at all.
+  absl::Status CheckPresignedPuts(const std::string& key);
+
   // Checks that the bucket is there and the credentials may list it.
   absl::Status Check(const std::string& prefix);
 
@@ -129,6 +150,9 @@ class S3Client {
   absl::StatusOr<HttpResponse> SendOnce(const Call& call, const std::stop_token& stop);
   // With retries.
   absl::StatusOr<HttpResponse> Send(const Call& call);
+  std::string Presign(const AwsRequest& request, absl::Time now, absl::Duration lifetime) const;
+  // Of a key, or of the bucket if it is empty; percent-encoded.
+  std::string Path(const std::string& key) const;
 
   const S3Options options_;
   const std::string bucket_;

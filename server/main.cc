@@ -63,15 +63,20 @@ absl::StatusOr<std::string> ReadPostgresPassword(const std::string& file) {
   return std::string(absl::StripTrailingAsciiWhitespace(password));
 }
 
+// A URL is looked at when a transfer begins, so none needs longer; and it is a secret.
+constexpr absl::Duration kLongestPresignExpiry = absl::Hours(1);
+
 struct S3Flags {
   std::string url;
   std::string endpoint;
   std::string region = "us-east-1";
   std::string credentials_file;
+  std::string presign = "off";
+  absl::Duration presign_expiry = absl::Minutes(5);
 
   absl::Status Configure(ServerOptions& options) const {
     if (url.empty()) {
-      return endpoint.empty() && credentials_file.empty()
+      return endpoint.empty() && credentials_file.empty() && presign == "off"
                  ? absl::OkStatus()
                  : absl::InvalidArgumentError("--s3-... is given, but --artifacts-url is not");
     }
@@ -84,6 +89,13 @@ struct S3Flags {
     if (absl::Status checked = CheckS3Endpoint(endpoint); !checked.ok()) {
       return absl::InvalidArgumentError(absl::StrCat("--s3-endpoint ", checked.message()));
     }
+    if (presign_expiry < absl::Seconds(1) || presign_expiry > kLongestPresignExpiry) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--s3-presign-expiry must be from 1s to ", absl::FormatDuration(kLongestPresignExpiry),
+          ", is ", absl::FormatDuration(presign_expiry)));
+    }
+    s3.upload_urls = presign == "all";
+    if (presign != "off") s3.url_lifetime = absl::Floor(presign_expiry, absl::Seconds(1));
     s3.s3.endpoint = endpoint;
     s3.s3.region = region;
     ASSIGN_OR_RETURN(s3.s3.credentials, LoadAwsCredentials(credentials_file));
@@ -155,6 +167,13 @@ int Main(int argc, char** argv) {
   app.add_option("--s3-credentials-file", s3.credentials_file,
                  "AWS credentials file with a section [default] (or set AWS_ACCESS_KEY_ID and "
                  "AWS_SECRET_ACCESS_KEY)");
+  app.add_option(
+         "--s3-presign", s3.presign,
+         "downloads: workers and clients read large artifacts from the S3 storage itself, by URLs "
+         "that live for --s3-presign-expiry; all: workers store them there too. Where they cannot, "
+         "bytes go through the server")
+      ->check(CLI::IsMember({"off", "downloads", "all"}))
+      ->capture_default_str();
   app.add_option("--store", store,
                  "sqlite: in --data-dir, for one server; postgres: a database that servers share")
       ->check(CLI::IsMember({"sqlite", "postgres"}))
@@ -197,6 +216,8 @@ int Main(int argc, char** argv) {
                "How often a worker tells that it is alive, and hears of a cancelled job");
   add_duration("--retry-backoff", options.queue.retry_backoff,
                "A failed attempt waits so long before the next, doubled each time");
+  add_duration("--s3-presign-expiry", s3.presign_expiry,
+               "How long a URL of --s3-presign can be used, 1s to 1h");
   const auto add_retention = [&app](const char* name, absl::Duration& value, const char* help) {
     app.add_option_function<std::string>(
            name,

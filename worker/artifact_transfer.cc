@@ -6,10 +6,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/status_macros.h"
 #include "google/protobuf/empty.pb.h"
 #include "proto/grpc_status.h"
 
@@ -50,11 +52,13 @@ absl::Status CutUnlessStopped(const absl::Status& status, const std::stop_token&
 
 absl::Status FetchArtifact(WorkerService::StubInterface& server, const Lease& lease,
                            const std::string& sha256, int64_t offset,
-                           const ArtifactCache::Sink& sink, std::stop_token stop) {
+                           const ArtifactCache::Sink& sink, std::stop_token stop,
+                           v1::SignedUrl* url) {
   FetchArtifactRequest request;
   *request.mutable_lease() = lease;
   request.set_sha256(sha256);
   request.set_offset(offset);
+  request.set_accept_url(url != nullptr);
   grpc::ClientContext context;
   context.set_wait_for_ready(true);
   context.set_deadline(Deadline(kUnknownSize));
@@ -62,24 +66,36 @@ absl::Status FetchArtifact(WorkerService::StubInterface& server, const Lease& le
   const auto stream = server.FetchArtifact(&context, request);
   FetchArtifactResponse response;
   absl::Status sunk;
-  while (sunk.ok() && stream->Read(&response)) sunk = sink(response.data());
+  while (sunk.ok() && stream->Read(&response)) {
+    if (response.has_url() && url != nullptr) {
+      *url = std::move(*response.mutable_url());
+    } else {
+      sunk = sink(response.data());
+    }
+  }
   if (!sunk.ok()) context.TryCancel();
   const absl::Status status = FromGrpcStatus(stream->Finish());
   return sunk.ok() ? CutUnlessStopped(status, stop) : sunk;
 }
 
-absl::Status UploadArtifact(WorkerService::StubInterface& server, const Lease& lease,
-                            const ArtifactRef& ref, const std::string& path, std::stop_token stop) {
+absl::StatusOr<int> OpenOutput(const ArtifactRef& ref, const std::string& path) {
   // The engine, which may have been taken over, has made it: no link is followed and no pipe waited
   // for.
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("Cannot open output ", ref.path()));
-  const auto closer = absl::MakeCleanup([fd] { close(fd); });
   struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size != ref.size_bytes()) {
+    close(fd);
     return absl::InternalError(
         absl::StrCat("Output ", ref.path(), " is not a file of ", ref.size_bytes(), " bytes"));
   }
+  return fd;
+}
+
+absl::Status UploadArtifact(WorkerService::StubInterface& server, const Lease& lease,
+                            const ArtifactRef& ref, const std::string& path, std::stop_token stop) {
+  ASSIGN_OR_RETURN(const int fd, OpenOutput(ref, path));
+  const auto closer = absl::MakeCleanup([fd] { close(fd); });
 
   grpc::ClientContext context;
   context.set_wait_for_ready(true);

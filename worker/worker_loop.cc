@@ -18,6 +18,7 @@
 #include "proto/status_codec.h"
 #include "spdlog/spdlog.h"
 #include "worker/artifact_transfer.h"
+#include "worker/direct_transfer.h"
 
 namespace qpruner::worker {
 
@@ -94,6 +95,8 @@ WorkerLoop::WorkerLoop(Options options, WorkerService::StubInterface& server, Cl
     : options_(std::move(options)),
       server_(server),
       clock_(clock),
+      fetch_urls_(clock),
+      upload_urls_(clock),
       file_roots_(options_.model_roots),
       model_sources_(options_.model_sources),
       folders_(options_.data_dir),
@@ -300,10 +303,13 @@ absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpe
     progress.set_message(absl::StrCat("fetching ", ref.path()));
     keeper.Report(progress);
     const absl::Status fetched = WithReconnect(stop, "fetching an input", [&] {
+      int fetches = 0;
       return cache_->Provide(ref, absl::StrCat(input_dir, "/", ref.path()),
                              [&](int64_t offset, const ArtifactCache::Sink& sink) {
-                               return FetchArtifact(server_, lease, ref.sha256(), offset, sink,
-                                                    stop);
+                               // A second one: the first brought something else.
+                               if (++fetches > 1) fetch_urls_.Pause();
+                               return FetchDirectly(fetch_urls_, server_, lease, ref.sha256(),
+                                                    offset, sink, stop);
                              });
     });
     if (!fetched.ok()) return WorkerFailure(fetched, absl::StrCat("Cannot fetch ", ref.path()));
@@ -342,7 +348,7 @@ absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpe
     progress.set_message(absl::StrCat("uploading ", ref.path()));
     keeper.Report(progress);
     const absl::Status uploaded = WithReconnect(stop, "uploading an output", [&] {
-      return UploadArtifact(server_, lease, ref, path, stop);
+      return UploadDirectly(upload_urls_, server_, lease, ref, path, stop);
     });
     if (!uploaded.ok()) return WorkerFailure(uploaded, absl::StrCat("Cannot upload ", ref.path()));
     // The next task of this job may well read it.
@@ -356,7 +362,8 @@ void WorkerLoop::SaveCheckpoint(const Lease& lease, const ArtifactRef& ref,
   absl::Status saved = absl::InternalError("Engine made a bad path");
   if (IsArtifactPath(ref.path())) {
     // Tried once: the engine waits for no one, and the next one comes soon.
-    saved = UploadArtifact(server_, lease, ref, absl::StrCat(output_dir, "/", ref.path()), stop);
+    saved = UploadDirectly(upload_urls_, server_, lease, ref,
+                           absl::StrCat(output_dir, "/", ref.path()), stop);
   }
   if (saved.ok()) {
     internal::v1::SaveCheckpointRequest request;

@@ -13,6 +13,7 @@
 #include "base/backoff.h"
 #include "base/clock.h"
 #include "base/folder_lock.h"
+#include "net/signed_url_transfer.h"
 #include "qpruner/internal/v1/worker_service.grpc.pb.h"
 #include "worker/artifact_cache.h"
 #include "worker/engine_process.h"
@@ -90,6 +91,8 @@ class WorkerLoop {
   const Options options_;
   internal::v1::WorkerService::StubInterface& server_;
   Clock& clock_;
+  SignedUrlTransfer fetch_urls_;
+  SignedUrlTransfer upload_urls_;
   const FileRoots file_roots_;
   ModelSources model_sources_;
   const TaskFolders folders_;

@@ -422,6 +422,21 @@ TEST_F(WorkerLoopTest, ACorruptDownloadIsFetchedAgain) {
   EXPECT_EQ(server_.uploads().at("copy/a"), "the true content");
 }
 
+TEST_F(WorkerLoopTest, AWrongByteOfTheStorageIsNoticedAndTheServerAsked) {
+  std::string content(10'000, 'x');
+  const ArtifactRef a = server_.Store("a", content);
+  content[5'000] = 'y';
+  ScriptedHttpServer storage([&](const ScriptedHttpServer::Request& request) {
+    return ScriptedHttpServer::RestOf(content, request);
+  });
+  server_.GiveUrls(storage.url());
+  server_.Queue("copy", "projects/p/jobs/j", {a});
+  Start();
+  ASSERT_TRUE(server_.WaitForCompletion().has_result());
+  EXPECT_EQ(storage.log().size(), 1u);
+  EXPECT_EQ(server_.uploads().at("copy/a"), std::string(10'000, 'x'));
+}
+
 TEST_F(WorkerLoopTest, WhatStaysCorruptIsAFailureOfTheWorkerNotOfTheInput) {
   const ArtifactRef a = server_.Store("a", "the true content");
   server_.CorruptNextFetch("the fake content");

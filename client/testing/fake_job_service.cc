@@ -54,6 +54,11 @@ void FakeJobService::AddArtifact(const std::string& path, std::string content, s
   artifacts_[stored.artifact.name()] = stored;
 }
 
+void FakeJobService::GiveUrls(const std::string& base) {
+  absl::MutexLock lock(&mutex_);
+  url_base_ = base;
+}
+
 std::vector<v1::CreateJobRequest> FakeJobService::created() {
   absl::MutexLock lock(&mutex_);
   return created_;
@@ -253,6 +258,14 @@ grpc::Status FakeJobService::DownloadArtifact(
           absl::NotFoundError(absl::StrCat("Artifact not found: ", request->name())));
     }
     stored = found->second;
+    if (request->accept_url() && !url_base_.empty()) {
+      v1::DownloadArtifactResponse response;
+      *response.mutable_artifact() = stored.artifact;
+      response.mutable_url()->set_url(url_base_ + "/artifact?signature=s3cr3t");
+      response.mutable_url()->set_size_bytes(stored.artifact.size_bytes());
+      writer->Write(response);
+      return grpc::Status::OK;
+    }
   }
   constexpr size_t kChunk = 1000;
   size_t offset = static_cast<size_t>(request->offset());

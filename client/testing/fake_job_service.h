@@ -42,6 +42,8 @@ class FakeJobService final : public v1::JobService::Service {
   void EndInFailure(const std::string& message);
   // An artifact of the job; its hash is the content's unless `sha256` is given.
   void AddArtifact(const std::string& path, std::string content, std::string sha256 = "");
+  // From now on downloads that accept one get a URL, BASE/artifact?signature=s3cr3t.
+  void GiveUrls(const std::string& base);
   // All that was sent to CreateJob.
   std::vector<v1::CreateJobRequest> created();
   int calls(const std::string& method);
@@ -90,6 +92,7 @@ class FakeJobService final : public v1::JobService::Service {
   std::map<std::string, std::deque<StreamFault>> faults_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, int> calls_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Stored> artifacts_ ABSL_GUARDED_BY(mutex_);
+  std::string url_base_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::CreateJobRequest> created_ ABSL_GUARDED_BY(mutex_);
   int64_t bytes_sent_ ABSL_GUARDED_BY(mutex_) = 0;
 };

@@ -3,7 +3,9 @@
 #define QPRUNER_SERVER_ARTIFACTS_ARTIFACT_STORE_H_
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/functional/function_ref.h"
@@ -25,6 +27,23 @@ struct StoredArtifact {
   int64_t size_bytes = 0;
   // When its content was stored last: storing it again renews it.
   absl::Time store_time;
+};
+
+// Where one artifact's bytes may be read without this server.
+struct ArtifactUrl {
+  // Whoever has it may read: a secret. http or https; understands Range.
+  std::string url;
+  // When the storage begins to refuse it.
+  absl::Time expire_time;
+};
+
+// Where one artifact's bytes may be stored without this server, with one PUT.
+struct ArtifactUploadUrl {
+  // Whoever has it may store this artifact: a secret.
+  std::string url;
+  // To be sent with it as they are.
+  std::map<std::string, std::string> headers;
+  absl::Time expire_time;
 };
 
 // Receives one artifact. Not thread-safe. Destroyed without Commit: nothing is kept.
@@ -71,6 +90,19 @@ class ArtifactStore {
   // Reads all of it. DATA_LOSS: the stored content has changed. NOT_FOUND; INVALID_ARGUMENT.
   absl::Status Verify(const std::string& sha256);
   absl::StatusOr<bool> Contains(const std::string& sha256);
+  // A URL of the artifact, for somebody who may read it; none: all reads go through this store.
+  // Does not block, and does not look whether the artifact is there. REQUIRES: a SHA-256.
+  virtual std::optional<ArtifactUrl> MakeUrl(const std::string& sha256) {
+    (void)sha256;
+    return std::nullopt;
+  }
+  // The same for storing it: the storage refuses other content than this, and has it durable and
+  // readable when it answers with success. None also where one PUT is not enough.
+  virtual std::optional<ArtifactUploadUrl> MakeUploadUrl(const std::string& sha256,
+                                                         int64_t size_bytes) {
+    (void)sha256, (void)size_bytes;
+    return std::nullopt;
+  }
   // NOT_FOUND; INVALID_ARGUMENT.
   virtual absl::StatusOr<StoredArtifact> Describe(const std::string& sha256) = 0;
   // Shows every artifact to `visit`, in no order, without holding them all in memory. What is

@@ -1,6 +1,7 @@
 #include "server/artifacts/s3_artifact_store.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,8 @@ namespace {
 
 // The most parts that S3 joins.
 constexpr int64_t kMaxParts = 10'000;
+// The most that S3 takes with one PUT.
+constexpr int64_t kMaxPutBytes = int64_t{5} << 30;
 
 class S3ArtifactWriter final : public ArtifactWriter {
  public:
@@ -153,23 +156,12 @@ class S3ArtifactStore final : public ArtifactStore {
 
   absl::Status Check() {
     RETURN_IF_ERROR(client_.Check(Prefix()));
-    if (options_.owner.empty()) return absl::OkStatus();
-    const std::string key = options_.location.Key("owner");
-    // Once more after writing: another store's server may have written at the same time.
-    for (const bool may_write : {true, false}) {
-      ASSIGN_OR_RETURN(const std::string owner, ReadOwner(key));
-      if (owner == options_.owner) return absl::OkStatus();
-      if (!owner.empty() || !may_write) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "Artifacts at s3://", options_.location.bucket, "/", options_.location.prefix,
-            " belong to the job store ", owner, ", but this server's is ", options_.owner,
-            ", whose sweeps would remove them. Give it another prefix; if that store was moved "
-            "here, remove the object \"",
-            key, "\" first"));
-      }
-      RETURN_IF_ERROR(client_.Put(key, options_.owner));
-    }
-    return absl::OkStatus();
+    RETURN_IF_ERROR(CheckOwner());
+    if (!options_.upload_urls) return absl::OkStatus();
+    const absl::Status refuses = client_.CheckPresignedPuts(options_.location.Key("upload-check"));
+    if (!absl::IsFailedPrecondition(refuses)) return refuses;
+    return absl::FailedPreconditionError(
+        absl::StrCat(refuses.message(), "; uploads must go through the server then"));
   }
 
   absl::StatusOr<std::unique_ptr<ArtifactWriter>> Create(const std::string& sha256,
@@ -183,6 +175,26 @@ class S3ArtifactStore final : public ArtifactStore {
     ASSIGN_OR_RETURN(const StoredArtifact stored, Describe(sha256));
     return std::make_unique<S3ArtifactReader>(client_, Key(sha256), sha256, stored.size_bytes,
                                               options_.read_bytes);
+  }
+
+  std::optional<ArtifactUrl> MakeUrl(const std::string& sha256) override {
+    if (options_.url_lifetime <= absl::ZeroDuration()) return std::nullopt;
+    const absl::Time now = options_.s3.clock->Now();
+    return ArtifactUrl{client_.PresignGet(Key(sha256), now, options_.url_lifetime),
+                       now + options_.url_lifetime};
+  }
+
+  std::optional<ArtifactUploadUrl> MakeUploadUrl(const std::string& sha256,
+                                                 int64_t size_bytes) override {
+    if (!options_.upload_urls || options_.url_lifetime <= absl::ZeroDuration() ||
+        size_bytes > kMaxPutBytes) {
+      return std::nullopt;
+    }
+    const absl::Time now = options_.s3.clock->Now();
+    PresignedPut put =
+        client_.PresignPut(Key(sha256), sha256, size_bytes, now, options_.url_lifetime);
+    return ArtifactUploadUrl{std::move(put.url), std::move(put.headers),
+                             now + options_.url_lifetime};
   }
 
   absl::StatusOr<StoredArtifact> Describe(const std::string& sha256) override {
@@ -217,6 +229,26 @@ class S3ArtifactStore final : public ArtifactStore {
   }
 
  private:
+  absl::Status CheckOwner() {
+    if (options_.owner.empty()) return absl::OkStatus();
+    const std::string key = options_.location.Key("owner");
+    // Once more after writing: another store's server may have written at the same time.
+    for (const bool may_write : {true, false}) {
+      ASSIGN_OR_RETURN(const std::string owner, ReadOwner(key));
+      if (owner == options_.owner) return absl::OkStatus();
+      if (!owner.empty() || !may_write) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            "Artifacts at s3://", options_.location.bucket, "/", options_.location.prefix,
+            " belong to the job store ", owner, ", but this server's is ", options_.owner,
+            ", whose sweeps would remove them. Give it another prefix; if that store was moved "
+            "here, remove the object \"",
+            key, "\" first"));
+      }
+      RETURN_IF_ERROR(client_.Put(key, options_.owner));
+    }
+    return absl::OkStatus();
+  }
+
   // Empty: nobody's yet.
   absl::StatusOr<std::string> ReadOwner(const std::string& key) {
     std::string owner;

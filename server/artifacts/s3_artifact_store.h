@@ -23,6 +23,11 @@ struct S3ArtifactStoreOptions {
   S3Options s3;
   // Names the job store that the artifacts belong to; empty: nobody asks.
   std::string owner;
+  // How long URLs of artifacts live, in whole seconds. Zero: there are none; workers and clients
+  // may have no way to the storage.
+  absl::Duration url_lifetime = absl::ZeroDuration();
+  // Whether there are URLs for uploads too: these ask more of the storage, which is tried first.
+  bool upload_urls = false;
   // What a writer collects in memory before it sends it; larger for artifacts of more than 10,000
   // parts, 110 MB for the largest. S3 takes no smaller ones than 5 MiB.
   int64_t part_bytes = int64_t{8} << 20;
@@ -31,7 +36,8 @@ struct S3ArtifactStoreOptions {
 };
 
 // Several servers of one job store may use the same prefix: the first one writes the store's name
-// to PREFIX/owner. FAILED_PRECONDITION: no such bucket, or the prefix is another store's.
+// to PREFIX/owner. FAILED_PRECONDITION: no such bucket, or the prefix is another store's, or, with
+// upload_urls, the storage takes other uploads than were signed.
 // PERMISSION_DENIED: the credentials may not list it. UNAVAILABLE: the storage cannot be reached.
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenS3ArtifactStore(S3ArtifactStoreOptions options);
 

@@ -2,17 +2,22 @@
 
 #include <fstream>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "server/artifacts/artifact_store_contract_test.h"
 #include "server/testing/versity_gateway.h"
 #include "tests/testing/scripted_http_server.h"
+#include "tests/testing/simulated_clock.h"
 
 namespace qpruner::server {
 namespace {
@@ -318,6 +323,148 @@ TEST_F(S3ArtifactStoreTest, APrefixBelongsToOneJobStore) {
   EXPECT_THAT(std::string(refused.message()), HasSubstr("store-a"));
   options.location.prefix += "/of-b";
   EXPECT_TRUE(OpenS3ArtifactStore(options).ok());
+}
+
+TEST_F(S3ArtifactStoreTest, ThereAreNoUrlsUnlessAskedFor) {
+  EXPECT_FALSE(store_->MakeUrl(Sha256Hex("x")).has_value());
+  EXPECT_FALSE(store_->MakeUploadUrl(Sha256Hex("x"), 1).has_value());
+  S3ArtifactStoreOptions options = under_test_.options_;
+  options.url_lifetime = absl::Minutes(5);
+  const auto downloads = OpenS3ArtifactStore(options).value();
+  EXPECT_TRUE(downloads->MakeUrl(Sha256Hex("x")).has_value());
+  EXPECT_FALSE(downloads->MakeUploadUrl(Sha256Hex("x"), 1).has_value());
+}
+
+TEST_F(S3ArtifactStoreTest, AnUploadUrlTakesItsContentAndNothingElse) {
+  S3ArtifactStoreOptions options = under_test_.options_;
+  options.url_lifetime = absl::Minutes(5);
+  options.upload_urls = true;
+  const auto opened = OpenS3ArtifactStore(options);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  ArtifactStore& store = **opened;
+  S3Client client(options.s3, options.location.bucket);
+  EXPECT_TRUE(absl::IsNotFound(client.Head("p/upload-check").status())) << "what Open tried stays";
+  EXPECT_FALSE(store.MakeUploadUrl(Sha256Hex("x"), (int64_t{5} << 30) + 1).has_value());
+
+  const std::string content = Text(5'000);
+  const std::string sha256 = Sha256Hex(content);
+  const ArtifactUploadUrl made =
+      store.MakeUploadUrl(sha256, static_cast<int64_t>(content.size())).value();
+  const auto send = [&](const std::string& method, const std::string& url,
+                        const std::map<std::string, std::string>& headers, absl::string_view body) {
+    HttpRequest request{.method = method, .url = url};
+    request.headers.assign(headers.begin(), headers.end());
+    request.body = body;
+    const auto response = http_.Send(request);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.value_or(HttpResponse()).status;
+  };
+  std::string changed = content;
+  changed[2'500] ^= 1;
+  const auto expect_refusals = [&] {
+    std::map<std::string, std::string> of_changed = made.headers;
+    of_changed["x-amz-checksum-sha256"] =
+        absl::Base64Escape(absl::HexStringToBytes(Sha256Hex(changed)));
+    std::map<std::string, std::string> public_read = made.headers;
+    public_read["x-amz-acl"] = "public-read";
+    EXPECT_EQ(send("PUT", made.url, made.headers, changed), 400);
+    EXPECT_EQ(send("PUT", made.url, of_changed, changed), 403);
+    EXPECT_EQ(send("PUT", made.url, {}, changed), 403);
+    EXPECT_EQ(send("PUT", made.url, public_read, content), 403);
+    EXPECT_EQ(send("PUT", made.url, made.headers, content + "x"), 403);
+    EXPECT_EQ(send("GET", made.url, made.headers, ""), 403);
+    EXPECT_EQ(send("DELETE", made.url, made.headers, ""), 403);
+    EXPECT_EQ(send("PUT", absl::StrReplaceAll(made.url, {{sha256, Sha256Hex(changed)}}),
+                   made.headers, content),
+              403);
+  };
+  expect_refusals();
+  EXPECT_FALSE(*store.Contains(sha256));
+  EXPECT_EQ(send("PUT", made.url, made.headers, content), 200);
+  EXPECT_TRUE(store.Verify(sha256).ok());
+  expect_refusals();
+  EXPECT_TRUE(store.Verify(sha256).ok()) << "what is stored was changed";
+}
+
+TEST_F(S3ArtifactStoreTest, AStorageThatTakesOtherUploadsThanWereSignedIsRefused) {
+  options_.url_lifetime = absl::Minutes(5);
+  options_.upload_urls = true;
+  int answer = 200;
+  fault_ = [&](const Request& request) {
+    const bool presigned = absl::StrContains(request.target, "X-Amz-Signature");
+    return presigned ? Reply{.status = answer} : Forward(request);
+  };
+  const absl::Status careless = OpenS3ArtifactStore(options_).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(careless)) << careless;
+  EXPECT_THAT(std::string(careless.message()), HasSubstr("takes another content"));
+  EXPECT_THAT(std::string(careless.message()), Not(HasSubstr("X-Amz")));
+  answer = 403;
+  const absl::Status closed = OpenS3ArtifactStore(options_).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(closed)) << closed;
+  EXPECT_THAT(std::string(closed.message()), HasSubstr("does not take what was signed"));
+  answer = 503;
+  EXPECT_TRUE(absl::IsUnavailable(OpenS3ArtifactStore(options_).status()));
+  options_.upload_urls = false;
+  EXPECT_TRUE(OpenS3ArtifactStore(options_).ok());
+}
+
+TEST_F(S3ArtifactStoreTest, AUrlReadsItsArtifactAndDoesNothingElse) {
+  SimulatedClock clock(absl::Now());
+  S3ArtifactStoreOptions options = under_test_.options_;
+  options.s3.clock = &clock;
+  options.url_lifetime = absl::Minutes(5);
+  const auto store = OpenS3ArtifactStore(options).value();
+  const std::string content = Text(100'000);
+  const std::string sha256 = Sha256Hex(content), other = Sha256Hex("other");
+  ASSERT_TRUE(Write(*store, content).ok());
+  ASSERT_TRUE(Write(*store, "other").ok());
+  const ArtifactUrl made = store->MakeUrl(sha256).value();
+  EXPECT_EQ(made.expire_time, clock.Now() + absl::Minutes(5));
+  EXPECT_THAT(made.url, Not(HasSubstr(options.s3.credentials.secret_access_key)));
+
+  const auto send = [&](const HttpRequest& request) {
+    const auto response = http_.Send(request);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.value_or(HttpResponse());
+  };
+  EXPECT_EQ(send({.url = made.url}).body, content);
+  HttpRequest rest{.url = made.url};
+  rest.headers = {{"range", "bytes=99990-"}};
+  const HttpResponse partial = send(rest);
+  EXPECT_EQ(partial.status, 206);
+  EXPECT_EQ(partial.body, content.substr(99'990));
+
+  for (const char* method : {"PUT", "DELETE"}) {
+    HttpRequest request{.method = method, .url = made.url};
+    if (request.method == "PUT") request.body = "not what it says";
+    EXPECT_EQ(send(request).status, 403) << method;
+  }
+  for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{
+           {sha256, other},
+           {"X-Amz-Expires=300", "X-Amz-Expires=3000"},
+           {"X-Amz-Signature=", "versionId=null&X-Amz-Signature="},
+           {"X-Amz-Signature=", "X-Amz-Signature=0"}}) {
+    const std::string changed = absl::StrReplaceAll(made.url, {{from, to}});
+    ASSERT_NE(changed, made.url) << from;
+    EXPECT_EQ(send({.url = changed}).status, 403) << to;
+  }
+  EXPECT_TRUE(store->Verify(sha256).ok());
+}
+
+TEST_F(S3ArtifactStoreTest, AUrlExpires) {
+  // The storage's clock cannot be set, so this one was ten minutes ago.
+  SimulatedClock clock(absl::Now() - absl::Minutes(10));
+  S3ArtifactStoreOptions options = under_test_.options_;
+  options.s3.clock = &clock;
+  ASSERT_TRUE(Write(*direct_, "x").ok());
+  for (const auto& [lifetime, status] :
+       std::vector<std::pair<int, int>>{{5, 403}, {9, 403}, {20, 200}}) {
+    options.url_lifetime = absl::Minutes(lifetime);
+    const auto url = OpenS3ArtifactStore(options).value()->MakeUrl(Sha256Hex("x"));
+    const auto response = http_.Send({.url = url.value().url});
+    ASSERT_TRUE(response.ok()) << response.status();
+    EXPECT_EQ(response->status, status) << lifetime << " minutes";
+  }
 }
 
 TEST_F(S3ArtifactStoreTest, LongListsComeInPages) {

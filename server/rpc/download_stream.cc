@@ -11,6 +11,7 @@
 #include "base/status_macros.h"
 #include "proto/grpc_status.h"
 #include "proto/status_codec.h"
+#include "server/rpc/artifact_url.h"
 
 namespace qpruner::server {
 namespace {
@@ -20,9 +21,9 @@ namespace {
 class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifactResponse> {
  public:
   DownloadStream(grpc::CallbackServerContext& context, std::string name, int64_t offset,
-                 JobStore& store, ArtifactStore& artifacts, CallbackExecutor& executor,
-                 PeerWatchdog& peers, std::function<absl::Status()> admit,
-                 std::unique_ptr<StreamLimit::Place> place)
+                 bool accept_url, JobStore& store, ArtifactStore& artifacts,
+                 CallbackExecutor& executor, PeerWatchdog& peers,
+                 std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place)
       : context_(context),
         name_(std::move(name)),
         admit_(std::move(admit)),
@@ -31,6 +32,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
         artifacts_(artifacts),
         executor_(executor),
         peers_(peers),
+        accept_url_(accept_url),
         offset_(offset) {
     executor_.Add([this] { Step(); });
   }
@@ -92,6 +94,13 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
           "OFFSET_BEYOND_END", {{"size_bytes", absl::StrCat(found->size_bytes())}});
     }
     ASSIGN_OR_RETURN(reader_, artifacts_.Open(found->sha256()));
+    if (accept_url_) {
+      if (auto url =
+              UrlInsteadOfBytes(artifacts_, found->sha256(), reader_->size_bytes(), offset_)) {
+        *chunk_.mutable_url() = *std::move(url);
+        offset_ = reader_->size_bytes();  // Nothing is left to be sent.
+      }
+    }
     *chunk_.mutable_artifact() = std::move(*found);
     return absl::OkStatus();
   }
@@ -110,6 +119,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
   ArtifactStore& artifacts_;
   CallbackExecutor& executor_;
   PeerWatchdog& peers_;
+  const bool accept_url_;
   int64_t offset_;
   std::unique_ptr<ArtifactReader> reader_;
   v1::DownloadArtifactResponse chunk_;
@@ -123,8 +133,8 @@ grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     grpc::CallbackServerContext& context, const v1::DownloadArtifactRequest& request,
     JobStore& store, ArtifactStore& artifacts, CallbackExecutor& executor, PeerWatchdog& peers,
     std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place) {
-  return new DownloadStream(context, request.name(), request.offset(), store, artifacts, executor,
-                            peers, std::move(admit), std::move(place));
+  return new DownloadStream(context, request.name(), request.offset(), request.accept_url(), store,
+                            artifacts, executor, peers, std::move(admit), std::move(place));
 }
 
 }  // namespace qpruner::server

@@ -19,7 +19,8 @@ namespace qpruner::server {
 // At most this many bytes of a file in one message.
 inline constexpr int64_t kArtifactChunkBytes = int64_t{1} << 20;
 
-// Streams an artifact's bytes from request.offset() on; one chunk is in memory at a time. Before
+// Streams an artifact's bytes from request.offset() on, or where they lie (artifact_url.h); one
+// chunk is in memory at a time. Before
 // each it asks `admit`, whose error ends the stream: tokens expire. A client that takes no chunk
 // for as long as `peers` has patience gets UNAVAILABLE, and may go on by offset. `place` may be
 // null. Deletes itself when gRPC is done with it; the arguments must live until then.

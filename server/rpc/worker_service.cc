@@ -15,6 +15,7 @@
 #include "base/utf8.h"
 #include "proto/grpc_status.h"
 #include "proto/status_codec.h"
+#include "server/rpc/artifact_url.h"
 #include "server/rpc/download_stream.h"
 
 namespace qpruner::server {
@@ -84,6 +85,23 @@ class AcquireReactor final : public grpc::ServerUnaryReactor {
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<int64_t> waiter_id_ ABSL_GUARDED_BY(mutex_);
 };
+
+// INVALID_ARGUMENT names the fields.
+absl::Status CheckUploadedRef(const internal::v1::ArtifactRef& ref) {
+  std::vector<FieldViolation> violations;
+  if (!IsArtifactPath(ref.path())) {
+    violations.push_back({"ref.path", absl::StrCat("must be a relative path without \"..\", is \"",
+                                                   CutUtf8(ref.path(), 200), "\"")});
+  }
+  if (!IsSha256Hex(ref.sha256())) {
+    violations.push_back({"ref.sha256", "must be 64 lower-case hexadecimal digits"});
+  }
+  if (ref.size_bytes() < 0 || ref.size_bytes() > kMaxArtifactBytes) {
+    violations.push_back({"ref.size_bytes", absl::StrCat("must be from 0 to ", kMaxArtifactBytes,
+                                                         ", is ", ref.size_bytes())});
+  }
+  return violations.empty() ? absl::OkStatus() : BadRequestError(violations);
+}
 
 }  // namespace
 
@@ -191,19 +209,7 @@ absl::Status WorkerServiceImpl::Receive(
   ASSIGN_OR_RETURN(const internal::v1::TaskRecord task, AdmitLease(caller, lease));
   ASSIGN_OR_RETURN(const auto place_of_worker, worker_streams_.Take("workers/" + task.worker()));
   const internal::v1::ArtifactRef ref = message.ref();
-  std::vector<FieldViolation> violations;
-  if (!IsArtifactPath(ref.path())) {
-    violations.push_back({"ref.path", absl::StrCat("must be a relative path without \"..\", is \"",
-                                                   CutUtf8(ref.path(), 200), "\"")});
-  }
-  if (!IsSha256Hex(ref.sha256())) {
-    violations.push_back({"ref.sha256", "must be 64 lower-case hexadecimal digits"});
-  }
-  if (ref.size_bytes() < 0 || ref.size_bytes() > kMaxArtifactBytes) {
-    violations.push_back({"ref.size_bytes", absl::StrCat("must be from 0 to ", kMaxArtifactBytes,
-                                                         ", is ", ref.size_bytes())});
-  }
-  if (!violations.empty()) return BadRequestError(violations);
+  RETURN_IF_ERROR(CheckUploadedRef(ref));
 
   ASSIGN_OR_RETURN(const std::unique_ptr<ArtifactWriter> writer,
                    artifacts_.Create(ref.sha256(), ref.size_bytes()));
@@ -217,6 +223,17 @@ absl::Status WorkerServiceImpl::Receive(
   // What a task has lost in the meantime it does not store any more.
   RETURN_IF_ERROR(AdmitLease(caller, lease).status());
   return writer->Commit();
+}
+
+grpc::Status WorkerServiceImpl::PrepareUpload(grpc::ServerContext* context,
+                                              const internal::v1::PrepareUploadRequest* request,
+                                              internal::v1::PrepareUploadResponse* response) {
+  const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "PrepareUpload");
+  if (!caller.ok()) return ToGrpcStatus(caller.status());
+  absl::Status status = AdmitLease(*caller, request->lease()).status();
+  if (status.ok()) status = CheckUploadedRef(request->ref());
+  if (status.ok()) *response = UrlForUpload(artifacts_, request->ref());
+  return ToGrpcStatus(status);
 }
 
 grpc::Status WorkerServiceImpl::FetchArtifact(
@@ -248,6 +265,13 @@ absl::Status WorkerServiceImpl::Send(
         "OFFSET_BEYOND_END");
   }
   internal::v1::FetchArtifactResponse chunk;
+  if (request.accept_url()) {
+    if (auto url = UrlInsteadOfBytes(artifacts_, request.sha256(), reader->size_bytes(),
+                                     request.offset())) {
+      *chunk.mutable_url() = *std::move(url);
+      return writer.Write(chunk) ? absl::OkStatus() : absl::CancelledError("The worker went away");
+    }
+  }
   for (int64_t offset = request.offset(); offset < reader->size_bytes();
        offset += static_cast<int64_t>(chunk.data().size())) {
     RETURN_IF_ERROR(access_.AdmitWorker(context, "FetchArtifact").status());

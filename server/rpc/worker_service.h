@@ -41,6 +41,9 @@ class WorkerServiceImpl final : public WorkerServiceBase {
   grpc::Status UploadArtifact(grpc::ServerContext* context,
                               grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
                               google::protobuf::Empty* response) override;
+  grpc::Status PrepareUpload(grpc::ServerContext* context,
+                             const internal::v1::PrepareUploadRequest* request,
+                             internal::v1::PrepareUploadResponse* response) override;
   grpc::Status FetchArtifact(
       grpc::ServerContext* context, const internal::v1::FetchArtifactRequest* request,
       grpc::ServerWriter<internal::v1::FetchArtifactResponse>* writer) override;

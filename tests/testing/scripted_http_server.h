@@ -21,6 +21,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -53,6 +54,22 @@ class ScriptedHttpServer {
     Then then = Then::kGoOn;
   };
   using Handler = std::function<Reply(const Request&)>;
+
+  // The right answer to "Range: bytes=OFFSET-", of this content.
+  static Reply RestOf(const std::string& content, const Request& request) {
+    int64_t offset = -1;
+    const auto range = request.headers.find("range");
+    if (range == request.headers.end() || !absl::StartsWith(range->second, "bytes=") ||
+        !absl::EndsWith(range->second, "-") ||
+        !absl::SimpleAtoi(range->second.substr(6, range->second.size() - 7), &offset) ||
+        offset < 0 || offset >= static_cast<int64_t>(content.size())) {
+      return {.status = 416};
+    }
+    return {.status = 206,
+            .headers = {{"Content-Range", absl::StrCat("bytes ", offset, "-", content.size() - 1,
+                                                       "/", content.size())}},
+            .body = content.substr(static_cast<size_t>(offset))};
+  }
 
   explicit ScriptedHttpServer(Handler handler) : handler_(std::move(handler)) {
     listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);

@@ -106,6 +106,11 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
     absl::MutexLock lock(&mutex_);
     break_after_ = bytes;
   }
+  // From now on fetches that accept one, and uploads, get a URL, BASE/SHA256?signature=s3cr3t.
+  void GiveUrls(const std::string& base) {
+    absl::MutexLock lock(&mutex_);
+    url_base_ = base;
+  }
 
   // Each waits until there is something to return. A test that waits in vain times out.
   internal::v1::CompleteTaskRequest WaitForCompletion(size_t number = 1) {
@@ -209,6 +214,18 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
     completions_.push_back(*request);
     return grpc::Status::OK;
   }
+  grpc::Status PrepareUpload(grpc::ServerContext*,
+                             const internal::v1::PrepareUploadRequest* request,
+                             internal::v1::PrepareUploadResponse* response) override {
+    absl::MutexLock lock(&mutex_);
+    if (grpc::Status failed = Enter("PrepareUpload"); !failed.ok()) return failed;
+    if (!url_base_.empty()) {
+      response->mutable_url()->set_url(url_base_ + "/" + request->ref().sha256() +
+                                       "?signature=s3cr3t");
+      (*response->mutable_headers())["x-checksum"] = request->ref().sha256();
+    }
+    return grpc::Status::OK;
+  }
   grpc::Status UploadArtifact(grpc::ServerContext*,
                               grpc::ServerReader<internal::v1::UploadArtifactRequest>* reader,
                               google::protobuf::Empty*) override {
@@ -247,6 +264,13 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
       } else {
         content = artifacts_[request->sha256()];
       }
+      if (request->accept_url() && !url_base_.empty()) {
+        internal::v1::FetchArtifactResponse response;
+        response.mutable_url()->set_url(url_base_ + "/" + request->sha256() + "?signature=s3cr3t");
+        response.mutable_url()->set_size_bytes(static_cast<int64_t>(content.size()));
+        writer->Write(response);
+        return grpc::Status::OK;
+      }
       content.erase(0, static_cast<size_t>(request->offset()));
       if (break_after_ >= 0) {
         content.resize(static_cast<size_t>(break_after_));
@@ -280,6 +304,7 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   bool replaced_ ABSL_GUARDED_BY(mutex_) = false;
   int tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::string url_base_ ABSL_GUARDED_BY(mutex_);
   int64_t break_after_ ABSL_GUARDED_BY(mutex_) = -1;
   internal::v1::HeartbeatResponse::DesiredState desired_state_ ABSL_GUARDED_BY(mutex_) =
       internal::v1::HeartbeatResponse::CONTINUE;
