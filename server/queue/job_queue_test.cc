@@ -368,6 +368,7 @@ TEST_F(JobQueueTest, ARestartLooksAtTheJobsAloneThatMayNeedAPlan) {
   }
   EXPECT_LE(store.calls, 10) << "of 50 jobs that wait";
   EXPECT_FALSE(Trials(running).empty());
+  queue_.reset();  // Before its store.
 }
 
 // Says which searches it was asked about, by their seeds, and waits before each if it is told to.

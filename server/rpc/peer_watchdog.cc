@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/stoppable_sleep.h"
 #include "grpc/grpc.h"
 
 namespace qpruner::server {
@@ -9,24 +10,9 @@ namespace qpruner::server {
 PeerWatchdog::PeerWatchdog(Clock& clock, absl::Duration patience, absl::Duration look_interval)
     : clock_(clock), patience_(patience) {
   if (look_interval == absl::InfiniteDuration()) return;
-  thread_ = std::thread([this, look_interval] {
-    const auto stopped = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_; };
-    while (true) {
-      {
-        absl::MutexLock lock(&mutex_);
-        if (mutex_.AwaitWithTimeout(absl::Condition(&stopped), look_interval)) return;
-      }
-      Look();
-    }
+  thread_ = std::jthread([this, look_interval](const std::stop_token& stop) {
+    while (SleepUnlessStopped(stop, look_interval)) Look();
   });
-}
-
-PeerWatchdog::~PeerWatchdog() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-  }
-  if (thread_.joinable()) thread_.join();
 }
 
 size_t PeerWatchdog::waiting() {
@@ -45,6 +31,7 @@ void PeerWatchdog::Look() {
       mutex_.Lock();
       // Its Wait, and so the entry, stays until now.
       entry->state = Entry::kEnded;
+      ended_.SignalAll();
     }
     ++entry;
   }
@@ -59,8 +46,7 @@ PeerWatchdog::Wait::Wait(PeerWatchdog& watchdog, std::function<void()> end_call)
 
 PeerWatchdog::Wait::~Wait() {
   absl::MutexLock lock(&watchdog_.mutex_);
-  const auto not_ending = [this] { return entry_->state != Entry::kEnding; };
-  watchdog_.mutex_.Await(absl::Condition(&not_ending));
+  while (entry_->state == Entry::kEnding) watchdog_.ended_.Wait(&watchdog_.mutex_);
   watchdog_.waits_.erase(entry_);
 }
 

@@ -29,7 +29,6 @@ class PeerWatchdog {
   // `patience` is what one wait may take, by `clock`. `look_interval` is how often, in real time, a
   // thread of its own looks; infinite: Look is called by somebody else.
   PeerWatchdog(Clock& clock, absl::Duration patience, absl::Duration look_interval);
-  ~PeerWatchdog();
   PeerWatchdog(const PeerWatchdog&) = delete;
   PeerWatchdog& operator=(const PeerWatchdog&) = delete;
 
@@ -65,10 +64,10 @@ class PeerWatchdog {
   Clock& clock_;
   const absl::Duration patience_;
   absl::Mutex mutex_;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::CondVar ended_;  // Of calls, by Look.
   // The oldest first: all may take equally long.
   std::list<Entry> waits_ ABSL_GUARDED_BY(mutex_);
-  std::thread thread_;  // Last: it uses all of the above.
+  std::jthread thread_;  // Last: it uses all of the above.
 };
 
 // Ends a call from outside of its handler: its peer gets UNAVAILABLE with `why`, whatever was still
