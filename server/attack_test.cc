@@ -495,6 +495,7 @@ TEST_F(AttackTest, UploadsThatSendNothingAreBoundedAndEnded) {
     upload.stream = workers_->UploadArtifact(&upload.context, &upload.response);
   }
   absl::Mutex mutex;
+  absl::CondVar changed;
   int refused = 0, ended = 0;
   std::vector<std::thread> watchers;
   for (const auto& upload : uploads) {
@@ -508,13 +509,12 @@ TEST_F(AttackTest, UploadsThatSendNothingAreBoundedAndEnded) {
         EXPECT_TRUE(absl::IsUnavailable(status)) << status;
         ++ended;
       }
+      changed.Signal();
     });
   }
-  const auto all_refused = [&] { return refused == 200 - 128; };
-  const auto all_ended = [&] { return ended == 128; };
   {
     absl::MutexLock lock(&mutex);
-    mutex.Await(absl::Condition(&all_refused));
+    while (refused < 200 - 128) changed.Wait(&mutex);
     EXPECT_EQ(ended, 0);
   }
   // The others hold threads, but not all.
@@ -522,10 +522,11 @@ TEST_F(AttackTest, UploadsThatSendNothingAreBoundedAndEnded) {
   EXPECT_FALSE(Create().empty());
   {
     absl::MutexLock lock(&mutex);
-    do {
+    while (ended < 128) {
       clock.Advance(absl::Seconds(61));
-      // Whoever had not begun to wait does by now.
-    } while (!mutex.AwaitWithTimeout(absl::Condition(&all_ended), absl::Seconds(10)));
+      // Whoever had not begun to wait does by then.
+      changed.WaitWithTimeout(&mutex, absl::Seconds(10));
+    }
   }
   for (std::thread& watcher : watchers) watcher.join();
   EXPECT_EQ(refused, 200 - 128);

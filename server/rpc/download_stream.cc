@@ -57,10 +57,10 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
     if (!status.ok()) {
       Finish(ToGrpcStatus(status));
     } else if (first || !chunk_.data().empty()) {
-      write_wait_.emplace(peers_, [this] {
-        EndCall(context_, absl::StrCat("Nothing was read for ",
-                                       absl::FormatDuration(peers_.patience()), "; go on later"));
-      });
+      write_wait_.emplace(
+          peers_, EndingOf(context_,
+                           absl::StrCat("Nothing was read for ",
+                                        absl::FormatDuration(peers_.patience()), "; go on later")));
       StartWrite(&chunk_);
     } else {
       Finish(grpc::Status::OK);

@@ -1,6 +1,8 @@
 #include "server/rpc/peer_watchdog.h"
 
+#include <memory>
 #include <utility>
+#include <vector>
 
 #include "base/stoppable_sleep.h"
 #include "grpc/grpc.h"
@@ -21,20 +23,17 @@ size_t PeerWatchdog::waiting() {
 }
 
 void PeerWatchdog::Look() {
-  absl::MutexLock lock(&mutex_);
-  const absl::Duration too_old = clock_.Monotonic() - patience_;
-  for (auto entry = waits_.begin(); entry != waits_.end() && entry->since <= too_old;) {
-    if (entry->state == Entry::kWaiting) {
-      entry->state = Entry::kEnding;
-      mutex_.Unlock();
-      entry->end_call();
-      mutex_.Lock();
-      // Its Wait, and so the entry, stays until now.
-      entry->state = Entry::kEnded;
-      ended_.SignalAll();
+  std::vector<std::function<void()>> overdue;
+  {
+    absl::MutexLock lock(&mutex_);
+    const absl::Duration too_old = clock_.Monotonic() - patience_;
+    for (Entry& entry : waits_) {
+      if (entry.since > too_old) break;
+      if (entry.end_call) overdue.push_back(std::exchange(entry.end_call, nullptr));
     }
-    ++entry;
   }
+  // gRPC may run what follows from a call's end on this thread, the end of its Wait included.
+  for (const std::function<void()>& end_call : overdue) end_call();
 }
 
 PeerWatchdog::Wait::Wait(PeerWatchdog& watchdog, std::function<void()> end_call)
@@ -46,12 +45,15 @@ PeerWatchdog::Wait::Wait(PeerWatchdog& watchdog, std::function<void()> end_call)
 
 PeerWatchdog::Wait::~Wait() {
   absl::MutexLock lock(&watchdog_.mutex_);
-  while (entry_->state == Entry::kEnding) watchdog_.ended_.Wait(&watchdog_.mutex_);
   watchdog_.waits_.erase(entry_);
 }
 
-void EndCall(grpc::ServerContextBase& context, const std::string& why) {
-  grpc_call_cancel_with_status(context.c_call(), GRPC_STATUS_UNAVAILABLE, why.c_str(), nullptr);
+std::function<void()> EndingOf(grpc::ServerContextBase& context, std::string why) {
+  grpc_call_ref(context.c_call());
+  const std::shared_ptr<grpc_call> call(context.c_call(), grpc_call_unref);
+  return [call, why = std::move(why)] {
+    grpc_call_cancel_with_status(call.get(), GRPC_STATUS_UNAVAILABLE, why.c_str(), nullptr);
+  };
 }
 
 }  // namespace qpruner::server

@@ -33,7 +33,8 @@ class PeerWatchdog {
   PeerWatchdog& operator=(const PeerWatchdog&) = delete;
 
   // While it lives, the peer is waited for. If that takes too long, `end_call` is called, once, on
-  // the thread that looks; never after the destructor, which waits for it.
+  // the thread that looks. The destructor does not wait for that, as it may be called under locks
+  // that what follows from the call's end needs: so `end_call` keeps what it uses (EndingOf).
   class Wait {
    public:
     Wait(PeerWatchdog& watchdog, std::function<void()> end_call);
@@ -57,24 +58,22 @@ class PeerWatchdog {
  private:
   struct Entry {
     absl::Duration since;
-    std::function<void()> end_call;
-    enum { kWaiting, kEnding, kEnded } state = kWaiting;
+    std::function<void()> end_call;  // Null: it was called.
   };
 
   Clock& clock_;
   const absl::Duration patience_;
   absl::Mutex mutex_;
-  absl::CondVar ended_;  // Of calls, by Look.
   // The oldest first: all may take equally long.
   std::list<Entry> waits_ ABSL_GUARDED_BY(mutex_);
   std::jthread thread_;  // Last: it uses all of the above.
 };
 
-// Ends a call from outside of its handler: its peer gets UNAVAILABLE with `why`, whatever was still
-// to be sent, and reads and writes that wait give up. The handler's own status is not sent any
-// more. (gRPC's TryCancel would tell the peer CANCELLED, which it did not ask for; neither can
-// carry details.)
-void EndCall(grpc::ServerContextBase& context, const std::string& why);
+// Ends the call from outside of its handler, and may be called after it has ended: its peer gets
+// UNAVAILABLE with `why`, whatever was still to be sent, and reads and writes that wait give up.
+// The handler's own status is not sent any more. (gRPC's TryCancel would tell the peer CANCELLED,
+// which it did not ask for; neither can carry details.)
+std::function<void()> EndingOf(grpc::ServerContextBase& context, std::string why);
 
 }  // namespace qpruner::server
 

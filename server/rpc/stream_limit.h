@@ -30,59 +30,68 @@ class StreamLimit {
     // Of one holder, so that none can take them all.
     int most_of_a_holder = 0;
   };
-  explicit StreamLimit(Options options) : options_(std::move(options)) {}
+  explicit StreamLimit(Options options) : state_(std::make_shared<State>(std::move(options))) {}
 
-  // Held by a stream until it ends. The limit must outlive it.
+ private:
+  struct State {
+    explicit State(Options options) : options(std::move(options)) {}
+    const Options options;
+    absl::Mutex mutex;
+    int count ABSL_GUARDED_BY(mutex) = 0;
+    std::map<std::string, int> by_holder ABSL_GUARDED_BY(mutex);
+  };
+
+ public:
+  // Held by a stream until it ends. It may outlive the limit: what is left of a stream goes when
+  // the last of its reads has come back, which may be after the services are gone.
   class Place {
    public:
-    Place(StreamLimit& limit, std::string holder) : limit_(limit), holder_(std::move(holder)) {}
-    ~Place() { limit_.Leave(holder_); }
+    Place(std::shared_ptr<State> state, std::string holder)
+        : state_(std::move(state)), holder_(std::move(holder)) {}
+    ~Place() {
+      absl::MutexLock lock(&state_->mutex);
+      --state_->count;
+      const auto found = state_->by_holder.find(holder_);
+      if (--found->second == 0) state_->by_holder.erase(found);
+    }
     Place(const Place&) = delete;
     Place& operator=(const Place&) = delete;
 
    private:
-    StreamLimit& limit_;
+    const std::shared_ptr<State> state_;
     const std::string holder_;
   };
 
   // `holder` names whose stream it is in a refusal: "projects/default".
   // RESOURCE_EXHAUSTED, with RetryInfo: there is none left.
   absl::StatusOr<std::unique_ptr<Place>> Take(const std::string& holder) {
-    absl::MutexLock lock(&mutex_);
-    const auto found = by_holder_.find(holder);
-    const bool server_is_full = count_ >= options_.most;
+    State& state = *state_;
+    const Options& options = state.options;
+    absl::MutexLock lock(&state.mutex);
+    const auto found = state.by_holder.find(holder);
+    const bool server_is_full = state.count >= options.most;
     if (server_is_full ||
-        (found != by_holder_.end() && found->second >= options_.most_of_a_holder)) {
+        (found != state.by_holder.end() && found->second >= options.most_of_a_holder)) {
       const std::string subject = server_is_full ? "server" : holder;
       return QuotaError(
-          options_.reason, subject,
-          absl::StrCat("Too many ", options_.what, " are open at a time, at most ",
-                       server_is_full ? options_.most : options_.most_of_a_holder, ": ", subject),
+          options.reason, subject,
+          absl::StrCat("Too many ", options.what, " are open at a time, at most ",
+                       server_is_full ? options.most : options.most_of_a_holder, ": ", subject),
           absl::Seconds(1));
     }
-    ++by_holder_[holder];
-    ++count_;
-    return std::make_unique<Place>(*this, holder);
+    ++state.by_holder[holder];
+    ++state.count;
+    return std::make_unique<Place>(state_, holder);
   }
 
   // How many places are taken.
   int count() {
-    absl::MutexLock lock(&mutex_);
-    return count_;
+    absl::MutexLock lock(&state_->mutex);
+    return state_->count;
   }
 
  private:
-  void Leave(const std::string& holder) {
-    absl::MutexLock lock(&mutex_);
-    --count_;
-    const auto found = by_holder_.find(holder);
-    if (--found->second == 0) by_holder_.erase(found);
-  }
-
-  const Options options_;
-  absl::Mutex mutex_;
-  int count_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::map<std::string, int> by_holder_ ABSL_GUARDED_BY(mutex_);
+  const std::shared_ptr<State> state_;
 };
 
 }  // namespace qpruner::server

@@ -82,11 +82,11 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::JobEvent> {
     } else if (batch_ != nullptr && written_count_ < batch_->events.size()) {
       writing_ = true;
       const v1::JobEvent& event = batch_->events[written_count_];
-      write_wait_.emplace(peers_, [this, next = event.sequence()] {
-        EndCall(context_, absl::StrCat("WATCHER_TOO_SLOW: no event was taken for ",
-                                       absl::FormatDuration(peers_.patience()),
-                                       "; watch again after sequence ", next - 1));
-      });
+      write_wait_.emplace(
+          peers_,
+          EndingOf(context_, absl::StrCat("WATCHER_TOO_SLOW: no event was taken for ",
+                                          absl::FormatDuration(peers_.patience()),
+                                          "; watch again after sequence ", event.sequence() - 1)));
       StartWrite(&event);
     } else if (ended_) {
       FinishLocked(end_status_);

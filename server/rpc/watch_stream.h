@@ -20,7 +20,7 @@ namespace qpruner::server {
 // holds at most one batch of events, which watchers at the same place share. Before each it asks
 // `admit`, whose error ends the stream: tokens expire. A watcher that takes no event for as long as
 // `peers` has patience is dropped with UNAVAILABLE and "WATCHER_TOO_SLOW: ..." (not in an
-// ErrorInfo, see EndCall): it may watch again after the last event that it got. Holds `place` (may
+// ErrorInfo, see EndingOf): it may watch again after the last event that it got. Holds `place` (may
 // be null) until it ends. Deletes itself when gRPC is done with it; the arguments must live until
 // then.
 grpc::ServerWriteReactor<v1::JobEvent>* StartWatchStream(grpc::CallbackServerContext& context,

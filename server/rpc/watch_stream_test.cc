@@ -20,7 +20,7 @@ namespace {
 using ::testing::HasSubstr;
 
 // More than the buffers between a server and a client that does not read can take.
-constexpr int64_t kEventCount = 256;
+constexpr int64_t kEventCount = 64;
 constexpr size_t kEventBytes = 256 << 10;
 
 // A server of WatchJob alone; its one job has kEventCount large events.
@@ -66,8 +66,11 @@ TEST(WatchStream, AWatcherThatDoesNotReadIsDroppedAndMayResume) {
           .AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port)
           .RegisterService(&service)
           .BuildAndStart();
-  const auto stub = v1::JobService::NewStub(
-      grpc::CreateChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials()));
+  // The window of a stream stays at 64 KiB: little is on the way before the server has to wait.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  const auto stub = v1::JobService::NewStub(grpc::CreateCustomChannel(
+      absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials(), arguments));
   v1::WatchJobRequest request;
   request.set_name("projects/p/jobs/j");
   int64_t last = 0;

@@ -183,10 +183,9 @@ grpc::Status WorkerServiceImpl::SaveCheckpoint(grpc::ServerContext* context,
 bool WorkerServiceImpl::Read(grpc::ServerContext& context,
                              grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader,
                              internal::v1::UploadArtifactRequest& message) {
-  const PeerWatchdog::Wait wait(peers_, [this, &context] {
-    EndCall(context,
-            absl::StrCat("Nothing was sent for ", absl::FormatDuration(peers_.patience())));
-  });
+  const PeerWatchdog::Wait wait(
+      peers_, EndingOf(context, absl::StrCat("Nothing was sent for ",
+                                             absl::FormatDuration(peers_.patience()))));
   return reader.Read(&message);
 }
 
@@ -276,10 +275,9 @@ absl::Status WorkerServiceImpl::Send(
        offset += static_cast<int64_t>(chunk.data().size())) {
     RETURN_IF_ERROR(access_.AdmitWorker(context, "FetchArtifact").status());
     ASSIGN_OR_RETURN(*chunk.mutable_data(), reader->Read(offset, kArtifactChunkBytes));
-    const PeerWatchdog::Wait wait(peers_, [this, &context] {
-      EndCall(context,
-              absl::StrCat("Nothing was read for ", absl::FormatDuration(peers_.patience())));
-    });
+    const PeerWatchdog::Wait wait(
+        peers_, EndingOf(context, absl::StrCat("Nothing was read for ",
+                                               absl::FormatDuration(peers_.patience()))));
     if (!writer.Write(chunk)) return absl::CancelledError("The worker went away");
   }
   return absl::OkStatus();
