@@ -28,7 +28,7 @@ constexpr int kBacklog = 1024;
 // Of the store, the artifacts that are read and written (at most 512 streams), connections to a
 // database and a storage, local workers, and what libraries keep.
 constexpr int kReservedDescriptors = 1024;
-// Where there is room for few files: half of them.
+// However few files there may be.
 constexpr int kFewestConnections = 16;
 // While all places are taken: looks whether one is free again come no closer, so that a flood costs
 // little of a core, and lines in the log tell of so long.
@@ -80,6 +80,7 @@ int PortOf(int fd) {
 }  // namespace
 
 int ConnectionsWithin(int wanted, int descriptor_limit) {
+  // Where there is room for few files, half of them.
   const int free = std::max(descriptor_limit - kReservedDescriptors, descriptor_limit / 2);
   return std::max(kFewestConnections, std::min(wanted, free));
 }
