@@ -38,6 +38,7 @@
 #include "server/rpc/callback_executor.h"
 #include "server/rpc/connection_acceptor.h"
 #include "server/rpc/event_reads.h"
+#include "server/rpc/interrupted_uploads.h"
 #include "server/rpc/job_service.h"
 #include "server/rpc/peer_watchdog.h"
 #include "server/rpc/worker_service.h"
@@ -169,6 +170,7 @@ struct Server::Parts {
   std::unique_ptr<CallbackExecutor> reads;
   std::unique_ptr<AccessControl> access;
   std::unique_ptr<PeerWatchdog> peers;
+  std::unique_ptr<InterruptedUploads> interrupted_uploads;
   std::unique_ptr<JobServiceImpl> job_service;
   std::unique_ptr<WorkerServiceImpl> worker_service;
   std::unique_ptr<grpc::Server> grpc_server;
@@ -261,11 +263,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   p.reads =
       std::make_unique<CallbackExecutor>(p.store->shared() ? kReadThreadsOfDatabase : kReadThreads);
   p.peers = std::make_unique<PeerWatchdog>(clock, kPeerPatience, kPeerLookInterval);
+  p.interrupted_uploads =
+      std::make_unique<InterruptedUploads>(clock, InterruptedUploads::Options{});
   p.job_service = std::make_unique<JobServiceImpl>(
       p.options.validation, p.options.version, *p.queue, *p.store, *p.artifacts, p.watches,
       *p.events, *p.downloads, *p.reads, *p.access, *p.peers);
-  p.worker_service =
-      std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access, *p.peers);
+  p.worker_service = std::make_unique<WorkerServiceImpl>(*p.queue, *p.artifacts, *p.access,
+                                                         *p.peers, *p.interrupted_uploads);
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();

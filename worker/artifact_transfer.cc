@@ -93,9 +93,13 @@ absl::StatusOr<int> OpenOutput(const ArtifactRef& ref, const std::string& path) 
 }
 
 absl::Status UploadArtifact(WorkerService::StubInterface& server, const Lease& lease,
-                            const ArtifactRef& ref, const std::string& path, std::stop_token stop) {
+                            const ArtifactRef& ref, const std::string& path, int64_t offset,
+                            std::stop_token stop) {
   ASSIGN_OR_RETURN(const int fd, OpenOutput(ref, path));
   const auto closer = absl::MakeCleanup([fd] { close(fd); });
+  if (lseek(fd, offset, SEEK_SET) != offset) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("Cannot read output ", ref.path()));
+  }
 
   grpc::ClientContext context;
   context.set_wait_for_ready(true);
@@ -106,6 +110,7 @@ absl::Status UploadArtifact(WorkerService::StubInterface& server, const Lease& l
   UploadArtifactRequest request;
   *request.mutable_lease() = lease;
   *request.mutable_ref() = ref;
+  request.set_offset(offset);
   std::string chunk;
   bool first = true;
   while (true) {

@@ -26,8 +26,8 @@ constexpr absl::Duration kCallDeadline = absl::Seconds(30);
 // The server takes files that fit into one message itself.
 constexpr int64_t kSentAtOnce = 1 << 20;
 
-// Without a URL: the server has none, or is too old to know, or something on the way cut the call.
-// If it was a stop, what follows ends at once.
+// Empty: the server has nothing of the file and no URL, or is too old to know, or something on the
+// way cut the call. If it was a stop, what follows ends at once.
 absl::StatusOr<PrepareUploadResponse> PrepareUpload(WorkerService::StubInterface& server,
                                                     const Lease& lease, const ArtifactRef& ref,
                                                     std::stop_token stop) {
@@ -70,34 +70,35 @@ absl::Status FetchDirectly(SignedUrlTransfer& urls, WorkerService::StubInterface
 absl::Status UploadDirectly(SignedUrlTransfer& urls, WorkerService::StubInterface& server,
                             const Lease& lease, const ArtifactRef& ref, const std::string& path,
                             std::stop_token stop) {
-  if (urls.usable() && ref.size_bytes() > kSentAtOnce) {
-    ASSIGN_OR_RETURN(const PrepareUploadResponse prepared, PrepareUpload(server, lease, ref, stop));
-    if (prepared.has_url()) {
-      ASSIGN_OR_RETURN(const int fd, OpenOutput(ref, path));
-      const auto closer = absl::MakeCleanup([fd] { close(fd); });
-      std::map<std::string, std::string> headers;
-      for (const auto& [name, value] : prepared.headers()) headers[name] = value;
-      const absl::Status stored = urls.Write(
-          prepared.url().url(), headers, ref.size_bytes(),
-          [&](char* buffer, size_t size) -> absl::StatusOr<size_t> {
-            while (true) {
-              const ssize_t got = read(fd, buffer, size);
-              if (got > 0) return static_cast<size_t>(got);
-              if (got == 0) {
-                return absl::InternalError(absl::StrCat("Output shrank: ", ref.path()));
-              }
-              if (errno != EINTR) {
-                return absl::ErrnoToStatus(errno, absl::StrCat("Cannot read output ", ref.path()));
-              }
-            }
-          },
-          stop);
-      if (!absl::IsUnavailable(stored)) return stored;
-      spdlog::warn("the storage did not take {}: {}; going on through the server", ref.path(),
-                   std::string(stored.message()));
-    }
+  PrepareUploadResponse prepared;
+  if (ref.size_bytes() > kSentAtOnce) {
+    ASSIGN_OR_RETURN(prepared, PrepareUpload(server, lease, ref, stop));
   }
-  return UploadArtifact(server, lease, ref, path, stop);
+  if (prepared.has_url() && urls.usable()) {
+    ASSIGN_OR_RETURN(const int fd, OpenOutput(ref, path));
+    const auto closer = absl::MakeCleanup([fd] { close(fd); });
+    std::map<std::string, std::string> headers;
+    for (const auto& [name, value] : prepared.headers()) headers[name] = value;
+    const absl::Status stored = urls.Write(
+        prepared.url().url(), headers, ref.size_bytes(),
+        [&](char* buffer, size_t size) -> absl::StatusOr<size_t> {
+          while (true) {
+            const ssize_t got = read(fd, buffer, size);
+            if (got > 0) return static_cast<size_t>(got);
+            if (got == 0) {
+              return absl::InternalError(absl::StrCat("Output shrank: ", ref.path()));
+            }
+            if (errno != EINTR) {
+              return absl::ErrnoToStatus(errno, absl::StrCat("Cannot read output ", ref.path()));
+            }
+          }
+        },
+        stop);
+    if (!absl::IsUnavailable(stored)) return stored;
+    spdlog::warn("the storage did not take {}: {}; going on through the server", ref.path(),
+                 std::string(stored.message()));
+  }
+  return UploadArtifact(server, lease, ref, path, prepared.received_bytes(), stop);
 }
 
 }  // namespace qpruner::worker

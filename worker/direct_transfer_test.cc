@@ -138,13 +138,22 @@ TEST_F(DirectTransferTest, WhatTheStorageDoesNotTakeGoesThroughTheServer) {
   EXPECT_THAT(log_.str(), Not(HasSubstr("s3cr3t")));
   // Nor is it asked for the next file, while fetches go on.
   ASSERT_TRUE(Upload().ok());
-  EXPECT_EQ(server_.calls("PrepareUpload"), 1);
+  EXPECT_THAT(storage_.log(), SizeIs(1));
   EXPECT_TRUE(urls_.usable());
 }
 
 TEST_F(DirectTransferTest, AnOldServerGetsTheFileItself) {
   server_.FailNext("PrepareUpload", {grpc::StatusCode::UNIMPLEMENTED});
   ASSERT_TRUE(Upload().ok());
+  EXPECT_EQ(server_.uploads().at("a"), content_);
+}
+
+TEST_F(DirectTransferTest, AnUploadThatWasCutOffGoesOnWhereItStopped) {
+  server_.GiveUrls("");
+  server_.CutNextUpload();
+  EXPECT_TRUE(absl::IsUnavailable(Upload()));
+  ASSERT_TRUE(Upload().ok());
+  EXPECT_THAT(server_.upload_offsets(), ElementsAre(0, 1 << 20));
   EXPECT_EQ(server_.uploads().at("a"), content_);
 }
 

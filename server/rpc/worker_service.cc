@@ -86,6 +86,11 @@ class AcquireReactor final : public grpc::ServerUnaryReactor {
   std::optional<int64_t> waiter_id_ ABSL_GUARDED_BY(mutex_);
 };
 
+// The token is the lease's alone, and nobody else's guess.
+std::string NameOfUpload(const internal::v1::Lease& lease, const internal::v1::ArtifactRef& ref) {
+  return absl::StrCat(lease.token(), "/", ref.sha256(), "/", ref.size_bytes());
+}
+
 // INVALID_ARGUMENT names the fields.
 absl::Status CheckUploadedRef(const internal::v1::ArtifactRef& ref) {
   std::vector<FieldViolation> violations;
@@ -210,18 +215,38 @@ absl::Status WorkerServiceImpl::Receive(
   const internal::v1::ArtifactRef ref = message.ref();
   RETURN_IF_ERROR(CheckUploadedRef(ref));
 
-  ASSIGN_OR_RETURN(const std::unique_ptr<ArtifactWriter> writer,
-                   artifacts_.Create(ref.sha256(), ref.size_bytes()));
+  const std::string upload = NameOfUpload(lease, ref);
+  InterruptedUploads::Running running(
+      interrupted_, upload, EndingOf(context, "The worker asked how to go on with this upload"));
+  int64_t received = message.offset();
+  ASSIGN_OR_RETURN(std::unique_ptr<ArtifactWriter> writer, OpenWriter(upload, ref, received));
   do {
     RETURN_IF_ERROR(writer->Append(message.data()));
+    received += static_cast<int64_t>(message.data().size());
     // Tokens expire.
     RETURN_IF_ERROR(access_.AdmitWorker(context, "UploadArtifact").status());
   } while (Read(context, reader, message));
   // A stream that was cut off has not come to its end, though all bytes may be there.
-  if (context.IsCancelled()) return absl::CancelledError("The worker went away");
+  if (context.IsCancelled()) {
+    running.Keep(std::move(writer), received);
+    return absl::CancelledError("The worker went away");
+  }
   // What a task has lost in the meantime it does not store any more.
   RETURN_IF_ERROR(AdmitLease(caller, lease).status());
   return writer->Commit();
+}
+
+absl::StatusOr<std::unique_ptr<ArtifactWriter>> WorkerServiceImpl::OpenWriter(
+    const std::string& upload, const internal::v1::ArtifactRef& ref, int64_t offset) {
+  if (offset < 0 || offset > ref.size_bytes()) {
+    return BadRequestError({{"offset", absl::StrCat("must be from 0 to ", ref.size_bytes(),
+                                                    ", the file's size, is ", offset)}});
+  }
+  if (offset == 0) return artifacts_.Create(ref.sha256(), ref.size_bytes());
+  if (std::unique_ptr<ArtifactWriter> kept = interrupted_.Take(upload, offset)) return kept;
+  return WithErrorInfo(absl::UnavailableError(absl::StrCat("The first ", offset, " bytes of ",
+                                                           ref.path(), " are not here (now)")),
+                       "UPLOAD_NOT_KEPT");
 }
 
 grpc::Status WorkerServiceImpl::PrepareUpload(grpc::ServerContext* context,
@@ -231,8 +256,12 @@ grpc::Status WorkerServiceImpl::PrepareUpload(grpc::ServerContext* context,
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   absl::Status status = AdmitLease(*caller, request->lease()).status();
   if (status.ok()) status = CheckUploadedRef(request->ref());
-  if (status.ok()) *response = UrlForUpload(artifacts_, request->ref());
-  return ToGrpcStatus(status);
+  if (!status.ok()) return ToGrpcStatus(status);
+  const int64_t received =
+      interrupted_.ReceivedBytes(NameOfUpload(request->lease(), request->ref()));
+  if (received == 0) *response = UrlForUpload(artifacts_, request->ref());
+  response->set_received_bytes(received);
+  return grpc::Status::OK;
 }
 
 grpc::Status WorkerServiceImpl::FetchArtifact(

@@ -6,6 +6,7 @@
 #include "server/artifacts/artifact_store.h"
 #include "server/auth/access_control.h"
 #include "server/queue/job_queue.h"
+#include "server/rpc/interrupted_uploads.h"
 #include "server/rpc/peer_watchdog.h"
 #include "server/rpc/stream_limit.h"
 
@@ -20,8 +21,12 @@ using WorkerServiceBase = internal::v1::WorkerService::WithCallbackMethod_Acquir
 class WorkerServiceImpl final : public WorkerServiceBase {
  public:
   WorkerServiceImpl(JobQueue& queue, ArtifactStore& artifacts, AccessControl& access,
-                    PeerWatchdog& peers)
-      : queue_(queue), artifacts_(artifacts), access_(access), peers_(peers) {}
+                    PeerWatchdog& peers, InterruptedUploads& interrupted)
+      : queue_(queue),
+        artifacts_(artifacts),
+        access_(access),
+        peers_(peers),
+        interrupted_(interrupted) {}
 
   grpc::Status RegisterWorker(grpc::ServerContext* context,
                               const internal::v1::RegisterWorkerRequest* request,
@@ -59,6 +64,10 @@ class WorkerServiceImpl final : public WorkerServiceBase {
                        grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader);
   absl::Status Send(grpc::ServerContext& context, const internal::v1::FetchArtifactRequest& request,
                     grpc::ServerWriter<internal::v1::FetchArtifactResponse>& writer);
+  // What an upload that starts at `offset` goes on with.
+  absl::StatusOr<std::unique_ptr<ArtifactWriter>> OpenWriter(const std::string& upload,
+                                                             const internal::v1::ArtifactRef& ref,
+                                                             int64_t offset);
   // False: the worker has ended the stream, or it is cut off, for keeping still too.
   bool Read(grpc::ServerContext& context,
             grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader,
@@ -68,6 +77,7 @@ class WorkerServiceImpl final : public WorkerServiceBase {
   ArtifactStore& artifacts_;
   AccessControl& access_;
   PeerWatchdog& peers_;
+  InterruptedUploads& interrupted_;
   // Uploads and fetches. Each holds one of the threads of all calls and, with S3, a part of a file.
   // A worker has one at a time, and those that a broken connection has left. Before its first
   // message an upload counts for its bearer only, who may be a whole fleet.

@@ -50,7 +50,8 @@ class WorkerServiceTest : public testing::Test {
     holder_ = TokenOf("w1");
     other_ = TokenOf("w2");
     access_ = AccessControl::FromFile(Tokens(), clock_).value();
-    service_ = std::make_unique<WorkerServiceImpl>(*queue_, *artifacts_, *access_, peers_);
+    service_ =
+        std::make_unique<WorkerServiceImpl>(*queue_, *artifacts_, *access_, peers_, interrupted_);
     server_ = grpc::ServerBuilder()
                   .AddListeningPort("unix:" + folder_.path() + "/socket",
                                     grpc::InsecureServerCredentials())
@@ -116,6 +117,37 @@ class WorkerServiceTest : public testing::Test {
     call->stream = stub_->UploadArtifact(call->context.get(), &call->response);
     return call;
   }
+  // An upload of `content` of which only `sent` was said.
+  std::unique_ptr<Call> StartUpload(const std::string& content, const std::string& sent) {
+    auto call = StartUpload();
+    internal::v1::UploadArtifactRequest first = UploadOf(content);
+    first.set_data(sent);
+    EXPECT_TRUE(call->stream->Write(first));
+    // The next message is waited for.
+    while (service_->transfer_count() != 1) std::this_thread::yield();
+    AwaitWaiting(1);
+    return call;
+  }
+  absl::Status UploadRest(const std::string& content, int64_t offset) {
+    const auto call = StartUpload();
+    internal::v1::UploadArtifactRequest rest = UploadOf(content);
+    rest.set_offset(offset);
+    rest.set_data(content.substr(static_cast<size_t>(offset)));
+    call->stream->Write(rest);
+    call->stream->WritesDone();
+    return FromGrpcStatus(call->stream->Finish());
+  }
+  absl::StatusOr<int64_t> ReceivedBytes(const std::string& content) {
+    internal::v1::PrepareUploadRequest request;
+    *request.mutable_lease() = lease_;
+    *request.mutable_ref() = ArtifactOf("model/x", content);
+    internal::v1::PrepareUploadResponse response;
+    const auto context = As(holder_);
+    const absl::Status status =
+        FromGrpcStatus(stub_->PrepareUpload(context.get(), request, &response));
+    if (!status.ok()) return status;
+    return response.received_bytes();
+  }
   void AwaitWaiting(size_t count) {
     while (peers_.waiting() != count) std::this_thread::yield();
   }
@@ -135,6 +167,7 @@ class WorkerServiceTest : public testing::Test {
       JobQueue::Create({}, store_, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
           .value();
   PeerWatchdog peers_{clock_, absl::Seconds(60), absl::InfiniteDuration()};
+  InterruptedUploads interrupted_{clock_, {.look_interval = absl::InfiniteDuration()}};
   std::string holder_, other_;
   std::unique_ptr<AccessControl> access_;
   std::unique_ptr<WorkerServiceImpl> service_;
@@ -232,6 +265,74 @@ TEST_F(WorkerServiceTest, AnUploadEndsWithItsToken) {
   call->stream->Write(message);
   call->stream->WritesDone();
   EXPECT_EQ(call->stream->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(WorkerServiceTest, AnUploadThatWasCutOffGoesOn) {
+  EXPECT_EQ(*ReceivedBytes("content"), 0);
+  const auto call = StartUpload("content", "cont");
+  call->context->TryCancel();
+  call->stream->Finish().ok();
+  while (service_->transfer_count() > 0) std::this_thread::yield();
+  EXPECT_EQ(*ReceivedBytes("content"), 4);
+  EXPECT_EQ(*ReceivedBytes("another"), 0);
+  EXPECT_TRUE(UploadRest("content", 4).ok());
+  EXPECT_TRUE(artifacts_->Verify(Sha256Hex("content")).ok());
+  // It has come to its end.
+  EXPECT_EQ(*ReceivedBytes("content"), 0);
+}
+
+TEST_F(WorkerServiceTest, AnUploadWhoseWorkerAsksAgainHasBeenCutOff) {
+  // The worker sees it first: nothing has told the server.
+  const auto call = StartUpload("content", "cont");
+  EXPECT_EQ(*ReceivedBytes("content"), 4);
+  EXPECT_TRUE(absl::IsUnavailable(FromGrpcStatus(call->stream->Finish())));
+  EXPECT_TRUE(UploadRest("content", 4).ok());
+  EXPECT_TRUE(artifacts_->Verify(Sha256Hex("content")).ok());
+}
+
+TEST_F(WorkerServiceTest, AnUploadGoesOnOnlyWhereItStopped) {
+  StartUpload("content", "cont")->context->TryCancel();
+  EXPECT_EQ(*ReceivedBytes("content"), 4);
+  for (const int64_t offset : {3, 5, 7}) {
+    const absl::Status refused = UploadRest("content", offset);
+    EXPECT_TRUE(absl::IsUnavailable(refused)) << refused;
+    EXPECT_EQ(ErrorReason(refused), "UPLOAD_NOT_KEPT");
+  }
+  for (const int64_t offset : {int64_t{-1}, int64_t{8}, int64_t{1} << 60}) {
+    const auto call = StartUpload();
+    internal::v1::UploadArtifactRequest first = UploadOf("content");
+    first.set_offset(offset);
+    call->stream->Write(first);
+    const absl::Status refused = FromGrpcStatus(call->stream->Finish());
+    ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
+    EXPECT_EQ(FieldViolations(refused)[0].field, "offset");
+  }
+  EXPECT_TRUE(UploadRest("content", 4).ok());
+}
+
+TEST_F(WorkerServiceTest, WhatGoesOnIsCheckedLikeTheRest) {
+  StartUpload("content", "c0nt")->context->TryCancel();
+  EXPECT_EQ(*ReceivedBytes("content"), 4);
+  const absl::Status refused = UploadRest("content", 4);
+  EXPECT_TRUE(absl::IsDataLoss(refused)) << refused;
+  EXPECT_FALSE(*artifacts_->Contains(Sha256Hex("content")));
+  // From its beginning then.
+  EXPECT_EQ(*ReceivedBytes("content"), 0);
+  EXPECT_TRUE(UploadRest("content", 0).ok());
+}
+
+TEST_F(WorkerServiceTest, AnUploadOfALostLeaseDoesNotGoOn) {
+  StartUpload("content", "cont")->context->TryCancel();
+  EXPECT_EQ(*ReceivedBytes("content"), 4);
+  internal::v1::CompleteTaskRequest back;
+  *back.mutable_lease() = lease_;
+  back.mutable_returned()->set_reason("draining");
+  ASSERT_TRUE(queue_->CompleteTask(back).ok());
+  EXPECT_TRUE(absl::IsAborted(ReceivedBytes("content").status()));
+  EXPECT_TRUE(absl::IsAborted(UploadRest("content", 4)));
+  // What its worker made before, it makes anew.
+  Acquire();
+  EXPECT_EQ(*ReceivedBytes("content"), 0);
 }
 
 TEST_F(WorkerServiceTest, AFetchThatIsNotReadIsEndedAndGoesOn) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -162,6 +163,15 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
     absl::MutexLock lock(&mutex_);
     return registrations_;
   }
+  // The next upload is cut off after its first message, which is kept.
+  void CutNextUpload() {
+    absl::MutexLock lock(&mutex_);
+    cut_upload_ = true;
+  }
+  std::vector<int64_t> upload_offsets() {
+    absl::MutexLock lock(&mutex_);
+    return upload_offsets_;
+  }
   std::vector<int64_t> fetch_offsets() {
     absl::MutexLock lock(&mutex_);
     return fetch_offsets_;
@@ -219,7 +229,9 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
                              internal::v1::PrepareUploadResponse* response) override {
     absl::MutexLock lock(&mutex_);
     if (grpc::Status failed = Enter("PrepareUpload"); !failed.ok()) return failed;
-    if (!url_base_.empty()) {
+    if (const auto cut = cut_uploads_.find(request->ref().sha256()); cut != cut_uploads_.end()) {
+      response->set_received_bytes(static_cast<int64_t>(cut->second.size()));
+    } else if (!url_base_.empty()) {
       response->mutable_url()->set_url(url_base_ + "/" + request->ref().sha256() +
                                        "?signature=s3cr3t");
       (*response->mutable_headers())["x-checksum"] = request->ref().sha256();
@@ -237,8 +249,17 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
     internal::v1::ArtifactRef ref;
     std::string content;
     while (reader->Read(&request)) {
-      if (request.has_ref()) ref = request.ref();
+      absl::MutexLock lock(&mutex_);
+      if (request.has_ref()) {
+        ref = request.ref();
+        upload_offsets_.push_back(request.offset());
+        content = cut_uploads_[ref.sha256()].substr(0, static_cast<size_t>(request.offset()));
+      }
       content += request.data();
+      if (std::exchange(cut_upload_, false)) {
+        cut_uploads_[ref.sha256()] = content;
+        return grpc::Status(grpc::StatusCode::UNAVAILABLE, "Cut");
+      }
     }
     if (Sha256Hex(content) != ref.sha256()) {
       return grpc::Status(grpc::StatusCode::DATA_LOSS, "SHA-256 does not match");
@@ -318,6 +339,10 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
   std::vector<internal::v1::HeartbeatRequest> heartbeats_ ABSL_GUARDED_BY(mutex_);
   std::vector<internal::v1::CompleteTaskRequest> completions_ ABSL_GUARDED_BY(mutex_);
   std::vector<internal::v1::RegisterWorkerRequest> registrations_ ABSL_GUARDED_BY(mutex_);
+  bool cut_upload_ ABSL_GUARDED_BY(mutex_) = false;
+  // What is there of uploads that were cut off, by SHA-256.
+  std::map<std::string, std::string> cut_uploads_ ABSL_GUARDED_BY(mutex_);
+  std::vector<int64_t> upload_offsets_ ABSL_GUARDED_BY(mutex_);
   std::vector<int64_t> fetch_offsets_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<internal::v1::WorkerService::Stub> stub_;
