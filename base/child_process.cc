@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 
 extern char** environ;
 
@@ -128,9 +129,9 @@ std::optional<int> ChildProcess::Poll() {
 }
 
 bool ChildProcess::WaitFor(absl::Duration timeout) {
-  const absl::Time deadline = absl::Now() + timeout;
+  const absl::Duration deadline = RealClock().Monotonic() + timeout;
   while (!Poll()) {
-    if (absl::Now() >= deadline) return false;
+    if (RealClock().Monotonic() >= deadline) return false;
     absl::SleepFor(absl::Milliseconds(2));
   }
   return true;

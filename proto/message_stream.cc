@@ -9,7 +9,8 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
 #include "google/protobuf/io/coded_stream.h"
 
 namespace qpruner {
@@ -19,12 +20,43 @@ namespace {
 constexpr int kMaxLengthBytes = 4;
 constexpr size_t kReadBytes = 256 << 10;
 
+// The machine's clock, which goes on while a wall clock is set back.
+class Deadline {
+ public:
+  explicit Deadline(absl::Duration in) : at_(RealClock().Monotonic() + in) {}
+  // For poll.
+  int Milliseconds() const {
+    if (at_ == absl::InfiniteDuration()) return -1;
+    const absl::Duration left = at_ - RealClock().Monotonic();
+    return static_cast<int>(std::clamp<int64_t>(
+        absl::ToInt64Milliseconds(absl::Ceil(left, absl::Milliseconds(1))), 0, 1 << 30));
+  }
+
+ private:
+  const absl::Duration at_;
+};
+
+// OK once there is something to read or room to write, the end included. DEADLINE_EXCEEDED.
+absl::Status WaitFor(int fd, short events, const Deadline& deadline) {
+  while (true) {
+    pollfd entry{.fd = fd, .events = events, .revents = 0};
+    const int ready = poll(&entry, 1, deadline.Milliseconds());
+    if (ready > 0) return absl::OkStatus();
+    if (ready == 0) return absl::DeadlineExceededError("No message came in time");
+    if (errno != EINTR) return absl::ErrnoToStatus(errno, "Cannot wait for the stream");
+  }
+}
+
 // Reads exactly `size` bytes. The bytes read before the end or an error are told by `got`.
-absl::Status ReadExactly(int fd, char* data, size_t size, size_t& got) {
+absl::Status ReadExactly(int fd, char* data, size_t size, const Deadline& deadline, size_t& got) {
   got = 0;
   while (got < size) {
-    const ssize_t count = recv(fd, data + got, size - got, 0);
-    if (count < 0 && errno == EINTR) continue;
+    if (const absl::Status status = WaitFor(fd, POLLIN, deadline); !status.ok()) {
+      if (!absl::IsDeadlineExceeded(status)) return status;
+      return absl::DataLossError("The stream stopped inside a message");
+    }
+    const ssize_t count = recv(fd, data + got, size - got, MSG_DONTWAIT);
+    if (count < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     // A peer that was killed with bytes of ours unread resets the connection: also an end.
     if (count == 0 || (count < 0 && errno == ECONNRESET)) {
       return absl::OutOfRangeError("The peer closed the stream");
@@ -33,24 +65,6 @@ absl::Status ReadExactly(int fd, char* data, size_t size, size_t& got) {
     got += static_cast<size_t>(count);
   }
   return absl::OkStatus();
-}
-
-// OK once there is something to read, the end included.
-absl::Status WaitReadable(int fd, absl::Duration timeout) {
-  const absl::Time deadline = absl::Now() + timeout;
-  while (true) {
-    int milliseconds = -1;
-    if (timeout != absl::InfiniteDuration()) {
-      const int64_t left =
-          absl::ToInt64Milliseconds(absl::Ceil(deadline - absl::Now(), absl::Milliseconds(1)));
-      milliseconds = static_cast<int>(std::clamp<int64_t>(left, 0, 1 << 30));
-    }
-    pollfd entry{.fd = fd, .events = POLLIN, .revents = 0};
-    const int ready = poll(&entry, 1, milliseconds);
-    if (ready > 0) return absl::OkStatus();
-    if (ready == 0) return absl::DeadlineExceededError("No message came in time");
-    if (errno != EINTR) return absl::ErrnoToStatus(errno, "Cannot wait for the stream");
-  }
 }
 
 }  // namespace
@@ -70,10 +84,16 @@ absl::Status MessageStream::Write(const google::protobuf::MessageLite& message) 
   message.AppendToString(&bytes);
 
   absl::MutexLock lock(&write_mutex_);
+  const Deadline deadline(patience_);
   for (size_t put = 0; put < bytes.size();) {
-    // Without the flag a peer that died would end this process too.
-    const ssize_t count = send(fd_, bytes.data() + put, bytes.size() - put, MSG_NOSIGNAL);
-    if (count < 0 && errno == EINTR) continue;
+    if (absl::Status status = WaitFor(fd_, POLLOUT, deadline); !status.ok()) {
+      if (!absl::IsDeadlineExceeded(status)) return status;
+      return absl::UnavailableError("The peer does not read");
+    }
+    // Without the first flag a peer that died would end this process too.
+    const ssize_t count =
+        send(fd_, bytes.data() + put, bytes.size() - put, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (count < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     if (count < 0 && (errno == EPIPE || errno == ECONNRESET)) {
       return absl::UnavailableError("The peer closed the stream");
     }
@@ -84,12 +104,13 @@ absl::Status MessageStream::Write(const google::protobuf::MessageLite& message) 
 }
 
 absl::Status MessageStream::Read(google::protobuf::MessageLite& message, absl::Duration timeout) {
-  if (absl::Status status = WaitReadable(fd_, timeout); !status.ok()) return status;
+  if (absl::Status status = WaitFor(fd_, POLLIN, Deadline(timeout)); !status.ok()) return status;
+  const Deadline deadline(patience_);
   uint64_t size = 0;
   for (int i = 0;; ++i) {
     char byte;
     size_t got;
-    if (absl::Status status = ReadExactly(fd_, &byte, 1, got); !status.ok()) {
+    if (absl::Status status = ReadExactly(fd_, &byte, 1, deadline, got); !status.ok()) {
       if (i == 0 || !absl::IsOutOfRange(status)) return status;
       return absl::DataLossError("The stream ended inside a message's length");
     }
@@ -107,7 +128,8 @@ absl::Status MessageStream::Read(google::protobuf::MessageLite& message, absl::D
     const size_t before = bytes.size();
     bytes.resize(std::min<uint64_t>(size, before + kReadBytes));
     size_t got;
-    if (absl::Status status = ReadExactly(fd_, &bytes[before], bytes.size() - before, got);
+    if (absl::Status status =
+            ReadExactly(fd_, &bytes[before], bytes.size() - before, deadline, got);
         !status.ok()) {
       if (!absl::IsOutOfRange(status)) return status;
       return absl::DataLossError(absl::StrCat("The stream ended inside a message: ", before + got,

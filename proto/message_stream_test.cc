@@ -125,6 +125,29 @@ TEST(MessageStream, WritingToADeadPeerIsUnavailable) {
   EXPECT_EQ(pair.near->Write(EngineReply()).code(), absl::StatusCode::kUnavailable);
 }
 
+TEST(MessageStream, HalfAMessageHoldsNobody) {
+  for (const std::string& half : {std::string("\x80"), std::string("\x05") + "ab"}) {
+    Pair pair;
+    MessageStream near(dup(pair.fds[0]), absl::Milliseconds(20));
+    pair.SendRaw(half);
+    EngineReply reply;
+    const absl::Status status = near.Read(reply);
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(status.message(), "The stream stopped inside a message");
+  }
+}
+
+TEST(MessageStream, APeerThatDoesNotReadHoldsNobody) {
+  Pair pair;
+  MessageStream near(dup(pair.fds[0]), absl::Milliseconds(20));
+  EngineReply reply;
+  // More than a socket buffers.
+  reply.mutable_progress()->set_message(std::string(8 << 20, 'x'));
+  const absl::Status status = near.Write(reply);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(), "The peer does not read");
+}
+
 TEST(MessageStream, ReadingTimesOutAndShutdownWakesTheReader) {
   Pair pair;
   EngineReply reply;

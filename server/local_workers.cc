@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "base/backoff.h"
 #include "base/child_process.h"
+#include "base/clock.h"
 #include "spdlog/spdlog.h"
 
 namespace qpruner::server {
@@ -27,8 +28,9 @@ struct Slot {
   std::string name;
   Backoff backoff;
   std::unique_ptr<ChildProcess> process;
-  absl::Time started = absl::InfinitePast();
-  absl::Time start_at = absl::InfinitePast();
+  // By the monotonic clock.
+  absl::Duration started = -absl::InfiniteDuration();
+  absl::Duration start_at = -absl::InfiniteDuration();
 };
 
 }  // namespace
@@ -52,7 +54,7 @@ void LocalWorkers::Supervise() {
   std::vector<Slot> slots;
   for (int i = 1; i <= options_.count; ++i) slots.emplace_back(NameOf(i), i);
   while (true) {
-    const absl::Time now = absl::Now();
+    const absl::Duration now = RealClock().Monotonic();
     for (size_t i = 0; i < slots.size(); ++i) {
       Slot& slot = slots[i];
       if (slot.process) {
@@ -101,13 +103,13 @@ void LocalWorkers::Supervise() {
     if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kPollInterval)) break;
   }
   // All at once, then each with what is left of the grace.
-  const absl::Time deadline = absl::Now() + options_.stop_grace;
+  const absl::Duration deadline = RealClock().Monotonic() + options_.stop_grace;
   for (Slot& slot : slots) {
     if (slot.process) slot.process->SignalGroup(SIGTERM);
   }
   for (Slot& slot : slots) {
     if (!slot.process) continue;
-    slot.process->WaitFor(std::max(deadline - absl::Now(), absl::ZeroDuration()));
+    slot.process->WaitFor(std::max(deadline - RealClock().Monotonic(), absl::ZeroDuration()));
     slot.process->Kill();
   }
 }

@@ -195,9 +195,11 @@ int Main(int argc, char** argv) {
       "--worker-arg", options.worker_arguments,
       "Further argument of the local workers' program, as --worker-arg=--hub=off; may be "
       "repeated");
-  app.add_option("--model-root", options.validation.model_roots,
-                 "file:// models and texts must lie below this folder; may be repeated")
-      ->capture_default_str();
+  const CLI::Option* model_roots =
+      app.add_option("--model-root", options.validation.model_roots,
+                     "file:// models and texts must lie below this folder; may be repeated. "
+                     "Default: /, and with --token-file none")
+          ->default_str("");
   const auto add_duration = [&app](const char* name, absl::Duration& value, const char* help) {
     app.add_option_function<std::string>(
            name,
@@ -282,6 +284,10 @@ int Main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
 
+  // Clients of different projects must not read each other's files, nor the server's.
+  if (!options.token_file.empty() && model_roots->count() == 0) {
+    options.validation.model_roots.clear();
+  }
   absl::StatusOr<std::string> password = ReadPostgresPassword(postgres_password_file);
   if (!password.ok()) {
     spdlog::error("--postgres-password-file: {}", std::string(password.status().message()));

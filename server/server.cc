@@ -68,6 +68,12 @@ constexpr int kDownloadThreads = 8;
 // Of unary calls and uploads, each of which takes one while it waits for a disk; gRPC's own bound
 // is none.
 constexpr int kMaxCallThreads = 2048;
+// Of gRPC's buffers for all connections: who calls is known only once its whole request is here,
+// and requests may be begun by anyone. Beyond it gRPC reads in smaller pieces and ends calls. 192
+// transfers of a MiB are a third of it.
+constexpr size_t kMaxCallMemoryBytes = size_t{512} << 20;
+// A connection without a call for so long is closed: the next call opens another.
+constexpr absl::Duration kMaxConnectionIdle = absl::Minutes(5);
 // A peer that takes nothing, or sends nothing of what it announced, for so long has lost its
 // stream: far longer than a connection that works pauses, and a few such at a time are all there
 // are.
@@ -298,11 +304,14 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
   builder.SetSyncServerOption(SyncOption::MAX_POLLERS, kIdleCallThreads);
   grpc::ResourceQuota quota("calls");
   quota.SetMaxThreads(kMaxCallThreads);
+  quota.Resize(kMaxCallMemoryBytes);
   builder.SetResourceQuota(quota);
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   builder.SetMaxSendMessageSize(kMaxReplyBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxCallsAConnection);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS,
+                             static_cast<int>(absl::ToInt64Milliseconds(kMaxConnectionIdle)));
   SetKeepalive(builder);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(p.metrics.CallCounter());
@@ -354,6 +363,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options, Clo
     for (const std::string& root : p.options.validation.model_roots) {
       arguments.push_back("--model-root=" + root);
     }
+    if (arguments.empty()) arguments.push_back("--model-root=none");
     arguments.insert(arguments.end(), p.options.worker_arguments.begin(),
                      p.options.worker_arguments.end());
     p.local_workers = std::make_unique<LocalWorkers>(

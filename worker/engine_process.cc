@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "proto/engine_errors.h"
 #include "proto/status_codec.h"
@@ -84,7 +85,10 @@ absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(Options opti
 }
 
 EngineProcess::EngineProcess(Options options, std::unique_ptr<ChildProcess> child, int fd)
-    : options_(std::move(options)), pid_(child->pid()), stream_(fd), child_(std::move(child)) {}
+    : options_(std::move(options)),
+      pid_(child->pid()),
+      stream_(fd, options_.silence_limit),
+      child_(std::move(child)) {}
 
 EngineProcess::~EngineProcess() { Kill(); }
 
@@ -125,10 +129,12 @@ absl::Status EngineProcess::Died(absl::string_view circumstance) {
 }
 
 absl::Status EngineProcess::ReadReply(EngineReply& reply, absl::Duration limit) {
-  const absl::Time deadline = absl::Now() + limit;
+  // A clock that goes on while a wall clock is set back.
+  const absl::Duration deadline = RealClock().Monotonic() + limit;
   while (true) {
     // Looking at the process in between finds its end although a descendant holds the socket.
-    const absl::Duration slice = std::min(deadline - absl::Now(), absl::Milliseconds(500));
+    const absl::Duration slice =
+        std::min(deadline - RealClock().Monotonic(), absl::Milliseconds(500));
     const absl::Status status = stream_.Read(reply, std::max(slice, absl::ZeroDuration()));
     if (status.ok()) return status;
     if (!absl::IsDeadlineExceeded(status)) {
@@ -139,7 +145,7 @@ absl::Status EngineProcess::ReadReply(EngineReply& reply, absl::Duration limit) 
       return Died(status.message());
     }
     if (Ended()) return Died("it left a descendant behind");
-    if (absl::Now() >= deadline) {
+    if (RealClock().Monotonic() >= deadline) {
       return Died(absl::StrCat("it was silent for ", absl::FormatDuration(limit)));
     }
   }

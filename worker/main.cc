@@ -75,6 +75,7 @@ absl::Status ConfigureSources(const std::vector<std::string>& model_roots, const
                               WorkerLoop::Options& options) {
   ModelSourceOptions& sources = options.model_sources;
   std::vector<std::string> folders;
+  bool no_folders = false;
   for (const std::string& root : model_roots) {
     if (absl::StartsWith(root, "s3://")) {
       const absl::StatusOr<S3Location> location = S3Location::Parse(root);
@@ -85,12 +86,18 @@ absl::Status ConfigureSources(const std::vector<std::string>& model_roots, const
       sources.s3_models.push_back(*location);
     } else if (absl::StartsWith(root, "/")) {
       folders.push_back(root);
+    } else if (root == "none") {
+      no_folders = true;
     } else {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "--model-root must be an absolute folder or s3://bucket/prefix, is \"", root, "\""));
+      return absl::InvalidArgumentError(
+          absl::StrCat("--model-root must be an absolute folder, s3://bucket/prefix or none, is \"",
+                       root, "\""));
     }
   }
-  if (!folders.empty()) options.model_roots = std::move(folders);
+  if (no_folders && !folders.empty()) {
+    return absl::InvalidArgumentError("--model-root is none, and a folder as well");
+  }
+  if (no_folders || !folders.empty()) options.model_roots = std::move(folders);
   std::string token = TakeFromEnvironment("HF_TOKEN");
   if (hub != "off") {
     absl::string_view host = hub;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/resource_name.h"
 #include "base/status_macros.h"
 #include "base/stoppable_sleep.h"
@@ -225,14 +226,14 @@ void WorkerLoop::WorkOn(const Lease& lease, const TaskSpec& task, const std::sto
   const std::stop_callback on_lost(stop.get_token(), [&] {
     if (!brief) give_up.request_stop();
   });
-  const absl::Time brief_end = absl::Now() + kHandBackDeadline;
+  const absl::Duration brief_end = RealClock().Monotonic() + kHandBackDeadline;
   const absl::Status completed = WithReconnect(give_up.get_token(), "completing the task", [&] {
     google::protobuf::Empty response;
     grpc::ClientContext context;
-    SetDeadline(context, brief ? brief_end - absl::Now() : kCallDeadline);
+    SetDeadline(context, brief ? brief_end - RealClock().Monotonic() : kCallDeadline);
     const std::stop_callback cancel(give_up.get_token(), [&context] { context.TryCancel(); });
     const absl::Status status = FromGrpcStatus(server_.CompleteTask(&context, request, &response));
-    if (brief && absl::Now() >= brief_end) give_up.request_stop();
+    if (brief && RealClock().Monotonic() >= brief_end) give_up.request_stop();
     return status;
   });
   if (completed.ok()) {

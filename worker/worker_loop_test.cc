@@ -401,6 +401,15 @@ TEST_F(WorkerLoopTest, ASilentEngineIsKilled) {
   EXPECT_THAT(completion.error().message(), HasSubstr("silent for 100ms"));
 }
 
+TEST_F(WorkerLoopTest, AnEngineThatStopsInsideAMessageIsKilled) {
+  options_.engine.silence_limit = absl::Milliseconds(100);
+  server_.Queue("half");
+  Start();
+  const CompleteTaskRequest completion = server_.WaitForCompletion(1);
+  EXPECT_EQ(CodeOf(completion), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(completion.error().message(), HasSubstr("stopped inside a message"));
+}
+
 TEST_F(WorkerLoopTest, AnErrorOfTheTaskIsPassedOnAndTheEngineStays) {
   server_.Queue("copy");
   server_.Queue("error");

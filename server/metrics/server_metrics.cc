@@ -12,7 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "prometheus/collectable.h"
 #include "prometheus/counter.h"
@@ -257,14 +257,14 @@ ServerMetrics::CallCounter() {
   class Call final : public Interceptor {
    public:
     Call(MethodSeries& series, std::atomic<int64_t>& open)
-        : series_(series), open_(open), start_(absl::Now()) {
+        : series_(series), open_(open), start_(RealClock().Monotonic()) {
       ++open_;
     }
     ~Call() override { --open_; }
     void Intercept(InterceptorBatchMethods* methods) override {
       if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
         series_.Ended(methods->GetSendStatus().error_code()).Increment();
-        series_.duration().Observe(absl::ToDoubleSeconds(absl::Now() - start_));
+        series_.duration().Observe(absl::ToDoubleSeconds(RealClock().Monotonic() - start_));
       }
       methods->Proceed();
     }
@@ -272,7 +272,7 @@ ServerMetrics::CallCounter() {
    private:
     MethodSeries& series_;
     std::atomic<int64_t>& open_;
-    const absl::Time start_;
+    const absl::Duration start_;
   };
   class Factory final : public grpc::experimental::ServerInterceptorFactoryInterface {
    public:

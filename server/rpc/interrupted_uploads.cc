@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/stoppable_sleep.h"
 
 namespace qpruner::server {
@@ -54,11 +54,11 @@ void InterruptedUploads::Running::Keep(std::unique_ptr<ArtifactWriter> writer,
 int64_t InterruptedUploads::ReceivedBytes(const std::string& key) {
   // gRPC may run what follows from a call's end on this thread: outside of the lock.
   for (const std::function<void()>& end_call : TakeEndings(key)) end_call();
-  const absl::Time last = absl::Now() + kEndingTakesAtMost;
+  const absl::Duration last = RealClock().Monotonic() + kEndingTakesAtMost;
   absl::MutexLock lock(&mutex_);
   const auto runs = [&](const Running* running) { return running->key_ == key; };
   while (std::any_of(running_.begin(), running_.end(), runs)) {
-    if (ended_.WaitWithDeadline(&mutex_, last)) break;
+    if (ended_.WaitWithTimeout(&mutex_, last - RealClock().Monotonic())) break;
   }
   const auto kept = Find(key);
   return kept == kept_.end() ? 0 : kept->received_bytes;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_split.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "spdlog/spdlog.h"
 
@@ -97,9 +98,11 @@ void PostgresFeed::RunUntilStopped() {
     spdlog::warn("changes of other servers are not heard, will connect again: {}",
                  std::string(status.message()));
     // Announcements wake it too: they must not shorten the wait.
-    const absl::Time until = absl::Now() + absl::Milliseconds(backoff);
-    while (!stopping() && absl::Now() < until) {
-      Wait(-1, static_cast<int>(absl::ToInt64Milliseconds(until - absl::Now())) + 1);
+    const absl::Duration until = RealClock().Monotonic() + absl::Milliseconds(backoff);
+    while (!stopping()) {
+      const absl::Duration left = until - RealClock().Monotonic();
+      if (left <= absl::ZeroDuration()) break;
+      Wait(-1, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
     }
     backoff = std::min(2 * backoff, kMaxBackoffMs);
   }

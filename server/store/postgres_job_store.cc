@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "server/store/postgres_connection.h"
 #include "server/store/postgres_feed.h"
@@ -147,7 +148,7 @@ class PostgresJobStore final : public JobStore {
     constexpr absl::Duration kTellAgainAfter = absl::Seconds(10);
     {
       std::lock_guard lock(told_mutex_);
-      const absl::Time now = absl::Now();
+      const absl::Duration now = RealClock().Monotonic();
       if (failure == told_ && now < tell_again_) return WithoutDetails(failure);
       told_ = failure;
       tell_again_ = now + kTellAgainAfter;
@@ -158,7 +159,7 @@ class PostgresJobStore final : public JobStore {
 
   template <typename Attempt>
   absl::Status RunAgainAfterFailure(Attempt attempt) {
-    const absl::Time deadline = absl::Now() + options_.patience;
+    const absl::Duration deadline = RealClock().Monotonic() + options_.patience;
     for (int conflicts = 0;;) {
       absl::StatusOr<std::unique_ptr<PostgresConnection>> connection = pool_.Take(deadline);
       if (!connection.ok()) return Conceal(connection.status());
@@ -169,7 +170,7 @@ class PostgresJobStore final : public JobStore {
           // What the body itself has answered.
           return outcome.status;
         case Failure::kConflict:
-          if (++conflicts >= kMaxConflicts || absl::Now() >= deadline) {
+          if (++conflicts >= kMaxConflicts || RealClock().Monotonic() >= deadline) {
             return Conceal(outcome.status);
           }
           // The other transaction holds its locks for milliseconds; each further time a little
@@ -177,7 +178,7 @@ class PostgresJobStore final : public JobStore {
           absl::SleepFor(absl::Milliseconds(1 << std::min(conflicts, 6)));
           break;
         case Failure::kLost:
-          if (absl::Now() >= deadline) return Conceal(outcome.status);
+          if (RealClock().Monotonic() >= deadline) return Conceal(outcome.status);
           break;
         case Failure::kOther:
           return Conceal(outcome.status);
@@ -191,7 +192,7 @@ class PostgresJobStore final : public JobStore {
   std::mutex told_mutex_;
   // Guarded by told_mutex_.
   absl::Status told_;
-  absl::Time tell_again_ = absl::InfinitePast();
+  absl::Duration tell_again_ = -absl::InfiniteDuration();
 };
 
 }  // namespace
@@ -204,7 +205,7 @@ absl::StatusOr<std::unique_ptr<JobStore>> OpenPostgresJobStore(PostgresOptions o
   {
     PostgresPool first(options);
     ASSIGN_OR_RETURN(std::unique_ptr<PostgresConnection> connection,
-                     first.Take(absl::Now() + options.patience));
+                     first.Take(RealClock().Monotonic() + options.patience));
     RETURN_IF_ERROR(MigratePostgresSchema(*connection));
   }
   return std::make_unique<PostgresJobStore>(std::move(options));

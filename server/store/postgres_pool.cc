@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "base/clock.h"
 #include "spdlog/spdlog.h"
 
 namespace qpruner::server {
@@ -15,7 +15,7 @@ constexpr absl::Duration kMaxBackoff = absl::Seconds(1);
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<PostgresConnection>> PostgresPool::Take(absl::Time deadline) {
+absl::StatusOr<std::unique_ptr<PostgresConnection>> PostgresPool::Take(absl::Duration deadline) {
   std::unique_lock lock(mutex_);
   absl::Status last = absl::UnavailableError("PostgreSQL: every connection is in use");
   for (;;) {
@@ -24,7 +24,7 @@ absl::StatusOr<std::unique_ptr<PostgresConnection>> PostgresPool::Take(absl::Tim
       idle_.pop_back();
       return connection;
     }
-    const absl::Time now = absl::Now();
+    const absl::Duration now = RealClock().Monotonic();
     const bool may_try = reachable_ || (!connecting_ && now >= next_try_);
     if (open_count_ < options_.connection_count && may_try) {
       ++open_count_;
@@ -48,13 +48,14 @@ absl::StatusOr<std::unique_ptr<PostgresConnection>> PostgresPool::Take(absl::Tim
       if (reachable_ && absl::IsUnavailable(last)) spdlog::warn("{}", std::string(last.message()));
       reachable_ = false;
       backoff_ = std::clamp(2 * backoff_, kFirstBackoff, kMaxBackoff);
-      next_try_ = absl::Now() + backoff_;
+      next_try_ = RealClock().Monotonic() + backoff_;
       if (!absl::IsUnavailable(last)) return last;
       continue;
     }
     if (now >= deadline) return last;
-    const absl::Time until = reachable_ || connecting_ ? deadline : std::min(deadline, next_try_);
-    changed_.wait_until(lock, absl::ToChronoTime(until));
+    const absl::Duration until =
+        reachable_ || connecting_ ? deadline : std::min(deadline, next_try_);
+    changed_.wait_for(lock, absl::ToChronoNanoseconds(until - now));
   }
 }
 

@@ -21,8 +21,9 @@ class PostgresPool {
 
   // A connection for the caller alone: an idle one, else a new one, else the next that is given
   // back. While the database cannot be reached or refuses, one caller at a time tries, with
-  // back-off. Blocks. UNAVAILABLE: not until `deadline`. Other errors: as Connect.
-  absl::StatusOr<std::unique_ptr<PostgresConnection>> Take(absl::Time deadline);
+  // back-off. Blocks. UNAVAILABLE: not until `deadline`, by RealClock().Monotonic(). Other errors:
+  // as Connect.
+  absl::StatusOr<std::unique_ptr<PostgresConnection>> Take(absl::Duration deadline);
   // Every connection that was taken comes back. When one is lost, the idle ones are too: they
   // broke with the server.
   void Return(std::unique_ptr<PostgresConnection> connection);
@@ -37,7 +38,7 @@ class PostgresPool {
   bool reachable_ = true;
   bool connecting_ = false;  // Someone tries, while not reachable.
   absl::Duration backoff_;
-  absl::Time next_try_ = absl::InfinitePast();
+  absl::Duration next_try_ = -absl::InfiniteDuration();  // Monotonic.
 };
 
 }  // namespace qpruner::server

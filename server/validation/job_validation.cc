@@ -152,7 +152,11 @@ void CheckUri(FieldChecker& check, const std::string& field, absl::string_view u
       return;
     }
   }
-  if (!IsBelowAnyRoot(std::string(rest), options.model_roots)) {
+  if (options.model_roots.empty()) {
+    check.Fail(field, absl::StrCat("must not be file://, of which this server allows no folder "
+                                   "(--model-root), is ",
+                                   Quoted(uri)));
+  } else if (!IsBelowAnyRoot(std::string(rest), options.model_roots)) {
     check.Fail(field,
                absl::StrCat("must lie below one of the folders this server allows (",
                             absl::StrJoin(options.model_roots, ", "), "), is ", Quoted(uri)));

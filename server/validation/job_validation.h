@@ -21,7 +21,7 @@ inline constexpr int64_t kLeastDeviceMemoryBytes = int64_t{64} << 20;
 
 struct JobValidationOptions {
   // file:// uris must lie in one of these folders. The default serves a single user on one machine,
-  // whose own rights are the limit.
+  // whose own rights are the limit. None: there are no such uris.
   std::vector<std::string> model_roots = {"/"};
 };
 

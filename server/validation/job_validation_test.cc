@@ -447,6 +447,12 @@ TEST(JobValidation, FilesMustLieBelowAnAllowedRoot) {
   EXPECT_TRUE(allowed("file:///data/llama"));
   EXPECT_FALSE(allowed("file:///models-of-others/llama"));
   EXPECT_FALSE(allowed("file:///etc"));
+
+  const absl::Status none = ValidateCreateJob(request, {.model_roots = {}}).status();
+  ASSERT_EQ(FieldViolations(none).size(), 1u) << none;
+  EXPECT_EQ(FieldViolations(none)[0].field, "job.spec.model.uri");
+  EXPECT_THAT(FieldViolations(none)[0].description,
+              testing::HasSubstr("this server allows no folder (--model-root)"));
 }
 
 TEST(JobValidation, FingerprintIgnoresTheRequestIdAndNothingElse) {

@@ -44,7 +44,7 @@ absl::Status FileRoots::CheckUri(const std::string& field, const std::string& ur
   const auto refuse = [&](const std::string& which) {
     return absl::FailedPreconditionError(
         absl::StrCat(field, ": leads outside of the folders that this worker reads (--model-root ",
-                     absl::StrJoin(roots_, ", "), "): ", which));
+                     roots_.empty() ? "none" : absl::StrJoin(roots_, ", "), "): ", which));
   };
   if (!Allows(path)) return refuse(path);
   std::error_code error;

@@ -44,6 +44,14 @@ TEST_F(FileRootsTest, AllowsWhatLiesBelow) {
   EXPECT_TRUE(FileRoots({"/"}).Check({}).ok());
 }
 
+TEST_F(FileRootsTest, NoRootAllowsNothing) {
+  v1::CompressionSpec spec;
+  spec.mutable_model()->set_uri("file:///");
+  EXPECT_TRUE(absl::IsFailedPrecondition(FileRoots({}).Check(spec)));
+  spec.mutable_model()->set_uri("builtin://stories260k");
+  EXPECT_TRUE(FileRoots({}).Check(spec).ok());
+}
+
 TEST_F(FileRootsTest, LinksDoNotLeadOut) {
   fs::create_directory_symlink(folder_ / "secrets", folder_ / "models/link");
   EXPECT_TRUE(absl::IsFailedPrecondition(Check("models/link")));

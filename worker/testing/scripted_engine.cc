@@ -115,6 +115,13 @@ void Serve() {
     } else if (script == "garbage") {
       [[maybe_unused]] const ssize_t put = write(kAgentFd, "\xff\xff\xff\xff\xff", 5);
       while (true) pause();
+    } else if (script == "half") {
+      // A length of 5, and two bytes.
+      [[maybe_unused]] const ssize_t put = write(kAgentFd,
+                                                 "\x05"
+                                                 "ab",
+                                                 3);
+      while (true) pause();
     } else {
       while (true) pause();  // Silent.
     }

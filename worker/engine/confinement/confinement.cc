@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -156,10 +157,24 @@ void ConfineSystemCalls(const ConfinementOptions& options, Confinement& confinem
   refuse_if(SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_NE, own));
   refuse(SCMP_SYS(tkill));
   refuse(SCMP_SYS(pidfd_send_signal));
-  // No namespace in which it would be root. A filter cannot look into clone3's arguments; the C
-  // library goes on with clone where there is no clone3.
-  refuse_if(SCMP_SYS(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_NEWUSER, CLONE_NEWUSER));
+  // Threads, but no other process: it would outlive the task in a group of its own, and have limits
+  // of its own. Nor a namespace in which it would be root, which threads cannot have. A filter
+  // cannot look into clone3's arguments; the C library goes on with clone where there is no clone3.
+  refuse_if(SCMP_SYS(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0));
   if (error == 0) error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+  for (const int call : {SCMP_SYS(fork), SCMP_SYS(vfork), SCMP_SYS(setsid), SCMP_SYS(setpgid)}) {
+    refuse(call);
+  }
+  // No memory that RLIMIT_DATA does not count. A GPU's driver needs some.
+  if (!options.local_sockets) {
+    refuse(SCMP_SYS(memfd_create));
+    refuse(SCMP_SYS(shmget));
+    constexpr scmp_datum_t kShared = MAP_SHARED | MAP_ANONYMOUS;
+    if (error == 0) {
+      error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(mmap), 1,
+                               SCMP_A3(SCMP_CMP_MASKED_EQ, kShared, kShared));
+    }
+  }
   // No other program.
   refuse(SCMP_SYS(execve));
   refuse(SCMP_SYS(execveat));

@@ -2,8 +2,9 @@
 //
 // Model files are hostile input. Readers are strict, but should one of them be taken over all the
 // same, the process can then write nothing but its own output, reach no network, start no program
-// and neither fill the machine's memory nor, where that was asked for, take all of its processors.
-// The agent, which holds the token and the connection to the server, is another process.
+// or process, and neither fill the machine's memory nor, where that was asked for, take all of its
+// processors. The agent, which holds the token and the connection to the server, is another
+// process.
 #ifndef QPRUNER_WORKER_ENGINE_CONFINEMENT_CONFINEMENT_H_
 #define QPRUNER_WORKER_ENGINE_CONFINEMENT_CONFINEMENT_H_
 
@@ -40,7 +41,7 @@ struct ConfinementOptions {
 // What holds now.
 struct Confinement {
   bool files = false;         // Landlock: `writable` and `readable`.
-  bool system_calls = false;  // seccomp: no sockets, no new program, no look at others.
+  bool system_calls = false;  // seccomp: no sockets, no other process, no look at others.
   int64_t memory_bytes = 0;   // 0: no limit.
   int cpus = 0;               // 0: no limit but what the process had before.
   // Why something does not hold, one reason each: an old kernel, or one that does not allow it.

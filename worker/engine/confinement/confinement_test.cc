@@ -7,7 +7,9 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -141,17 +143,55 @@ TEST_F(ConfinementTest, ThereIsNoNetworkAndNoOtherProgram) {
               return Errno(made > 0);
             }),
             EPERM);
-  // It can still make threads and processes of its own program.
+  // It can still make threads.
   EXPECT_EQ(Confined([] {
-              const pid_t child = fork();
-              if (child == 0) _exit(0);
-              return Errno(child > 0 && waitpid(child, nullptr, 0) == child);
+              int made = 1;
+              std::thread([&made] { made = 0; }).join();
+              return made;
             }),
             0);
   // A GPU's driver needs those of this machine.
   options_.local_sockets = true;
   EXPECT_EQ(Confined([] { return Errno(socket(AF_INET, SOCK_STREAM, 0) >= 0); }), EPERM);
   EXPECT_EQ(Confined([] { return Errno(socket(AF_UNIX, SOCK_STREAM, 0) >= 0); }), 0);
+}
+
+TEST_F(ConfinementTest, ItStaysOneProcessWhichCanBeEnded) {
+  if (!Holds(&Confinement::system_calls)) GTEST_SKIP() << "This kernel has no seccomp filters";
+  EXPECT_EQ(Confined([] {
+              const pid_t child = fork();
+              if (child == 0) _exit(0);
+              return Errno(child > 0);
+            }),
+            EPERM);
+  for (const long call : {SYS_fork, SYS_vfork}) {
+    EXPECT_EQ(Confined([call] {
+                const long child = syscall(call);
+                if (child == 0) _exit(0);
+                return Errno(child > 0);
+              }),
+              EPERM);
+  }
+  EXPECT_EQ(Confined([] { return Errno(setsid() >= 0); }), EPERM);
+  EXPECT_EQ(Confined([] { return Errno(setpgid(0, 0) == 0); }), EPERM);
+}
+
+TEST_F(ConfinementTest, NoMemoryIsOutsideOfTheLimit) {
+  if (!Holds(&Confinement::system_calls)) GTEST_SKIP() << "This kernel has no seccomp filters";
+  const auto share = [](int flags) {
+    return Errno(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0) !=
+                 MAP_FAILED);
+  };
+  EXPECT_EQ(Confined([&] { return share(MAP_PRIVATE); }), 0);
+  EXPECT_EQ(Confined([&] { return share(MAP_SHARED); }), EPERM);
+  EXPECT_EQ(Confined([] { return Errno(memfd_create("x", 0) >= 0); }), EPERM);
+  EXPECT_EQ(Confined([] { return Errno(shmget(IPC_PRIVATE, 4096, 0600) >= 0); }), EPERM);
+  // Files are mapped as before.
+  EXPECT_EQ(Confined([this] {
+              const int fd = open((folder_ / "own/file").c_str(), O_RDONLY);
+              return Errno(mmap(nullptr, 4, PROT_READ, MAP_SHARED, fd, 0) != MAP_FAILED);
+            }),
+            0);
 }
 
 TEST_F(ConfinementTest, MemoryAndFilesHaveAnEnd) {
