@@ -81,7 +81,8 @@ TEST_F(InterruptedUploadsTest, AreBoundedInNumber) {
 
 TEST_F(InterruptedUploadsTest, ACallThatStillRunsIsEndedAndWaitedFor) {
   std::thread call;
-  auto running = std::make_unique<InterruptedUploads::Running>(uploads_, "a", [&] {
+  std::unique_ptr<InterruptedUploads::Running> running;
+  running = std::make_unique<InterruptedUploads::Running>(uploads_, "a", [&] {
     call = std::thread([&] {
       running->Keep(std::make_unique<CountedWriter>(writers_), 5);
       running.reset();
