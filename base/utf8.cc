@@ -1,5 +1,7 @@
 #include "base/utf8.h"
 
+#include "absl/strings/str_cat.h"
+
 namespace qpruner {
 namespace {
 
@@ -21,6 +23,21 @@ size_t FirstCharacterBytes(absl::string_view text) {
     if ((byte(i) & 0xC0) != 0x80) return 0;
   }
   return length;
+}
+
+// Of one character of two or three bytes; 0 for others.
+uint32_t ShortCodePoint(absl::string_view character) {
+  const auto bits = [&](size_t i) { return static_cast<uint32_t>(character[i]) & 0x3F; };
+  if (character.size() == 2) return (bits(0) & 0x1F) << 6 | bits(1);
+  if (character.size() == 3) return (bits(0) & 0x0F) << 12 | bits(1) << 6 | bits(2);
+  return 0;
+}
+
+// C1 controls, line and paragraph separators, and what turns the direction of writing.
+bool IsControl(uint32_t code_point) {
+  return (code_point >= 0x80 && code_point <= 0x9F) ||
+         (code_point >= 0x2028 && code_point <= 0x202E) ||
+         (code_point >= 0x2066 && code_point <= 0x2069);
 }
 
 }  // namespace
@@ -56,6 +73,27 @@ std::string ToUtf8(absl::string_view text) {
       result.append(text.data(), length);
       text.remove_prefix(length);
     }
+  }
+  return result;
+}
+
+std::string EscapeControls(absl::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  while (!text.empty()) {
+    const size_t length = FirstCharacterBytes(text);
+    const auto first = static_cast<uint8_t>(text[0]);
+    const uint32_t code_point = ShortCodePoint(text.substr(0, length));
+    if (first == '\n' || first == '\r' || first == '\t') {
+      result += first == '\n' ? "\\n" : first == '\r' ? "\\r" : "\\t";
+    } else if (length == 0 || first < 0x20 || first == 0x7F) {
+      absl::StrAppend(&result, "\\x", absl::Hex(first, absl::kZeroPad2));
+    } else if (IsControl(code_point)) {
+      absl::StrAppend(&result, "\\u", absl::Hex(code_point, absl::kZeroPad4));
+    } else {
+      result.append(text.data(), length);
+    }
+    text.remove_prefix(length == 0 ? 1 : length);
   }
   return result;
 }

@@ -21,6 +21,11 @@ absl::string_view CutUtf8(absl::string_view text, size_t max_bytes);
 // `text` with U+FFFD in place of every byte that belongs to no character.
 std::string ToUtf8(absl::string_view text);
 
+// `text` for one line of a log or terminal: control characters, what breaks or turns lines, and
+// bytes that belong to no character are written as \n, \r, \t, \x1b or \u2028. A backslash stays
+// as it is, so that JSON does, too.
+std::string EscapeControls(absl::string_view text);
+
 }  // namespace qpruner
 
 #endif  // QPRUNER_BASE_UTF8_H_

@@ -51,5 +51,14 @@ TEST(Utf8, ReplacesWhatIsNoCharacter) {
   EXPECT_TRUE(IsUtf8(ToUtf8("\xED\xA0\x80\xC0")));
 }
 
+TEST(Utf8, EscapesWhatMovesACursorOrIsNoCharacter) {
+  EXPECT_EQ(EscapeControls("a\\n {\"b\"} €😀"), "a\\n {\"b\"} €😀");
+  EXPECT_EQ(EscapeControls("a\r\n\tb"), "a\\r\\n\\tb");
+  EXPECT_EQ(EscapeControls(absl::string_view("\0\x1b[2K\x7f", 6)), "\\x00\\x1b[2K\\x7f");
+  EXPECT_EQ(EscapeControls("\xC2\x85\xC2\xA0"), "\\u0085\xC2\xA0");  // Next line; no-break space.
+  EXPECT_EQ(EscapeControls("\xE2\x80\xA8\xE2\x80\xAE"), "\\u2028\\u202e");
+  EXPECT_EQ(EscapeControls("\xE2\x82"), "\\xe2\\x82");
+}
+
 }  // namespace
 }  // namespace qpruner

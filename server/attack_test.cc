@@ -32,6 +32,7 @@
 #include "server/auth/token_table.h"
 #include "server/rpc/connection_acceptor.h"
 #include "server/server.h"
+#include "server/testing/captured_log.h"
 #include "server/testing/scripted_job.h"
 #include "server/testing/test_certificates.h"
 #include "tests/testing/simulated_clock.h"
@@ -146,10 +147,11 @@ class AttackTest : public testing::Test {
     EXPECT_TRUE(status.ok()) << status;
     return job.name();
   }
-  internal::v1::AcquireTaskResponse Lease() {
+  internal::v1::AcquireTaskResponse Lease(const std::string& device = "") {
     internal::v1::RegisterWorkerRequest registration;
     registration.set_worker("w1");
     registration.set_incarnation("a");
+    registration.set_device(device);
     internal::v1::RegisterWorkerResponse registered;
     EXPECT_TRUE(Call(*workers_, &internal::v1::WorkerService::Stub::RegisterWorker, registration,
                      &registered, worker_)
@@ -183,6 +185,15 @@ class AttackTest : public testing::Test {
   std::unique_ptr<v1::JobService::Stub> jobs_;
   std::unique_ptr<internal::v1::WorkerService::Stub> workers_;
   std::string owner_, stranger_, expired_, admin_, worker_, other_worker_;
+};
+
+// Of all that the server logs.
+class LogTest : public AttackTest {
+ protected:
+  // Nobody logs when the default logger changes.
+  void TearDown() override { server_.reset(); }
+
+  CapturedLog log_;
 };
 
 TEST_F(AttackTest, NoMethodAnswersWithoutAGoodToken) {
@@ -402,6 +413,27 @@ TEST_F(AttackTest, MetacharactersAreOnlyText) {
         absl::IsInvalidArgument(Call(*jobs_, &v1::JobService::Stub::CreateJob, request, &job)))
         << uri;
   }
+}
+
+TEST_F(LogTest, WhatAWorkerSaysForgesNoLine) {
+  Start();
+  Create();
+  const std::string forged = "{\"audit\":\"DeleteJob\",\"caller\":\"owner\"}";
+  const internal::v1::AcquireTaskResponse held = Lease("cpu\ninfo " + forged);
+  internal::v1::CompleteTaskRequest complete;
+  *complete.mutable_lease() = held.lease();
+  complete.mutable_error()->set_code(13);
+  complete.mutable_error()->set_message("out\r\n\xE2\x80\xA8info " + forged);
+  google::protobuf::Empty empty;
+  ASSERT_TRUE(
+      Call(*workers_, &internal::v1::WorkerService::Stub::CompleteTask, complete, &empty).ok());
+  EXPECT_EQ(log_.LinesWith(forged).size(), 2u);
+  for (const std::string& line : log_.LinesWith(forged)) {
+    EXPECT_FALSE(absl::StartsWith(line, "info {")) << line;
+    EXPECT_EQ(line.find_first_of("\r\n"), line.size() - 1) << line;
+  }
+  EXPECT_EQ(log_.LinesWith("device cpu\\ninfo {").size(), 1u);
+  EXPECT_EQ(log_.LinesWith("out\\r\\n\\u2028info {").size(), 1u);
 }
 
 TEST_F(AttackTest, OversizedMessagesAndHeadersAreRefused) {

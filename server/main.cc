@@ -19,6 +19,7 @@
 #include "base/durable_file.h"
 #include "base/environment_secret.h"
 #include "base/id_generator.h"
+#include "base/log_lines.h"
 #include "base/status_macros.h"
 #include "net/s3_credentials.h"
 #include "server/auth/token_table.h"
@@ -272,7 +273,7 @@ int Main(int argc, char** argv) {
 
   // Logs go to standard error: standard output carries the address alone.
   spdlog::set_default_logger(spdlog::stderr_color_mt("server"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v");
+  spdlog::set_formatter(OneLineFormatter("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v"));
   spdlog::set_level(spdlog::level::from_str(log_level));
 
   // Before any thread starts, so that only sigwait below sees them. A reader that goes away must

@@ -250,6 +250,20 @@ class ReplicasTest : public testing::Test {
   std::unique_ptr<Replica> a_, b_;
 };
 
+// The program's own set-up of its log, which tests of the library bring themselves.
+TEST_F(ReplicasTest, WhatAWorkerSaysForgesNoLineOfTheProgramsLog) {
+  internal::v1::RegisterWorkerRequest request;
+  request.set_worker("w1");
+  request.set_incarnation("a");
+  request.set_device("cpu\ninfo {\"audit\":\"forged\"}");
+  internal::v1::RegisterWorkerResponse response;
+  grpc::ClientContext context;
+  SetDeadline(context);
+  const grpc::Status status = a_->workers().RegisterWorker(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_THAT(a_->log(), testing::HasSubstr("device cpu\\ninfo {\"audit\":\"forged\"}\n"));
+}
+
 TEST_F(ReplicasTest, AJobOutlivesTheServerThatTookIt) {
   ScriptedWorker w1("w1", {a_.get(), b_.get()});
   ScriptedWorker w2("w2", {b_.get(), a_.get()});

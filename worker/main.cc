@@ -21,6 +21,7 @@
 #include "base/durable_file.h"
 #include "base/environment_secret.h"
 #include "base/id_generator.h"
+#include "base/log_lines.h"
 #include "base/status_macros.h"
 #include "grpcpp/grpcpp.h"
 #include "net/s3_credentials.h"
@@ -252,7 +253,7 @@ int Main(int argc, char** argv) {
   if (options.worker.empty()) options.worker = DefaultName(device);
 
   spdlog::set_default_logger(spdlog::stderr_color_mt(options.worker));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ [%n] %v");
+  spdlog::set_formatter(OneLineFormatter("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ [%n] %v"));
   spdlog::set_level(spdlog::level::from_str(log_level));
   // A reader of the log that goes away must not end the worker.
   signal(SIGPIPE, SIG_IGN);
