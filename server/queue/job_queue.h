@@ -96,6 +96,7 @@ class JobQueue {
   // --- Workers ---
 
   // Queues the tasks again that an earlier process of this name held. INVALID_ARGUMENT.
+  // RESOURCE_EXHAUSTED, with RetryInfo: JobQueueOptions::max_workers others were heard from lately.
   absl::Status RegisterWorker(const internal::v1::RegisterWorkerRequest& request);
 
   // Calls `done` exactly once: with a task as soon as there is one, or with an empty response
@@ -104,7 +105,7 @@ class JobQueue {
   //
   // A worker has one task at a time: one that asks again while it holds a lease gets the same lease
   // again (the first reply was lost), and an older poll of the same worker ends empty.
-  // FAILED_PRECONDITION: not registered.
+  // FAILED_PRECONDITION: not registered. INVALID_ARGUMENT: `prepared_job` is no job's name.
   int64_t AcquireTask(const internal::v1::AcquireTaskRequest& request, AcquireCallback done);
   // Ends a poll that still waits, with CANCELLED.
   void CancelAcquire(int64_t id);
@@ -166,7 +167,7 @@ class JobQueue {
   // What is known in memory. Each has its own lock, never held while calling out or waiting for
   // the store.
   LeaseTable leases_;
-  WorkerRegistry workers_;
+  WorkerRegistry workers_{static_cast<size_t>(options_.max_workers)};
   ProgressLimiter progress_;
   WorkSignal work_;
 

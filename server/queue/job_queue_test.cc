@@ -12,6 +12,7 @@
 #include "base/durable_file.h"
 #include "base/status_macros.h"
 #include "gmock/gmock.h"
+#include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
 #include "proto/status_codec.h"
 #include "server/artifacts/local_artifact_store.h"
@@ -817,6 +818,130 @@ TEST_F(JobQueueTest, TheLogOfAnAttemptIsBounded) {
   ASSERT_EQ(lines().size(), 102u + 99 + 2);
   EXPECT_THAT(lines()[201], HasSubstr("6 lines of the log left out"));
   EXPECT_THAT(lines()[202], HasSubstr("engine died"));
+}
+
+TEST_F(JobQueueTest, AWorkersWordsAboutItselfAreBounded) {
+  internal::v1::RegisterWorkerRequest request;
+  request.set_worker("w1");
+  request.set_incarnation("a");
+  request.set_device(std::string(65, 'x'));
+  request.set_version(std::string(1 << 20, 'x'));
+  const absl::Status status = queue_->RegisterWorker(request);
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  const std::vector<FieldViolation> violations = FieldViolations(status);
+  ASSERT_EQ(violations.size(), 2u) << status;
+  EXPECT_EQ(violations[0].field, "device");
+  EXPECT_EQ(violations[0].description, "must be at most 64 bytes, is 65");
+  EXPECT_EQ(violations[1].field, "version");
+  EXPECT_TRUE(queue_->LiveWorkers().empty());
+
+  Register();
+  internal::v1::AcquireTaskRequest acquire;
+  acquire.set_worker("w1");
+  acquire.set_incarnation("a");
+  acquire.set_prepared_job("projects/default/jobs/" + std::string(1 << 20, 'x'));
+  absl::Status refused;
+  queue_->AcquireTask(acquire, [&](auto response) { refused = response.status(); });
+  ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
+  EXPECT_EQ(FieldViolations(refused)[0].field, "prepared_job");
+  // A name that nobody has comes back in a message that fits into a reply's headers.
+  acquire.set_worker(std::string(1 << 20, 'x'));
+  queue_->AcquireTask(acquire, [&](auto response) { refused = response.status(); });
+  EXPECT_EQ(ErrorReason(refused), "WORKER_NOT_REGISTERED");
+  EXPECT_LT(refused.message().size(), 200u);
+}
+
+TEST_F(JobQueueTest, WorkersAreBoundedAndTheOldestSilentOneGoesFirst) {
+  JobQueueOptions options;
+  // What ListCapabilities says of the most workers reaches clients, which take 4 MiB.
+  v1::ListCapabilitiesResponse all;
+  v1::ListCapabilitiesResponse::Worker& longest = *all.add_workers();
+  longest.set_name(std::string(63, 'x'));
+  longest.set_device(std::string(64, 'x'));
+  longest.set_device_memory_bytes(-1);
+  longest.set_running_task_count(-1);
+  EXPECT_LT(all.ByteSizeLong() * options.max_workers, size_t{4} << 20);
+
+  options.max_workers = 3;
+  queue_ =
+      JobQueue::Create(options, *store_, *artifacts_, clock_, ids_, *proposer_, watches_, observer_)
+          .value();
+  const auto names = [&] {
+    std::vector<std::string> names;
+    for (const auto& worker : queue_->LiveWorkers()) names.push_back(worker.name());
+    return names;
+  };
+  internal::v1::RegisterWorkerRequest request;
+  request.set_incarnation("a");
+  for (const char* worker : {"w1", "w2", "w3"}) {
+    Register(worker);
+    clock_.Advance(absl::Seconds(1));
+  }
+  request.set_worker("w4");
+  const absl::Status refused = queue_->RegisterWorker(request);
+  EXPECT_EQ(ErrorReason(refused), "TOO_MANY_WORKERS") << refused;
+  EXPECT_TRUE(absl::IsResourceExhausted(refused) && RetryDelay(refused)) << refused;
+  EXPECT_THAT(names(), ElementsAre("w1", "w2", "w3"));
+  Register("w2", "b");  // Known: a process of it may come at any time.
+
+  // One that waits for a task is not silent, however long ago its poll began.
+  internal::v1::AcquireTaskRequest acquire;
+  acquire.set_worker("w1");
+  acquire.set_incarnation("a");
+  acquire.mutable_wait_time()->set_seconds(60);
+  queue_->AcquireTask(acquire, [](auto) {});
+  clock_.Advance(options.lease_duration);
+  EXPECT_TRUE(queue_->RegisterWorker(request).ok());  // In place of w3, the oldest.
+  EXPECT_THAT(names(), ElementsAre("w1", "w2", "w4"));
+}
+
+TEST_F(JobQueueTest, WhatAWorkerSaysOfItsWorkIsBounded) {
+  const JobName name = Create();
+  Register();
+  AcquireTaskResponse held = Acquire();
+  internal::v1::HeartbeatRequest heartbeat;
+  *heartbeat.mutable_lease() = held.lease();
+  heartbeat.set_message(std::string(1 << 20, 'x'));
+  ASSERT_TRUE(queue_->Heartbeat(heartbeat).ok());
+  EXPECT_EQ(Get(name).progress().message().size(), 4096u);
+  // The same again is no news, though only its beginning was kept.
+  const int64_t events = Get(name).last_event_sequence();
+  clock_.Advance(queue_->options().progress_interval);
+  ASSERT_TRUE(queue_->Heartbeat(heartbeat).ok());
+  EXPECT_EQ(Get(name).last_event_sequence(), events);
+
+  google::rpc::Status error;
+  error.set_code(13);
+  google::rpc::ErrorInfo info;
+  info.set_reason(std::string(4000, 'X'));
+  for (int i = 0; i < 100; ++i) error.add_details()->PackFrom(info);
+  internal::v1::CompleteTaskRequest failure;
+  *failure.mutable_lease() = held.lease();
+  *failure.mutable_error() = error;
+  ASSERT_TRUE(queue_->CompleteTask(failure).ok());
+  absl::StatusOr<TaskRecord> task = absl::NotFoundError("");
+  ASSERT_TRUE(store_
+                  ->Read([&](StoreReader& reader) {
+                    task = reader.GetTask(name, "prepare");
+                    return absl::OkStatus();
+                  })
+                  .ok());
+  EXPECT_LT(task->error().ByteSizeLong(), 16'384u);
+
+  clock_.Advance(absl::Seconds(2));
+  held = Acquire();
+  internal::v1::TaskResult result = ScriptedResult(held.task());
+  for (int i = 0; i < 1000; ++i) result.mutable_prepare()->add_notes(std::string(10'000, 'x'));
+  ASSERT_TRUE(Complete(held, result).ok());
+  queue_->Tick();
+  ASSERT_TRUE(Complete(RunUntil("finalize")).ok());
+  queue_->Tick();
+  const v1::CompressionJob job = Get(name);
+  ASSERT_EQ(job.state(), v1::CompressionJob::SUCCEEDED);
+  ASSERT_GE(job.report().notes_size(), 33);
+  EXPECT_EQ(job.report().notes(31).size(), 512u);
+  EXPECT_THAT(job.report().notes(32), HasSubstr("notes of the worker left out"));
+  EXPECT_LT(job.ByteSizeLong(), 50'000u);
 }
 
 TEST_F(JobQueueTest, ACheckpointIsAnInputOfTheNextAttemptAndGoesWithTheTask) {

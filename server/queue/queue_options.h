@@ -25,6 +25,9 @@ struct JobQueueOptions {
   ProjectPolicies projects;
   // Longest long poll: below the idle time-outs of usual proxies.
   absl::Duration max_acquire_wait = absl::Seconds(60);
+  // Workers that are known at a time. As many as a server has connections by default; what
+  // ListCapabilities says of so many is 2 MiB, and clients take 4.
+  int max_workers = 10'000;
 };
 
 // How often a lease is renewed in a shared store, for the other servers to see: late enough to be

@@ -13,6 +13,13 @@ namespace qpruner::server {
 
 using internal::v1::PrepareResult;
 
+namespace {
+
+// "@" and more than the names of branches and hashes of commits have.
+constexpr size_t kMaxRevisionBytes = 257;
+
+}  // namespace
+
 double Quality(const v1::ModelMetrics& metrics, v1::Search::QualityMetric metric) {
   return metric == v1::Search::PERPLEXITY ? metrics.perplexity() : metrics.kl_divergence();
 }
@@ -42,7 +49,8 @@ absl::Status CheckPrepareResult(const PrepareResult& prepare, const v1::Compress
   // What was asked for, at most with its revision pinned down.
   const std::string& read = prepare.resolved_model_uri();
   const std::string& asked = spec.model().uri();
-  if (!read.empty() && read.substr(0, read.find('@')) != asked.substr(0, asked.find('@'))) {
+  const bool same_model = read.substr(0, read.find('@')) == asked.substr(0, asked.find('@'));
+  if (!read.empty() && (!same_model || read.size() > asked.size() + kMaxRevisionBytes)) {
     return absl::InvalidArgumentError(
         absl::StrCat("Another model was read than was asked for: ", CutUtf8(read, 200)));
   }

@@ -7,6 +7,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "base/resource_name.h"
 #include "base/status_macros.h"
 #include "base/utf8.h"
 #include "proto/status_codec.h"
@@ -23,6 +24,10 @@ using internal::v1::TaskRecord;
 
 // A worker that is silent for so long is forgotten.
 constexpr absl::Duration kForgetWorkerAfter = absl::Hours(1);
+// Of what a worker says of itself, in bytes: its device and its version.
+constexpr size_t kMaxDescriptionBytes = 64;
+// Places become free as workers fall silent.
+constexpr absl::Duration kPlaceRetry = absl::Seconds(10);
 // A task whose job another server has in a transaction is tried again after this.
 constexpr absl::Duration kBusyRetryInterval = absl::Milliseconds(20);
 // Tasks of a queue that are looked at: enough for the workers that wait and to find one that a
@@ -35,9 +40,9 @@ absl::Status Stopping() {
 }
 
 absl::Status NotRegistered(const std::string& worker) {
-  return WithErrorInfo(
-      absl::FailedPreconditionError(absl::StrCat("Worker is not registered: ", worker)),
-      "WORKER_NOT_REGISTERED");
+  return WithErrorInfo(absl::FailedPreconditionError(
+                           absl::StrCat("Worker is not registered: ", CutUtf8(worker, 100))),
+                       "WORKER_NOT_REGISTERED");
 }
 
 absl::Status Replaced(const std::string& worker) {
@@ -110,15 +115,28 @@ absl::Status TaskLeasing::RegisterWorker(const internal::v1::RegisterWorkerReque
   if (request.incarnation().empty() || request.incarnation().size() > 128) {
     violations.push_back({"incarnation", "must be 1 to 128 bytes, different for each process"});
   }
+  const auto check_length = [&](const char* field, const std::string& text) {
+    if (text.size() <= kMaxDescriptionBytes) return;
+    violations.push_back({field, absl::StrCat("must be at most ", kMaxDescriptionBytes,
+                                              " bytes, is ", text.size())});
+  };
+  check_length("device", request.device());
+  check_length("version", request.version());
   if (!violations.empty()) return BadRequestError(violations);
 
   // Registered first: what is polled or leased under the old process after this is turned away.
-  workers_.Register({.name = request.worker(),
-                     .incarnation = request.incarnation(),
-                     .device = request.device(),
-                     .device_memory_bytes = request.device_memory_bytes(),
-                     .version = request.version(),
-                     .last_heard = clock_.Monotonic()});
+  if (workers_.IsFull()) HearWaiting();
+  const absl::Duration now = clock_.Monotonic();
+  if (!workers_.Register({.name = request.worker(),
+                          .incarnation = request.incarnation(),
+                          .device = request.device(),
+                          .device_memory_bytes = request.device_memory_bytes(),
+                          .version = request.version(),
+                          .last_heard = now},
+                         now - options_.lease_duration)) {
+    return QuotaError("TOO_MANY_WORKERS", "server",
+                      absl::StrCat("More than ", options_.max_workers, " workers"), kPlaceRetry);
+  }
   for (AcquirePoll& poll : polls_.TakeOfOtherProcesses(request.worker(), request.incarnation())) {
     poll.done(Replaced(request.worker()));
   }
@@ -151,6 +169,12 @@ int64_t TaskLeasing::AcquireTask(const internal::v1::AcquireTaskRequest& request
     poll.done(polls_.closed() ? Stopping() : Unwelcome(before, request.worker()));
     return id;
   }
+  if (!request.prepared_job().empty()) {
+    if (const auto job = JobName::Parse(request.prepared_job()); !job.ok()) {
+      poll.done(BadRequestError({{"prepared_job", std::string(job.status().message())}}));
+      return id;
+    }
+  }
   workers_.Hear(request.worker(), now);
   std::optional<AcquirePoll> older;
   if (!polls_.Add(poll, older)) {
@@ -173,9 +197,14 @@ void TaskLeasing::CancelAcquire(int64_t id) {
   Answer(id, absl::CancelledError("The poll was given up"));
 }
 
-std::vector<v1::ListCapabilitiesResponse::Worker> TaskLeasing::LiveWorkers() {
+void TaskLeasing::HearWaiting() {
   const absl::Duration now = clock_.Monotonic();
   for (const AcquirePoll& poll : polls_.List()) workers_.Hear(poll.worker, now);
+}
+
+std::vector<v1::ListCapabilitiesResponse::Worker> TaskLeasing::LiveWorkers() {
+  HearWaiting();
+  const absl::Duration now = clock_.Monotonic();
   std::vector<v1::ListCapabilitiesResponse::Worker> result;
   for (const WorkerInfo& worker : workers_.HeardSince(now - options_.lease_duration)) {
     v1::ListCapabilitiesResponse::Worker& to = result.emplace_back();

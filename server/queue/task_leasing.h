@@ -83,6 +83,8 @@ class TaskLeasing {
   absl::Status LeaseToPolls();
   // Leases of the worker that other servers granted.
   absl::Status LearnLeasesOf(const std::string& worker);
+  // Whoever waits is alive.
+  void HearWaiting();
   // Answers a poll if it still waits.
   void Answer(int64_t poll, absl::StatusOr<internal::v1::AcquireTaskResponse> response);
 

@@ -29,6 +29,8 @@ using internal::v1::TaskRecord;
 
 // A message, an error, one of an error's details.
 constexpr size_t kMaxTextBytes = 4096;
+// An error has one of each kind.
+constexpr int kMaxDetails = 2;
 // Of a log, where there may be many. LogAllowance says how many.
 constexpr size_t kMaxLogLineBytes = 1024;
 // A task that workers give back again and again, with no checkpoint in between, makes no headway:
@@ -45,7 +47,9 @@ absl::Status BoundedError(const google::rpc::Status& said) {
   for (const google::protobuf::Any& detail : said.details()) {
     const bool known = absl::EndsWith(detail.type_url(), "/google.rpc.ErrorInfo") ||
                        absl::EndsWith(detail.type_url(), "/google.rpc.BadRequest");
-    if (known && detail.ByteSizeLong() <= kMaxTextBytes) *kept.add_details() = detail;
+    if (known && kept.details_size() < kMaxDetails && detail.ByteSizeLong() <= kMaxTextBytes) {
+      *kept.add_details() = detail;
+    }
   }
   return FromRpcStatus(kept);
 }
@@ -129,7 +133,10 @@ absl::StatusOr<HeartbeatResponse> TaskReports::StoreRenewal(const JobName& name,
   }));
   if (!EndsLease(response)) {
     leases_.MarkStored(lease.token(), renewal_count, clock_.Monotonic());
-    if (progress && held) leases_.MarkTold(lease.token(), held->fraction, request.message());
+    if (progress && held) {
+      leases_.MarkTold(lease.token(), held->fraction,
+                       std::string(CutUtf8(request.message(), kMaxTextBytes)));
+    }
   }
   return response;
 }
@@ -157,8 +164,9 @@ absl::StatusOr<HeartbeatResponse> TaskReports::Heartbeat(const HeartbeatRequest&
   leases_.RaiseFraction(lease.token(), std::isfinite(request.fraction()) ? request.fraction() : 0);
   // What had no turn before is news until it is stored.
   held = leases_.Find(lease.token()).value_or(held);
-  const bool moved = held.fraction > held.told_fraction ||
-                     (!request.message().empty() && request.message() != held.told_message);
+  const std::string message(CutUtf8(request.message(), kMaxTextBytes));
+  const bool moved =
+      held.fraction > held.told_fraction || (!message.empty() && message != held.told_message);
   bool progress = false;
   const LogTurn logs = leases_.TakeLogs(lease.token(), request.logs_size(), now, /*is_last=*/false);
   if (logs.kept > 0 || logs.left_out_before > 0) {
@@ -281,8 +289,9 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
           const absl::Status completed =
               server::CompleteTask(store, change, task, request.result(), running, now);
           if (absl::IsInvalidArgument(completed)) {
-            end.error = absl::InternalError(
-                absl::StrCat("The worker sent a result that cannot be: ", completed.message()));
+            end.error =
+                absl::InternalError(absl::StrCat("The worker sent a result that cannot be: ",
+                                                 CutUtf8(completed.message(), kMaxTextBytes)));
           } else if (!completed.ok()) {
             return completed;
           }

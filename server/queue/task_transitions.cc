@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "proto/status_codec.h"
 #include "server/queue/job_limits.h"
 #include "server/queue/job_pausing.h"
@@ -23,6 +24,10 @@ using internal::v1::TaskSpec;
 
 // After a store was mended, its jobs go on that much later at most.
 constexpr absl::Duration kSetAsideFor = absl::Minutes(10);
+
+// An engine of ours has some ten, of a line or two.
+constexpr int kMaxNotes = 32;
+constexpr size_t kMaxNoteBytes = 512;
 
 absl::Status TaskWithoutTrial(const TaskRecord& task) {
   return absl::InternalError(absl::StrCat("Task without its trial: ", task.task_id()));
@@ -172,6 +177,16 @@ bool HalveDeviceMemory(TaskRecord& task, int64_t device_memory_bytes) {
   return true;
 }
 
+// What a worker has to say of its work: every change of the job writes it, and lists of jobs bring
+// it.
+void CutNotes(google::protobuf::RepeatedPtrField<std::string>& notes) {
+  for (std::string& note : notes) note.resize(CutUtf8(note, kMaxNoteBytes).size());
+  if (notes.size() <= kMaxNotes) return;
+  const int left_out = notes.size() - kMaxNotes;
+  notes.DeleteSubrange(kMaxNotes, left_out);
+  *notes.Add() = absl::StrCat(left_out, " notes of the worker left out");
+}
+
 // CompleteTask, with a result that was checked.
 absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord& task,
                          const TaskResult& result, double running, absl::Time now) {
@@ -190,6 +205,7 @@ absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord&
   switch (result.result_case()) {
     case TaskResult::kPrepare:
       *record.mutable_prepare() = result.prepare();
+      CutNotes(*record.mutable_prepare()->mutable_notes());
       *record.mutable_prepared() = result.outputs();
       return change.AdvanceProgress(JobFraction(v1::CompressionJob::PREPARE, 0, 0, 1),
                                     "model prepared");
@@ -197,6 +213,7 @@ absl::Status StoreResult(StoreTransaction& store, JobChange& change, TaskRecord&
       return StoreTrial(store, change, task, result.trial(), running, now);
     case TaskResult::kFinalize:
       *record.mutable_finalize() = result.finalize();
+      CutNotes(*record.mutable_finalize()->mutable_notes());
       return absl::OkStatus();
     case TaskResult::RESULT_NOT_SET:
       break;

@@ -3,6 +3,8 @@
 #ifndef QPRUNER_SERVER_QUEUE_WORKER_REGISTRY_H_
 #define QPRUNER_SERVER_QUEUE_WORKER_REGISTRY_H_
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -28,11 +30,28 @@ struct WorkerInfo {
 // Thread-safe.
 class WorkerRegistry {
  public:
-  // Replaces an earlier process of the same name.
-  void Register(WorkerInfo worker) {
+  // Of so many workers, whose names are in the hands of who bears their tokens.
+  explicit WorkerRegistry(size_t most) : most_(most) {}
+
+  // Replaces an earlier process of the same name. A new name takes the place of the worker that is
+  // silent for longest where there is no other; false, and nothing changes: all were heard from
+  // since `live_since`.
+  bool Register(WorkerInfo worker, absl::Duration live_since) {
     absl::MutexLock lock(&mutex_);
+    if (workers_.size() >= most_ && !workers_.contains(worker.name)) {
+      const auto silent = std::min_element(
+          workers_.begin(), workers_.end(),
+          [](const auto& a, const auto& b) { return a.second.last_heard < b.second.last_heard; });
+      if (silent == workers_.end() || silent->second.last_heard >= live_since) return false;
+      workers_.erase(silent);
+    }
     std::string name = worker.name;
     workers_[std::move(name)] = std::move(worker);
+    return true;
+  }
+  bool IsFull() const {
+    absl::MutexLock lock(&mutex_);
+    return workers_.size() >= most_;
   }
   enum class Standing { kRegistered, kUnknown, kReplaced };
   // kReplaced: another process has the name.
@@ -73,6 +92,7 @@ class WorkerRegistry {
   }
 
  private:
+  const size_t most_;
   mutable absl::Mutex mutex_;
   std::map<std::string, WorkerInfo> workers_ ABSL_GUARDED_BY(mutex_);
 };
