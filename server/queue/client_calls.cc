@@ -89,7 +89,7 @@ absl::StatusOr<v1::CompressionJob> ClientCalls::Insert(StoreTransaction& store, 
     artifact.set_sha256(file.sha256());
     *artifact.mutable_create_time() = ToTimestamp(now);
     RETURN_IF_ERROR(store.PutArtifact(name, artifact));
-    change->record().set_artifact_bytes(change->record().artifact_bytes() + file.size_bytes());
+    AddArtifactBytes(file.size_bytes(), change->record());
   }
   // A new job needs no search: its plan is made on the spot, and committed with it.
   const JobPlan plan = NextTasks(JobView{.record = record}, proposer_);

@@ -1,6 +1,7 @@
 #include "server/queue/job_change.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -21,6 +22,12 @@ google::protobuf::Timestamp ToTimestamp(absl::Time time) {
 
 absl::Time FromTimestamp(const google::protobuf::Timestamp& timestamp) {
   return absl::FromUnixSeconds(timestamp.seconds()) + absl::Nanoseconds(timestamp.nanos());
+}
+
+void AddArtifactBytes(int64_t bytes, internal::v1::JobRecord& record) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  record.set_artifact_bytes(record.artifact_bytes() +
+                            std::min(bytes, kMost - record.artifact_bytes()));
 }
 
 absl::StatusOr<JobChange> JobChange::Load(StoreTransaction& store, const JobName& name,
@@ -99,7 +106,7 @@ absl::Status JobChange::PutArtifact(const internal::v1::ArtifactRef& ref) {
   artifact.set_size_bytes(ref.size_bytes());
   artifact.set_sha256(ref.sha256());
   *artifact.mutable_create_time() = ToTimestamp(now_.wall);
-  record_.set_artifact_bytes(record_.artifact_bytes() + ref.size_bytes());
+  AddArtifactBytes(ref.size_bytes(), record_);
   RETURN_IF_ERROR(store_->PutArtifact(name_, artifact));
   return Append(std::move(event));
 }

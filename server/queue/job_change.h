@@ -20,6 +20,9 @@ namespace qpruner::server {
 google::protobuf::Timestamp ToTimestamp(absl::Time time);
 absl::Time FromTimestamp(const google::protobuf::Timestamp& timestamp);
 
+// To what the job's artifacts take; ends at the largest number.
+void AddArtifactBytes(int64_t bytes, internal::v1::JobRecord& record);
+
 // When a change is made.
 struct ChangeTime {
   absl::Time wall;    // For people.

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -979,6 +980,44 @@ TEST_F(JobQueueTest, ACheckpointIsAnInputOfTheNextAttemptAndGoesWithTheTask) {
   }
   request.mutable_ref()->set_path("model/x");
   EXPECT_TRUE(absl::IsInvalidArgument(queue_->SaveCheckpoint(request)));
+}
+
+TEST_F(JobQueueTest, SizesAreThoseOfTheStoredFilesWhateverAWorkerClaims) {
+  const JobName name = Create();
+  Register();
+  AcquireTaskResponse held = Acquire();
+  internal::v1::SaveCheckpointRequest checkpoint;
+  *checkpoint.mutable_lease() = held.lease();
+  *checkpoint.mutable_ref() = ArtifactOf("checkpoint/state", "state");
+  StoreContent("state");
+  checkpoint.mutable_ref()->set_size_bytes(std::numeric_limits<int64_t>::max());
+  const absl::Status refused = queue_->SaveCheckpoint(checkpoint);
+  ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
+  EXPECT_EQ(FieldViolations(refused)[0].field, "ref.size_bytes");
+
+  internal::v1::TaskResult result = ScriptedResult(held.task());
+  for (auto& output : *result.mutable_outputs()) {
+    output.set_size_bytes(std::numeric_limits<int64_t>::max());
+  }
+  ASSERT_GT(result.outputs_size(), 1);
+  ASSERT_TRUE(Complete(held, result).ok());
+  EXPECT_EQ(Get(name).retry_count(), 1) << "an error of the attempt";
+  internal::v1::JobRecord record;
+  EXPECT_TRUE(store_
+                  ->Read([&](StoreReader& reader) -> absl::Status {
+                    ASSIGN_OR_RETURN(record, reader.GetJob(name));
+                    return absl::OkStatus();
+                  })
+                  .ok());
+  EXPECT_EQ(record.artifact_bytes(), 0);
+  // The project goes on.
+  clock_.Advance(absl::Seconds(2));
+  Create();
+  EXPECT_TRUE(Complete(Acquire()).ok());
+
+  AddArtifactBytes(std::numeric_limits<int64_t>::max(), record);
+  AddArtifactBytes(1, record);
+  EXPECT_EQ(record.artifact_bytes(), std::numeric_limits<int64_t>::max());
 }
 
 // Every text that workers send is cut somewhere; the cut must not fall into a character, or what is

@@ -51,23 +51,31 @@ absl::Status TaskCheckpoints::Save(const internal::v1::SaveCheckpointRequest& re
   return absl::OkStatus();
 }
 
+absl::Status TaskCheckpoints::CheckStored(const ArtifactRef& ref) {
+  const absl::StatusOr<StoredArtifact> stored = artifacts_.Describe(ref.sha256());
+  if (absl::IsNotFound(stored.status())) {
+    return absl::FailedPreconditionError(absl::StrCat("Checkpoint was not uploaded: ", ref.path()));
+  }
+  RETURN_IF_ERROR(stored.status());
+  if (stored->size_bytes == ref.size_bytes()) return absl::OkStatus();
+  return BadRequestError(
+      {{"ref.size_bytes",
+        absl::StrCat("must be ", stored->size_bytes, ", the file's size, is ", ref.size_bytes())}});
+}
+
 absl::Status TaskCheckpoints::Replace(const JobName& name,
                                       const internal::v1::SaveCheckpointRequest& request,
                                       std::string& before) {
   const ArtifactRef& ref = request.ref();
   absl::ReaderMutexLock adding(&references_.adding());
-  ASSIGN_OR_RETURN(bool present, artifacts_.Contains(ref.sha256()));
+  RETURN_IF_ERROR(CheckStored(ref));
   return store_.Transact([&](StoreTransaction& store) -> absl::Status {
     ASSIGN_OR_RETURN(TaskRecord task, store.GetTask(name, request.lease().task()));
     if (!IsCurrentLease(task, request.lease())) return LeaseSuperseded();
     if (store_.shared()) {
       // Again, with no server removing files: one may have since the look above.
       RETURN_IF_ERROR(store.LockArtifacts(StoreTransaction::ArtifactLock::kAdd));
-      ASSIGN_OR_RETURN(present, artifacts_.Contains(ref.sha256()));
-    }
-    if (!present) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("Checkpoint was not uploaded: ", ref.path()));
+      RETURN_IF_ERROR(CheckStored(ref));
     }
     ASSIGN_OR_RETURN(before, DropCheckpoint(store, name, task));
     *task.mutable_spec()->add_inputs() = ref;

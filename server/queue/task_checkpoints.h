@@ -43,6 +43,9 @@ class TaskCheckpoints {
   absl::Status Replace(const JobName& name, const internal::v1::SaveCheckpointRequest& request,
                        std::string& before);
 
+  // The store has the file, with that size.
+  absl::Status CheckStored(const internal::v1::ArtifactRef& ref);
+
   JobStore& store_;
   ArtifactStore& artifacts_;
   ArtifactReferences& references_;

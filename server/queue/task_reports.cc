@@ -207,11 +207,16 @@ absl::Status TaskReports::CheckOutputs(const internal::v1::TaskResult& result) {
           absl::StrCat("Output with a bad path, SHA-256 or size, or named twice: \"",
                        CutUtf8(output.path(), 200), "\""));
     }
-    // Whatever keeps the store from answering, it is not the result's fault.
-    const absl::StatusOr<bool> present = artifacts_.Contains(output.sha256());
-    if (!present.ok()) return absl::UnavailableError(present.status().message());
-    if (!*present) {
+    const absl::StatusOr<StoredArtifact> stored = artifacts_.Describe(output.sha256());
+    if (absl::IsNotFound(stored.status())) {
       return absl::InternalError(absl::StrCat("Output was not uploaded: ", output.path()));
+    }
+    // Whatever keeps the store from answering, it is not the result's fault.
+    if (!stored.ok()) return absl::UnavailableError(stored.status().message());
+    // Sizes are added up against quotas.
+    if (stored->size_bytes != output.size_bytes()) {
+      return absl::InternalError(absl::StrCat("Output ", output.path(), " has ", stored->size_bytes,
+                                              " bytes, not ", output.size_bytes()));
     }
   }
   return absl::OkStatus();

@@ -124,7 +124,8 @@ class StoreReader {
   struct QueueUsage {
     int64_t queued_jobs = 0;
     int64_t project_queued_jobs = 0;
-    int64_t project_artifact_bytes = 0;  // JobRecord.artifact_bytes of its jobs.
+    // JobRecord.artifact_bytes of its jobs. Whatever these are, it ends at the largest number.
+    int64_t project_artifact_bytes = 0;
   };
   virtual absl::StatusOr<QueueUsage> Usage(const std::string& project) = 0;
   // True if any job lists an artifact of this content.

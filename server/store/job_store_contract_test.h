@@ -5,6 +5,7 @@
 #define QPRUNER_SERVER_STORE_JOB_STORE_CONTRACT_TEST_H_
 
 #include <atomic>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -1099,6 +1100,19 @@ TEST_P(JobStoreContract, UsageCountsWhatWaitsAndWhatIsStored) {
   });
   EXPECT_EQ(usage("a").queued_jobs, 1);
   EXPECT_EQ(usage("a").project_artifact_bytes, 5'000'000'000);
+}
+
+TEST_P(JobStoreContract, UsageEndsAtTheLargestNumber) {
+  Write([&](StoreTransaction& transaction) -> absl::Status {
+    for (const char* job : {"one", "two", "three"}) {
+      JobRecord record = MakeJob({"a", job}, Job::RUNNING);
+      record.set_artifact_bytes(std::numeric_limits<int64_t>::max());
+      RETURN_IF_ERROR(transaction.InsertJob(record));
+    }
+    return absl::OkStatus();
+  });
+  EXPECT_EQ(Value([&](StoreReader& reader) { return reader.Usage("a"); }).project_artifact_bytes,
+            std::numeric_limits<int64_t>::max());
 }
 
 TEST_P(JobStoreContract, JobsPastTheirLimitAreByTime) {

@@ -77,7 +77,8 @@ constexpr PostgresStatement kUsage = {
     "usage",
     "SELECT (SELECT count(*) FROM jobs WHERE state = ANY ($2::int[])), "
     "(SELECT count(*) FROM jobs WHERE state = ANY ($2::int[]) AND project = $1), "
-    "(SELECT sum(artifact_bytes)::bigint FROM jobs WHERE project = $1 AND artifact_bytes > 0)"};
+    "(SELECT least(coalesce(sum(artifact_bytes), 0), 9223372036854775807)::bigint "
+    "FROM jobs WHERE project = $1 AND artifact_bytes > 0)"};
 constexpr PostgresStatement kCountJobs = {"count_jobs",
                                           "SELECT state, count(*) FROM jobs GROUP BY state"};
 constexpr PostgresStatement kCountTasks = {"count_tasks",

@@ -373,11 +373,12 @@ absl::StatusOr<StoreReader::QueueUsage> SqliteTransaction::Usage(const std::stri
                        "SELECT count(*) FROM jobs WHERE project = ?1 AND state IN "
                        "(?2, ?3)",
                        project, v1::CompressionJob::PENDING, v1::CompressionJob::PAUSED)));
-  ASSIGN_OR_RETURN(
-      usage.project_artifact_bytes,
-      number(connection_.Prepare("SELECT sum(artifact_bytes) FROM jobs INDEXED BY "
-                                 "jobs_by_artifact_bytes WHERE project = ?1 AND artifact_bytes > 0",
-                                 project)));
+  // A sum() beyond 2^63 is an error, a total() is exact to 2^53, and the cast ends at the largest.
+  ASSIGN_OR_RETURN(usage.project_artifact_bytes,
+                   number(connection_.Prepare(
+                       "SELECT CAST(total(artifact_bytes) AS INTEGER) FROM jobs INDEXED BY "
+                       "jobs_by_artifact_bytes WHERE project = ?1 AND artifact_bytes > 0",
+                       project)));
   return usage;
 }
 
