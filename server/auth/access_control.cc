@@ -115,28 +115,35 @@ absl::StatusOr<Principal> AccessControl::Authenticate(const grpc::ServerContextB
   return found;
 }
 
-absl::Status AccessControl::Refuse(const grpc::ServerContextBase& context, absl::string_view method,
-                                   absl::string_view caller, const absl::Status& refusal) {
+absl::Status AccessControl::Refuse(const AuditLog::Call& call, const absl::Status& refusal) {
   absl::MutexLock lock(&mutex_);
+  RefusalWindow& window = call.caller.empty() ? of_strangers_ : of_bearers_;
   const absl::Duration now = clock_.Monotonic();
-  if (now - refusal_window_ >= absl::Seconds(1)) {
-    if (refusals_ > kRefusalsASecond) audit_.WriteOmitted(refusals_ - kRefusalsASecond);
-    refusal_window_ = now;
-    refusals_ = 0;
+  if (now - window.begin >= absl::Seconds(1)) {
+    if (window.count > kRefusalsASecond) audit_.WriteOmitted(window.count - kRefusalsASecond);
+    window = {.begin = now};
   }
-  if (++refusals_ <= kRefusalsASecond) {
-    audit_.Write({.method = method, .caller = caller, .peer = context.peer()}, refusal);
-  }
+  if (++window.count <= kRefusalsASecond) audit_.Write(call, refusal);
   return refusal;
+}
+
+absl::Status AccessControl::AuditRefusal(const grpc::ServerContextBase& context,
+                                         const Principal& caller, absl::string_view method,
+                                         absl::string_view resource, const absl::Status& refusal) {
+  return Refuse(
+      {.method = method, .caller = caller.id, .peer = context.peer(), .resource = resource},
+      refusal);
 }
 
 absl::StatusOr<Principal> AccessControl::AdmitClient(const grpc::ServerContextBase& context,
                                                      absl::string_view method) {
   absl::StatusOr<Principal> caller = Authenticate(context);
-  if (!caller.ok()) return Refuse(context, method, "", caller.status());
+  if (!caller.ok()) {
+    return Refuse({.method = method, .peer = context.peer()}, caller.status());
+  }
   if (caller->role != Role::kWorker) return caller;
-  return Refuse(
-      context, method, caller->id,
+  return AuditRefusal(
+      context, *caller, method, "",
       WithErrorInfo(absl::PermissionDeniedError(absl::StrCat(
                         "The token ", caller->id, " is a worker's: it cannot call JobService")),
                     "ROLE_NOT_ALLOWED"));
@@ -145,13 +152,15 @@ absl::StatusOr<Principal> AccessControl::AdmitClient(const grpc::ServerContextBa
 absl::StatusOr<Principal> AccessControl::AdmitWorker(const grpc::ServerContextBase& context,
                                                      absl::string_view method) {
   absl::StatusOr<Principal> caller = Authenticate(context);
-  if (!caller.ok()) return Refuse(context, method, "", caller.status());
+  if (!caller.ok()) {
+    return Refuse({.method = method, .peer = context.peer()}, caller.status());
+  }
   if (caller->role == Role::kWorker || caller->role == Role::kAnyone) return caller;
-  return Refuse(context, method, caller->id,
-                WithErrorInfo(absl::PermissionDeniedError(
-                                  absl::StrCat("The token ", caller->id,
-                                               " is not a worker's: it cannot call WorkerService")),
-                              "ROLE_NOT_ALLOWED"));
+  return AuditRefusal(context, *caller, method, "",
+                      WithErrorInfo(absl::PermissionDeniedError(absl::StrCat(
+                                        "The token ", caller->id,
+                                        " is not a worker's: it cannot call WorkerService")),
+                                    "ROLE_NOT_ALLOWED"));
 }
 
 void AccessControl::Audit(const grpc::ServerContextBase& context, const Principal& caller,
@@ -170,7 +179,7 @@ absl::Status CheckProjectAccess(const Principal& caller, absl::string_view proje
   if (caller.MayUseProject(project)) return absl::OkStatus();
   return WithErrorInfo(absl::PermissionDeniedError(absl::StrCat(
                            "The token ", caller.id, " is not one of project ", project)),
-                       "PROJECT_NOT_ALLOWED");
+                       kProjectNotAllowed);
 }
 
 absl::Status CheckWorkerAccess(const Principal& caller, absl::string_view worker) {

@@ -48,14 +48,23 @@ class AccessControl {
   // One line of the audit log: who did what to which resource, from where, and how it ended.
   void Audit(const grpc::ServerContextBase& context, const Principal& caller,
              absl::string_view method, absl::string_view resource, const absl::Status& outcome);
+  // The same for what the caller has no right to, as far as the rate of such lines allows. Gives
+  // `refusal` back.
+  absl::Status AuditRefusal(const grpc::ServerContextBase& context, const Principal& caller,
+                            absl::string_view method, absl::string_view resource,
+                            const absl::Status& refusal);
 
  private:
   AccessControl(std::string path, Clock& clock) : path_(std::move(path)), clock_(clock) {}
   absl::Status Load();
   absl::StatusOr<Principal> Authenticate(const grpc::ServerContextBase& context);
+  // How many refusals are logged is bounded: their number is in the hands of those who are refused.
+  struct RefusalWindow {
+    absl::Duration begin = -absl::InfiniteDuration();
+    int count = 0;
+  };
   // Writes the refusal to the audit log, unless there were too many within this second.
-  absl::Status Refuse(const grpc::ServerContextBase& context, absl::string_view method,
-                      absl::string_view caller, const absl::Status& refusal);
+  absl::Status Refuse(const AuditLog::Call& call, const absl::Status& refusal);
 
   // Empty: open.
   const std::string path_;
@@ -69,14 +78,15 @@ class AccessControl {
   // What the file looked like when it was read, and when that was last checked.
   std::string file_mark_ ABSL_GUARDED_BY(mutex_);
   absl::Duration checked_ ABSL_GUARDED_BY(mutex_) = -absl::InfiniteDuration();
-  // Refusals are logged at a bounded rate: their number is in the hands of strangers.
-  absl::Duration refusal_window_ ABSL_GUARDED_BY(mutex_) = -absl::InfiniteDuration();
-  int refusals_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Apart, so that strangers do not hide what bearers of good tokens try.
+  RefusalWindow of_strangers_ ABSL_GUARDED_BY(mutex_);
+  RefusalWindow of_bearers_ ABSL_GUARDED_BY(mutex_);
 };
 
 // NOT_FOUND, as if it did not exist, if the job is in a project that the caller may not use.
 absl::Status CheckJobAccess(const Principal& caller, const JobName& job);
-// PERMISSION_DENIED if the caller may not use the project that it named.
+// PERMISSION_DENIED, for this reason, if the caller may not use the project that it named.
+inline constexpr absl::string_view kProjectNotAllowed = "PROJECT_NOT_ALLOWED";
 absl::Status CheckProjectAccess(const Principal& caller, absl::string_view project);
 // PERMISSION_DENIED if the caller may not act as this worker.
 absl::Status CheckWorkerAccess(const Principal& caller, absl::string_view worker);

@@ -71,5 +71,24 @@ TEST_F(AccessControlTest, RefusalsAreAuditedAtABoundedRateAndTheRestCounted) {
   EXPECT_EQ(lines[1]["audit"], "GetJob");
 }
 
+TEST_F(AccessControlTest, StrangersDoNotHideWhatABearerTries) {
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_FALSE(access_->AdmitClient(without_token_, "GetJob").ok());
+  }
+  TakeLines();
+  const absl::Status refusal = absl::PermissionDeniedError("no");
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_EQ(access_->AuditRefusal(without_token_, {.id = "w2", .role = Role::kWorker},
+                                    "Heartbeat", "projects/a/jobs/b", refusal),
+              refusal);
+  }
+  const std::vector<nlohmann::json> lines = TakeLines();
+  ASSERT_EQ(lines.size(), 20u);
+  EXPECT_EQ(lines[0]["audit"], "Heartbeat");
+  EXPECT_EQ(lines[0]["caller"], "w2");
+  EXPECT_EQ(lines[0]["resource"], "projects/a/jobs/b");
+  EXPECT_EQ(lines[0]["outcome"], "PERMISSION_DENIED");
+}
+
 }  // namespace
 }  // namespace qpruner::server

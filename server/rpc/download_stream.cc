@@ -23,10 +23,12 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
   DownloadStream(grpc::CallbackServerContext& context, std::string name, int64_t offset,
                  bool accept_url, JobStore& store, ArtifactStore& artifacts,
                  CallbackExecutor& executor, PeerWatchdog& peers,
-                 std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place)
+                 std::function<absl::Status()> admit, std::function<void()> opened,
+                 std::unique_ptr<StreamLimit::Place> place)
       : context_(context),
         name_(std::move(name)),
         admit_(std::move(admit)),
+        opened_(std::move(opened)),
         place_(std::move(place)),
         store_(store),
         artifacts_(artifacts),
@@ -53,6 +55,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
     const bool first = reader_ == nullptr;
     absl::Status status = admit_();
     if (status.ok() && first) status = Open();
+    if (status.ok() && first) opened_();
     if (status.ok() && (first || offset_ < reader_->size_bytes())) status = ReadChunk();
     if (!status.ok()) {
       Finish(ToGrpcStatus(status));
@@ -114,6 +117,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
   grpc::CallbackServerContext& context_;
   const std::string name_;
   const std::function<absl::Status()> admit_;
+  const std::function<void()> opened_;
   const std::unique_ptr<StreamLimit::Place> place_;
   JobStore& store_;
   ArtifactStore& artifacts_;
@@ -132,9 +136,11 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadArtifac
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     grpc::CallbackServerContext& context, const v1::DownloadArtifactRequest& request,
     JobStore& store, ArtifactStore& artifacts, CallbackExecutor& executor, PeerWatchdog& peers,
-    std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place) {
+    std::function<absl::Status()> admit, std::function<void()> opened,
+    std::unique_ptr<StreamLimit::Place> place) {
   return new DownloadStream(context, request.name(), request.offset(), request.accept_url(), store,
-                            artifacts, executor, peers, std::move(admit), std::move(place));
+                            artifacts, executor, peers, std::move(admit), std::move(opened),
+                            std::move(place));
 }
 
 }  // namespace qpruner::server

@@ -21,13 +21,15 @@ inline constexpr int64_t kArtifactChunkBytes = int64_t{1} << 20;
 
 // Streams an artifact's bytes from request.offset() on, or where they lie (artifact_url.h); one
 // chunk is in memory at a time. Before
-// each it asks `admit`, whose error ends the stream: tokens expire. A client that takes no chunk
-// for as long as `peers` has patience gets UNAVAILABLE, and may go on by offset. `place` may be
-// null. Deletes itself when gRPC is done with it; the arguments must live until then.
+// each it asks `admit`, whose error ends the stream: tokens expire. Calls `opened` once, unless the
+// artifact cannot be read, before the first. A client that takes no chunk for as long as `peers`
+// has patience gets UNAVAILABLE, and may go on by offset. `place` may be null. Deletes itself when
+// gRPC is done with it; the arguments must live until then.
 grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* StartDownloadStream(
     grpc::CallbackServerContext& context, const v1::DownloadArtifactRequest& request,
     JobStore& store, ArtifactStore& artifacts, CallbackExecutor& executor, PeerWatchdog& peers,
-    std::function<absl::Status()> admit, std::unique_ptr<StreamLimit::Place> place);
+    std::function<absl::Status()> admit, std::function<void()> opened,
+    std::unique_ptr<StreamLimit::Place> place);
 
 }  // namespace qpruner::server
 

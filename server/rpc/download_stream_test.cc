@@ -30,7 +30,7 @@ class DownloadService final
       grpc::CallbackServerContext* context, const v1::DownloadArtifactRequest* request) override {
     return StartDownloadStream(
         *context, *request, store_, artifacts_, executor_, peers_, [] { return absl::OkStatus(); },
-        limit_.Take("projects/p").value());
+        [] {}, limit_.Take("projects/p").value());
   }
   int open_count() { return limit_.count(); }
 

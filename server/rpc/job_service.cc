@@ -168,8 +168,7 @@ absl::StatusOr<JobServiceImpl::Admitted> JobServiceImpl::Admit(
   ASSIGN_OR_RETURN(Principal caller, access_.AdmitClient(context, method));
   ASSIGN_OR_RETURN(JobName job, ParseJobName(field, name));
   if (absl::Status status = CheckJobAccess(caller, job); !status.ok()) {
-    access_.Audit(context, caller, method, name, status);
-    return status;
+    return access_.AuditRefusal(context, caller, method, name, status);
   }
   return Admitted{std::move(caller), std::move(job)};
 }
@@ -182,8 +181,8 @@ grpc::Status JobServiceImpl::CreateJob(grpc::ServerContext* context,
   absl::StatusOr<NewJob> job = ValidateCreateJob(*request, validation_);
   if (!job.ok()) return ToGrpcStatus(job.status());
   if (absl::Status status = CheckProjectAccess(*caller, job->project); !status.ok()) {
-    access_.Audit(*context, *caller, "CreateJob", request->parent(), status);
-    return ToGrpcStatus(status);
+    return ToGrpcStatus(
+        access_.AuditRefusal(*context, *caller, "CreateJob", request->parent(), status));
   }
   if (request->validate_only()) {
     *response = std::move(job->job);
@@ -229,21 +228,31 @@ grpc::Status JobServiceImpl::ListJobs(grpc::ServerContext* context,
                                       v1::ListJobsResponse* response) {
   const absl::StatusOr<Principal> caller = access_.AdmitClient(*context, "ListJobs");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
-  return ToGrpcStatus(DoListJobs(store_, *caller, *request, *response));
+  const absl::Status status = DoListJobs(store_, *caller, *request, *response);
+  if (ErrorReason(status) == kProjectNotAllowed) {
+    access_.AuditRefusal(*context, *caller, "ListJobs", request->parent(), status).IgnoreError();
+  }
+  return ToGrpcStatus(status);
 }
 
-absl::Status JobServiceImpl::AdmitStream(const grpc::ServerContextBase& context,
-                                         absl::string_view method,
-                                         const absl::StatusOr<JobName>& job) {
-  ASSIGN_OR_RETURN(const Principal caller, access_.AdmitClient(context, method));
-  return job.ok() ? CheckJobAccess(caller, *job) : absl::OkStatus();
+absl::StatusOr<Principal> JobServiceImpl::AdmitStream(const grpc::ServerContextBase& context,
+                                                      absl::string_view method,
+                                                      const std::string& name,
+                                                      const absl::StatusOr<JobName>& job) {
+  ASSIGN_OR_RETURN(Principal caller, access_.AdmitClient(context, method));
+  if (!job.ok()) return caller;
+  if (absl::Status status = CheckJobAccess(caller, *job); !status.ok()) {
+    return access_.AuditRefusal(context, caller, method, name, status);
+  }
+  return caller;
 }
 
 grpc::ServerWriteReactor<v1::JobEvent>* JobServiceImpl::WatchJob(
     grpc::CallbackServerContext* context, const v1::WatchJobRequest* request) {
   // gRPC keeps the context until the stream is done.
-  const auto admit = [this, context, job = JobName::Parse(request->name())] {
-    return AdmitStream(*context, "WatchJob", job);
+  const auto admit = [this, context, name = request->name(),
+                      job = JobName::Parse(request->name())] {
+    return AdmitStream(*context, "WatchJob", name, job).status();
   };
   if (absl::Status status = admit(); !status.ok()) {
     return RefusedStream<v1::JobEvent>::Start(status);
@@ -326,16 +335,19 @@ grpc::ServerWriteReactor<v1::DownloadArtifactResponse>* JobServiceImpl::Download
   const absl::StatusOr<ArtifactName> name = ArtifactName::Parse(request->name());
   const absl::StatusOr<JobName> job =
       name.ok() ? absl::StatusOr<JobName>(name->job) : name.status();
-  const auto admit = [this, context, job] {
-    return AdmitStream(*context, "DownloadArtifact", job);
+  const auto admit = [this, context, name = request->name(), job] {
+    return AdmitStream(*context, "DownloadArtifact", name, job);
   };
-  if (absl::Status status = admit(); !status.ok()) {
-    return RefusedStream<v1::DownloadArtifactResponse>::Start(status);
-  }
+  absl::StatusOr<Principal> caller = admit();
+  if (!caller.ok()) return RefusedStream<v1::DownloadArtifactResponse>::Start(caller.status());
+  const auto opened = [this, context, name = request->name(), caller = *std::move(caller)] {
+    access_.Audit(*context, caller, "DownloadArtifact", name, absl::OkStatus());
+  };
   auto place = TakePlace(download_limit_, job);
   if (!place.ok()) return RefusedStream<v1::DownloadArtifactResponse>::Start(place.status());
-  return StartDownloadStream(*context, *request, store_, artifacts_, downloads_, peers_, admit,
-                             *std::move(place));
+  return StartDownloadStream(
+      *context, *request, store_, artifacts_, downloads_, peers_,
+      [admit] { return admit().status(); }, opened, *std::move(place));
 }
 
 grpc::Status JobServiceImpl::ListCapabilities(grpc::ServerContext* context,

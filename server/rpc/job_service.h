@@ -90,8 +90,10 @@ class JobServiceImpl final : public JobServiceBase {
                        v1::CompressionJob& response);
 
   // The same for streams, which themselves refuse a name that is none, together with other fields.
-  absl::Status AdmitStream(const grpc::ServerContextBase& context, absl::string_view method,
-                           const absl::StatusOr<JobName>& job);
+  // `job` is the one that `name`, a resource's, lies in.
+  absl::StatusOr<Principal> AdmitStream(const grpc::ServerContextBase& context,
+                                        absl::string_view method, const std::string& name,
+                                        const absl::StatusOr<JobName>& job);
 
   const JobValidationOptions validation_;
   const std::string version_;

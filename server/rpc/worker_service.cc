@@ -110,10 +110,21 @@ absl::Status CheckUploadedRef(const internal::v1::ArtifactRef& ref) {
 
 }  // namespace
 
+absl::Status WorkerServiceImpl::AdmitName(const grpc::ServerContextBase& context,
+                                          absl::string_view method, const Principal& caller,
+                                          const std::string& worker) {
+  const absl::Status status = CheckWorkerAccess(caller, worker);
+  return status.ok() ? status : access_.AuditRefusal(context, caller, method, worker, status);
+}
+
 absl::StatusOr<internal::v1::TaskRecord> WorkerServiceImpl::AdmitLease(
-    const Principal& caller, const internal::v1::Lease& lease) {
+    const grpc::ServerContextBase& context, absl::string_view method, const Principal& caller,
+    const internal::v1::Lease& lease) {
   ASSIGN_OR_RETURN(internal::v1::TaskRecord task, queue_.FindLeasedTask(lease));
-  RETURN_IF_ERROR(CheckWorkerAccess(caller, task.worker()));
+  if (absl::Status status = CheckWorkerAccess(caller, task.worker()); !status.ok()) {
+    return access_.AuditRefusal(context, caller, method,
+                                absl::StrCat(task.job(), "/tasks/", task.task_id()), status);
+  }
   return task;
 }
 
@@ -122,8 +133,9 @@ grpc::Status WorkerServiceImpl::RegisterWorker(grpc::ServerContext* context,
                                                internal::v1::RegisterWorkerResponse* response) {
   const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "RegisterWorker");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
-  absl::Status status = CheckWorkerAccess(*caller, request->worker());
-  if (status.ok()) status = queue_.RegisterWorker(*request);
+  absl::Status status = AdmitName(*context, "RegisterWorker", *caller, request->worker());
+  if (!status.ok()) return ToGrpcStatus(status);
+  status = queue_.RegisterWorker(*request);
   access_.Audit(*context, *caller, "RegisterWorker", request->worker(), status);
   if (!status.ok()) return ToGrpcStatus(status);
   SetDuration(*response->mutable_lease_duration(), queue_.options().lease_duration);
@@ -136,7 +148,7 @@ grpc::ServerUnaryReactor* WorkerServiceImpl::AcquireTask(
     internal::v1::AcquireTaskResponse* response) {
   const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "AcquireTask");
   absl::Status status = caller.status();
-  if (status.ok()) status = CheckWorkerAccess(*caller, request->worker());
+  if (status.ok()) status = AdmitName(*context, "AcquireTask", *caller, request->worker());
   if (!status.ok()) {
     grpc::ServerUnaryReactor* refused = context->DefaultReactor();
     refused->Finish(ToGrpcStatus(status));
@@ -152,7 +164,7 @@ grpc::Status WorkerServiceImpl::Heartbeat(grpc::ServerContext* context,
   if (!caller.ok()) return ToGrpcStatus(caller.status());
   // Whose lease it is costs a read, which is spared where anyone may act as any worker.
   if (caller->role != Role::kAnyone) {
-    const auto task = AdmitLease(*caller, request->lease());
+    const auto task = AdmitLease(*context, "Heartbeat", *caller, request->lease());
     if (!task.ok()) return ToGrpcStatus(task.status());
   }
   absl::StatusOr<internal::v1::HeartbeatResponse> result = queue_.Heartbeat(*request);
@@ -169,7 +181,7 @@ grpc::Status WorkerServiceImpl::CompleteTask(grpc::ServerContext* context,
   // ABORTED: a lease that is not current any more is the queue's to judge; a repeated completion is
   // fine. Whoever's lease cannot be looked up completes nothing.
   if (caller->role != Role::kAnyone) {
-    const auto task = AdmitLease(*caller, request->lease());
+    const auto task = AdmitLease(*context, "CompleteTask", *caller, request->lease());
     if (!task.ok() && !absl::IsAborted(task.status())) return ToGrpcStatus(task.status());
   }
   return ToGrpcStatus(queue_.CompleteTask(*request));
@@ -180,7 +192,7 @@ grpc::Status WorkerServiceImpl::SaveCheckpoint(grpc::ServerContext* context,
                                                google::protobuf::Empty*) {
   const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "SaveCheckpoint");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
-  const auto task = AdmitLease(*caller, request->lease());
+  const auto task = AdmitLease(*context, "SaveCheckpoint", *caller, request->lease());
   if (!task.ok()) return ToGrpcStatus(task.status());
   return ToGrpcStatus(queue_.SaveCheckpoint(*request));
 }
@@ -210,7 +222,8 @@ absl::Status WorkerServiceImpl::Receive(
     return BadRequestError({{"lease", "the first message must carry lease and ref"}});
   }
   const internal::v1::Lease lease = message.lease();
-  ASSIGN_OR_RETURN(const internal::v1::TaskRecord task, AdmitLease(caller, lease));
+  ASSIGN_OR_RETURN(const internal::v1::TaskRecord task,
+                   AdmitLease(context, "UploadArtifact", caller, lease));
   ASSIGN_OR_RETURN(const auto place_of_worker, worker_streams_.Take("workers/" + task.worker()));
   const internal::v1::ArtifactRef ref = message.ref();
   RETURN_IF_ERROR(CheckUploadedRef(ref));
@@ -232,7 +245,7 @@ absl::Status WorkerServiceImpl::Receive(
     return absl::CancelledError("The worker went away");
   }
   // What a task has lost in the meantime it does not store any more.
-  RETURN_IF_ERROR(AdmitLease(caller, lease).status());
+  RETURN_IF_ERROR(AdmitLease(context, "UploadArtifact", caller, lease).status());
   return writer->Commit();
 }
 
@@ -254,7 +267,7 @@ grpc::Status WorkerServiceImpl::PrepareUpload(grpc::ServerContext* context,
                                               internal::v1::PrepareUploadResponse* response) {
   const absl::StatusOr<Principal> caller = access_.AdmitWorker(*context, "PrepareUpload");
   if (!caller.ok()) return ToGrpcStatus(caller.status());
-  absl::Status status = AdmitLease(*caller, request->lease()).status();
+  absl::Status status = AdmitLease(*context, "PrepareUpload", *caller, request->lease()).status();
   if (status.ok()) status = CheckUploadedRef(request->ref());
   if (!status.ok()) return ToGrpcStatus(status);
   const int64_t received =
@@ -275,7 +288,8 @@ absl::Status WorkerServiceImpl::Send(
     grpc::ServerWriter<internal::v1::FetchArtifactResponse>& writer) {
   ASSIGN_OR_RETURN(const Principal caller, access_.AdmitWorker(context, "FetchArtifact"));
   ASSIGN_OR_RETURN(const auto place_of_bearer, bearer_streams_.Take("tokens/" + caller.id));
-  ASSIGN_OR_RETURN(const internal::v1::TaskRecord task, AdmitLease(caller, request.lease()));
+  ASSIGN_OR_RETURN(const internal::v1::TaskRecord task,
+                   AdmitLease(context, "FetchArtifact", caller, request.lease()));
   ASSIGN_OR_RETURN(const auto place_of_worker, worker_streams_.Take("workers/" + task.worker()));
   const auto& inputs = task.spec().inputs();
   if (std::none_of(inputs.begin(), inputs.end(), [&](const internal::v1::ArtifactRef& input) {

@@ -57,8 +57,13 @@ class WorkerServiceImpl final : public WorkerServiceBase {
   int transfer_count() { return worker_streams_.count(); }
 
  private:
+  // Whether the caller may act as `worker`. A refusal is in the audit log, as below.
+  absl::Status AdmitName(const grpc::ServerContextBase& context, absl::string_view method,
+                         const Principal& caller, const std::string& worker);
   // The task of a current lease, if the caller may act as the worker that holds it. ABORTED: stale.
-  absl::StatusOr<internal::v1::TaskRecord> AdmitLease(const Principal& caller,
+  absl::StatusOr<internal::v1::TaskRecord> AdmitLease(const grpc::ServerContextBase& context,
+                                                      absl::string_view method,
+                                                      const Principal& caller,
                                                       const internal::v1::Lease& lease);
   absl::Status Receive(grpc::ServerContext& context,
                        grpc::ServerReader<internal::v1::UploadArtifactRequest>& reader);
