@@ -10,6 +10,7 @@
 #include "base/durable_file.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "proto/status_codec.h"
 #include "server/queue/job_not_found.h"
 #include "spdlog/spdlog.h"
@@ -184,9 +185,10 @@ absl::Status CheckProjectAccess(const Principal& caller, absl::string_view proje
 
 absl::Status CheckWorkerAccess(const Principal& caller, absl::string_view worker) {
   if (caller.MayBeWorker(worker)) return absl::OkStatus();
-  return WithErrorInfo(absl::PermissionDeniedError(absl::StrCat(
-                           "The token ", caller.id, " does not belong to worker ", worker)),
-                       "WORKER_NOT_ALLOWED");
+  return WithErrorInfo(
+      absl::PermissionDeniedError(absl::StrCat(
+          "The token ", caller.id, " does not belong to worker ", CutUtf8(worker, 100))),
+      "WORKER_NOT_ALLOWED");
 }
 
 }  // namespace qpruner::server
