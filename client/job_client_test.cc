@@ -113,6 +113,23 @@ TEST_F(JobClientTest, GivesUpWhenPatienceEnds) {
   EXPECT_GE(slept, absl::Milliseconds(1800));  // The next step would have been 3.2 s at most.
 }
 
+TEST_F(JobClientTest, WaitsAsLongAsAServerWhoseStoreIsAwaySays) {
+  const grpc::Status away =
+      ToGrpcStatus(WithRetryInfo(absl::UnavailableError("The store is away"), absl::Seconds(1)));
+  server_.service().Fail("GetJob", 2, away);
+  EXPECT_TRUE(client_.GetJob(kJob).ok());
+  EXPECT_THAT(sleeper_.slept, SizeIs(2));
+  EXPECT_THAT(sleeper_.slept, testing::Each(testing::Ge(absl::Seconds(1))));
+  // No longer than without a word, and never what is not safe to repeat.
+  server_.service().Fail("GetJob", 1000, away);
+  sleeper_.slept.clear();
+  EXPECT_EQ(client_.GetJob(kJob).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(sleeper_.slept, SizeIs(testing::Le(5)));
+  server_.service().Fail("DeleteJob", 1, away);
+  EXPECT_EQ(client_.DeleteJob(kJob).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(server_.service().calls("DeleteJob"), 1);
+}
+
 TEST_F(JobClientTest, RepeatsCreateUnderOneRequestId) {
   server_.service().Fail("CreateJob", 2, kUnavailable);
   ASSERT_TRUE(client_.CreateJob({}).ok());

@@ -60,10 +60,16 @@ absl::Status QuotaError(absl::string_view reason, const std::string& subject,
   failure.add_violations()->set_subject(subject);
   failure.mutable_violations(0)->set_description(message);
   status.SetPayload(kQuotaFailureUrl, absl::Cord(failure.SerializeAsString()));
+  return WithErrorInfo(WithRetryInfo(std::move(status), retry_after), reason,
+                       {{"subject", subject}});
+}
+
+absl::Status WithRetryInfo(absl::Status status, absl::Duration retry_after) {
+  if (status.ok()) return status;
   google::rpc::RetryInfo retry;
   retry.mutable_retry_delay()->set_seconds(absl::ToInt64Seconds(retry_after));
   status.SetPayload(kRetryInfoUrl, absl::Cord(retry.SerializeAsString()));
-  return WithErrorInfo(std::move(status), reason, {{"subject", subject}});
+  return status;
 }
 
 std::optional<absl::Duration> RetryDelay(const absl::Status& status) {

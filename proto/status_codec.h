@@ -37,6 +37,8 @@ absl::Status WithErrorInfo(absl::Status status, absl::string_view reason,
 // `subject` is what the quota is of, such as "projects/default".
 absl::Status QuotaError(absl::string_view reason, const std::string& subject,
                         const std::string& message, absl::Duration retry_after);
+// Adds RetryInfo{retry_after} if `status` is an error: the same call may go better then.
+absl::Status WithRetryInfo(absl::Status status, absl::Duration retry_after);
 // The delay of the status's RetryInfo; nothing if there is none.
 std::optional<absl::Duration> RetryDelay(const absl::Status& status);
 

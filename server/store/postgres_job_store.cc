@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "base/clock.h"
 #include "base/status_macros.h"
+#include "proto/status_codec.h"
 #include "server/store/postgres_connection.h"
 #include "server/store/postgres_feed.h"
 #include "server/store/postgres_pool.h"
@@ -34,8 +35,11 @@ constexpr PostgresStatement kBeginSnapshot = {"begin_snapshot",
 constexpr PostgresStatement kCommit = {"commit", "COMMIT"};
 constexpr PostgresStatement kRollback = {"rollback", "ROLLBACK"};
 
+// Longer than a server's restart or a failover's first attempts need, short against a job.
+constexpr absl::Duration kRetryAfter = absl::Seconds(1);
+
 // What callers of the API may hear of a failure of the database: it is not theirs to mend, and
-// names of tables, roles, hosts and databases are not theirs to know.
+// names of tables, roles, hosts and databases are not theirs to know. When to try again is.
 absl::Status WithoutDetails(const absl::Status& failure) {
   switch (failure.code()) {
     case absl::StatusCode::kOk:
@@ -45,7 +49,8 @@ absl::Status WithoutDetails(const absl::Status& failure) {
     case absl::StatusCode::kInternal:
       return absl::InternalError("The job store failed; the server's log says more");
     default:
-      return absl::UnavailableError("The job store is not available now; try again");
+      return WithRetryInfo(absl::UnavailableError("The job store is not available now; try again"),
+                           kRetryAfter);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 
+#include "proto/status_codec.h"
 #include "server/store/job_store_contract_test.h"
 #include "server/store/postgres_connection.h"
 #include "server/store/postgres_schema.h"
@@ -287,6 +288,7 @@ TEST_F(PostgresJobStoreTest, RefusalsAtRunTimeAreUnavailableAndNameNothing) {
     execute(refuse);
     for (const absl::Status& status : {insert(), read()}) {
       EXPECT_TRUE(absl::IsUnavailable(status)) << refuse << ": " << status;
+      EXPECT_EQ(RetryDelay(status), absl::Seconds(1)) << refuse << ": " << status;
       for (const std::string& name : {std::string("jobs"), std::string("clerk"),
                                       std::string("schema"), database, cluster.folder()}) {
         EXPECT_EQ(status.ToString().find(name), std::string::npos) << refuse << ": " << status;
