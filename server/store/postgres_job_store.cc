@@ -60,7 +60,7 @@ constexpr int kMaxConflicts = 10;
 class PostgresJobStore final : public JobStore {
  public:
   explicit PostgresJobStore(PostgresOptions options)
-      : options_(options), pool_(options), feed_(options) {}
+      : options_(options), pool_(options, CheckPostgresSchema), feed_(options) {}
 
   absl::Status Transact(absl::FunctionRef<absl::Status(StoreTransaction&)> body) override {
     std::set<std::string> changed;
@@ -208,10 +208,9 @@ absl::StatusOr<std::unique_ptr<JobStore>> OpenPostgresJobStore(PostgresOptions o
         absl::StrCat("connection_count must be at least 1, is ", options.connection_count));
   }
   {
-    PostgresPool first(options);
-    ASSIGN_OR_RETURN(std::unique_ptr<PostgresConnection> connection,
-                     first.Take(RealClock().Monotonic() + options.patience));
-    RETURN_IF_ERROR(MigratePostgresSchema(*connection));
+    PostgresPool first(
+        options, [](PostgresConnection& connection) { return MigratePostgresSchema(connection); });
+    RETURN_IF_ERROR(first.Take(RealClock().Monotonic() + options.patience).status());
   }
   return std::make_unique<PostgresJobStore>(std::move(options));
 }

@@ -304,6 +304,63 @@ TEST_F(PostgresJobStoreTest, RefusalsAtRunTimeAreUnavailableAndNameNothing) {
   }
 }
 
+// A newer server has started beside this one, which must not go on with what it takes the tables
+// for.
+TEST_F(PostgresJobStoreTest, AMigratedSchemaIsNotTouchedByAServerThatRuns) {
+  PostgresCluster& cluster = *PostgresCluster::Shared();
+  const auto execute = [&](const std::string& sql) {
+    const absl::Status status = cluster.Execute(url_, sql);
+    ASSERT_TRUE(status.ok()) << sql << ": " << status;
+  };
+  const auto set_version = [&](int version) {
+    execute(absl::StrCat("UPDATE qpruner.schema_version SET version = ", version));
+  };
+  int number = 0;
+  const auto insert = [&](JobStore& store) {
+    return store.Transact([&](StoreTransaction& t) { return InsertJob(t, Name(++number)); });
+  };
+  const absl::Duration patience = absl::Milliseconds(50);
+  // One looks at every connection that it takes, the other only at new ones.
+  const auto watchful = OpenPostgresJobStore(
+      {.url = url_, .patience = patience, .schema_check_interval = absl::ZeroDuration()});
+  const auto lazy = OpenPostgresJobStore(
+      {.url = url_, .patience = patience, .schema_check_interval = absl::InfiniteDuration()});
+  ASSERT_TRUE(watchful.ok() && lazy.ok()) << watchful.status() << lazy.status();
+  for (const int version : {kPostgresSchemaVersion + 1, kPostgresSchemaVersion - 1}) {
+    ASSERT_TRUE(insert(**watchful).ok());
+    ASSERT_TRUE(insert(**lazy).ok());
+    const size_t before = CountJobs(**lazy);
+    set_version(version);
+    for (JobStore* store : {watchful->get(), lazy->get()}) {
+      if (store == lazy->get()) {
+        execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND datname = current_database()");
+      }
+      for (int i = 0; i < 3; ++i) {
+        const absl::Status status = insert(*store);
+        EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+        EXPECT_EQ(RetryDelay(status), absl::Seconds(1)) << status;
+      }
+    }
+    auto connection = PostgresConnection::Connect({.url = url_});
+    ASSERT_TRUE(connection.ok()) << connection.status();
+    const absl::Status why = CheckPostgresSchema(**connection);
+    EXPECT_TRUE(absl::IsFailedPrecondition(why)) << why;
+    EXPECT_THAT(std::string(why.message()),
+                HasSubstr(absl::StrCat("has schema version ", version, " now")));
+    set_version(kPostgresSchemaVersion);
+    for (JobStore* store : {watchful->get(), lazy->get()}) {
+      absl::Status again;
+      do {
+        again = insert(*store);
+      } while (absl::IsUnavailable(again));
+      EXPECT_TRUE(again.ok()) << again;
+    }
+    EXPECT_EQ(CountJobs(**lazy), before + 2) << "nothing else was written";
+  }
+}
+
 // As in a primary that lives on, read-only, after a failover: only a new connection finds the
 // other.
 TEST_F(PostgresJobStoreTest, AReadOnlySessionIsGivenUp) {

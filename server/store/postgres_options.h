@@ -19,6 +19,9 @@ struct PostgresOptions {
   // A call waits so long for a database that cannot be reached, or for transactions that are in its
   // way (and for one lock, 5 s, at the most), then ends with UNAVAILABLE.
   absl::Duration patience = absl::Seconds(3);
+  // A newer server that migrates the schema is noticed within this time, or at the next connection:
+  // each look costs one call a round trip.
+  absl::Duration schema_check_interval = absl::Seconds(10);
 };
 
 }  // namespace qpruner::server

@@ -17,19 +17,27 @@ namespace qpruner::server {
 // Thread-safe.
 class PostgresPool {
  public:
-  explicit PostgresPool(PostgresOptions options) : options_(std::move(options)) {}
+  using Check = absl::Status (*)(PostgresConnection&);
+  // `check` says whether the database still is one to work with. It is asked of each new connection
+  // and, every schema_check_interval, of one that was idle.
+  PostgresPool(PostgresOptions options, Check check)
+      : options_(std::move(options)), check_(check) {}
 
   // A connection for the caller alone: an idle one, else a new one, else the next that is given
   // back. While the database cannot be reached or refuses, one caller at a time tries, with
   // back-off. Blocks. UNAVAILABLE: not until `deadline`, by RealClock().Monotonic(). Other errors:
-  // as Connect.
+  // as Connect, or the check's.
   absl::StatusOr<std::unique_ptr<PostgresConnection>> Take(absl::Duration deadline);
   // Every connection that was taken comes back. When one is lost, the idle ones are too: they
   // broke with the server.
   void Return(std::unique_ptr<PostgresConnection> connection);
 
  private:
+  // Connect, and the check.
+  absl::StatusOr<std::unique_ptr<PostgresConnection>> Open() const;
+
   const PostgresOptions options_;
+  const Check check_;
   std::mutex mutex_;
   std::condition_variable changed_;
   // All guarded by mutex_.
@@ -38,7 +46,9 @@ class PostgresPool {
   bool reachable_ = true;
   bool connecting_ = false;  // Someone tries, while not reachable.
   absl::Duration backoff_;
-  absl::Duration next_try_ = -absl::InfiniteDuration();  // Monotonic.
+  // Monotonic.
+  absl::Duration next_try_ = -absl::InfiniteDuration();
+  absl::Duration next_check_ = -absl::InfiniteDuration();
 };
 
 }  // namespace qpruner::server

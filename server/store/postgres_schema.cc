@@ -162,6 +162,18 @@ absl::Status Migrate(PostgresConnection& connection, int to_version) {
 
 const int kPostgresSchemaVersion = static_cast<int>(std::size(kMigrations));
 
+absl::Status CheckPostgresSchema(PostgresConnection& connection) {
+  ASSIGN_OR_RETURN(const PostgresResult stored, connection.Run(kReadVersion, {}));
+  const int64_t version = stored.row_count() == 1 ? stored.Int(0, 0) : 0;
+  if (version == kPostgresSchemaVersion) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "The database has schema version ", version, " now, and this QPruner works with ",
+      kPostgresSchemaVersion, ": ",
+      version > kPostgresSchemaVersion
+          ? "a newer one has migrated it. Replace this server by that version"
+          : "an older database was restored. Start this server anew, which migrates it"));
+}
+
 absl::Status MigratePostgresSchema(PostgresConnection& connection, int to_version) {
   // No time-outs: another server may be at work on large tables.
   RETURN_IF_ERROR(connection.ExecuteScript(

@@ -17,6 +17,9 @@ extern const int kPostgresSchemaVersion;
 absl::Status MigratePostgresSchema(PostgresConnection& connection,
                                    int to_version = kPostgresSchemaVersion);
 
+// FAILED_PRECONDITION: it has another version than this program's, which must touch nothing then.
+absl::Status CheckPostgresSchema(PostgresConnection& connection);
+
 }  // namespace qpruner::server
 
 #endif  // QPRUNER_SERVER_STORE_POSTGRES_SCHEMA_H_
