@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -38,6 +39,16 @@ absl::StatusOr<std::string> MarkOf(const std::string& path) {
         absl::StrCat(path, ": others than its owner may write it; chmod go-w"));
   }
   return FileMark(info);
+}
+
+// A call may have waited for a thread longer than its caller for the answer. What it asks for would
+// be done unseen, or twice: the caller tries again.
+absl::Status CheckAwaited(const grpc::ServerContextBase& context) {
+  if (context.deadline() <= std::chrono::system_clock::now()) {
+    return absl::DeadlineExceededError("The call's deadline passed before its work began");
+  }
+  if (context.IsCancelled()) return absl::CancelledError("The caller went away");
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -142,7 +153,10 @@ absl::StatusOr<Principal> AccessControl::AdmitClient(const grpc::ServerContextBa
   if (!caller.ok()) {
     return Refuse({.method = method, .peer = context.peer()}, caller.status());
   }
-  if (caller->role != Role::kWorker) return caller;
+  if (caller->role != Role::kWorker) {
+    RETURN_IF_ERROR(CheckAwaited(context));
+    return caller;
+  }
   return AuditRefusal(
       context, *caller, method, "",
       WithErrorInfo(absl::PermissionDeniedError(absl::StrCat(
@@ -156,7 +170,10 @@ absl::StatusOr<Principal> AccessControl::AdmitWorker(const grpc::ServerContextBa
   if (!caller.ok()) {
     return Refuse({.method = method, .peer = context.peer()}, caller.status());
   }
-  if (caller->role == Role::kWorker || caller->role == Role::kAnyone) return caller;
+  if (caller->role == Role::kWorker || caller->role == Role::kAnyone) {
+    RETURN_IF_ERROR(CheckAwaited(context));
+    return caller;
+  }
   return AuditRefusal(context, *caller, method, "",
                       WithErrorInfo(absl::PermissionDeniedError(absl::StrCat(
                                         "The token ", caller->id,

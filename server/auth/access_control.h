@@ -39,6 +39,7 @@ class AccessControl {
 
   // The caller of `method` of JobService. UNAUTHENTICATED: no token, or not a good one.
   // PERMISSION_DENIED: a worker's. Both are in the audit log, as far as their rate allows.
+  // DEADLINE_EXCEEDED, CANCELLED: nobody waits for the answer any more, so the call is not begun.
   absl::StatusOr<Principal> AdmitClient(const grpc::ServerContextBase& context,
                                         absl::string_view method);
   // The caller of `method` of WorkerService. PERMISSION_DENIED: not a worker's.

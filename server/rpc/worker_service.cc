@@ -233,17 +233,19 @@ absl::Status WorkerServiceImpl::Receive(
       interrupted_, upload, EndingOf(context, "The worker asked how to go on with this upload"));
   int64_t received = message.offset();
   ASSIGN_OR_RETURN(std::unique_ptr<ArtifactWriter> writer, OpenWriter(upload, ref, received));
+  absl::Status still;
   do {
     RETURN_IF_ERROR(writer->Append(message.data()));
     received += static_cast<int64_t>(message.data().size());
     // Tokens expire.
-    RETURN_IF_ERROR(access_.AdmitWorker(context, "UploadArtifact").status());
-  } while (Read(context, reader, message));
+    still = access_.AdmitWorker(context, "UploadArtifact").status();
+  } while (still.ok() && Read(context, reader, message));
   // A stream that was cut off has not come to its end, though all bytes may be there.
-  if (context.IsCancelled()) {
+  if (context.IsCancelled() || absl::IsDeadlineExceeded(still)) {
     running.Keep(std::move(writer), received);
     return absl::CancelledError("The worker went away");
   }
+  RETURN_IF_ERROR(still);
   // What a task has lost in the meantime it does not store any more.
   RETURN_IF_ERROR(AdmitLease(context, "UploadArtifact", caller, lease).status());
   return writer->Commit();

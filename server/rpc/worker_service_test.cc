@@ -1,12 +1,14 @@
 #include "server/rpc/worker_service.h"
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "base/durable_file.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/server.h"
@@ -386,6 +388,56 @@ TEST_F(WorkerServiceTest, AnUploadOfAnAbsurdSizeIsRefusedByName) {
     ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
     EXPECT_EQ(FieldViolations(refused)[0].field, "ref.size_bytes");
     EXPECT_NE(FieldViolations(refused)[0].description.find("1099511627776"), std::string::npos);
+  }
+}
+
+// Handlers that get a thread only when nobody waits for them any more.
+class LateService final : public internal::v1::WorkerService::Service {
+ public:
+  explicit LateService(WorkerServiceImpl& service) : service_(service) {}
+  grpc::Status RegisterWorker(grpc::ServerContext* context,
+                              const internal::v1::RegisterWorkerRequest* request,
+                              internal::v1::RegisterWorkerResponse* response) override {
+    began.Notify();
+    while (!context->IsCancelled()) std::this_thread::yield();
+    const grpc::Status status = service_.RegisterWorker(context, request, response);
+    outcome = FromGrpcStatus(status);
+    ended.Notify();
+    return status;
+  }
+
+  absl::Notification began, ended;
+  absl::Status outcome;
+
+ private:
+  WorkerServiceImpl& service_;
+};
+
+TEST_F(WorkerServiceTest, ACallThatNobodyWaitsForAnyMoreDoesNothing) {
+  for (const bool cancelled : {true, false}) {
+    LateService late(*service_);
+    const auto server = grpc::ServerBuilder().RegisterService(&late).BuildAndStart();
+    const auto stub = internal::v1::WorkerService::NewStub(server->InProcessChannel({}));
+    internal::v1::RegisterWorkerRequest request;
+    request.set_worker("w2");
+    request.set_incarnation("late");
+    const auto context = As(other_);
+    if (!cancelled) {
+      context->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+    }
+    std::thread caller([&] {
+      internal::v1::RegisterWorkerResponse response;
+      EXPECT_FALSE(stub->RegisterWorker(context.get(), request, &response).ok());
+    });
+    const bool began = late.began.WaitForNotificationWithTimeout(absl::Seconds(60));
+    if (cancelled) context->TryCancel();
+    caller.join();
+    ASSERT_TRUE(began);
+    late.ended.WaitForNotification();
+    EXPECT_EQ(late.outcome.code(),
+              cancelled ? absl::StatusCode::kCancelled : absl::StatusCode::kDeadlineExceeded)
+        << late.outcome;
+    for (const auto& worker : queue_->LiveWorkers()) EXPECT_NE(worker.name(), "w2");
   }
 }
 
