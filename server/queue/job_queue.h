@@ -114,10 +114,12 @@ class JobQueue {
   absl::StatusOr<internal::v1::HeartbeatResponse> Heartbeat(
       const internal::v1::HeartbeatRequest& request);
   // ABORTED: the lease is stale. INVALID_ARGUMENT: no outcome. A result that the task cannot have,
-  // or whose files were not uploaded, counts as an INTERNAL error of the attempt.
+  // or whose files were not uploaded or have other sizes, counts as an INTERNAL error of the
+  // attempt.
   absl::Status CompleteTask(const internal::v1::CompleteTaskRequest& request);
   // The next attempt of the task gets this uploaded file among its inputs. ABORTED: the lease is
-  // stale. INVALID_ARGUMENT: a bad path or SHA-256. FAILED_PRECONDITION: it was not uploaded.
+  // stale. INVALID_ARGUMENT: a bad path or SHA-256, or another size. FAILED_PRECONDITION: it was
+  // not uploaded.
   absl::Status SaveCheckpoint(const internal::v1::SaveCheckpointRequest& request);
   // The task of a current lease. ABORTED: the lease is stale.
   absl::StatusOr<internal::v1::TaskRecord> FindLeasedTask(const internal::v1::Lease& lease);
