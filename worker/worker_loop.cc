@@ -17,6 +17,7 @@
 #include "google/protobuf/util/time_util.h"
 #include "proto/grpc_status.h"
 #include "proto/status_codec.h"
+#include "proto/task_uris.h"
 #include "spdlog/spdlog.h"
 #include "worker/artifact_transfer.h"
 #include "worker/direct_transfer.h"
@@ -168,6 +169,10 @@ absl::Status WorkerLoop::Register(const std::stop_token& drain) {
     request.set_device_memory_bytes(engine_->hello().device_memory_bytes());
   }
   request.set_version(options_.version);
+  if (!options_.model_roots.empty()) request.add_readable_uris("file:///");
+  for (std::string& uri : model_sources_.Prefixes()) request.add_readable_uris(std::move(uri));
+  // What says nothing may get anything.
+  if (request.readable_uris().empty()) request.add_readable_uris("builtin://");
   RegisterWorkerResponse response;
   const absl::Status status = WithReconnect(drain, "registering", [&] {
     grpc::ClientContext context;
@@ -252,11 +257,7 @@ absl::StatusOr<std::string> WorkerLoop::FetchModel(const TaskSpec& task,
                                                    LeaseKeeper& keeper,
                                                    const std::stop_token& stop) {
   const std::string& uri = task.spec().model().uri();
-  // Trials work on the prepared model, and so does the last task unless it learns from the
-  // original.
-  const bool reads_model =
-      task.has_prepare() || (task.has_finalize() && task.spec().fine_tune().has_distillation());
-  if (!reads_model || !ModelSources::Fetches(uri)) return std::string();
+  if (!ReadsOriginalModel(task) || !ModelSources::Fetches(uri)) return std::string();
   const std::string folder = absl::StrCat(input_dir, "/", kSourceFolder);
   std::error_code error;
   fs::create_directories(folder, error);

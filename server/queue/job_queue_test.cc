@@ -1993,6 +1993,40 @@ TEST_F(JobQueueTest, AWorkerGetsOnlyWhatItsMemoryHolds) {
   EXPECT_EQ(Acquire("sized", "b").lease().job(), large.ToString());
 }
 
+TEST_F(JobQueueTest, JobsThatNoWorkerCanReadHoldUpNobody) {
+  v1::CreateJobRequest hub = ScriptedRequest();
+  hub.mutable_job()->mutable_spec()->mutable_model()->set_uri("hf://org/name@main");
+  // More than are looked at of a queue.
+  std::vector<JobName> waiting;
+  for (int i = 0; i < 200; ++i) waiting.push_back(Create(hub));
+  const JobName shipped = Create();
+  internal::v1::RegisterWorkerRequest offline;
+  offline.set_worker("offline");
+  offline.set_incarnation("a");
+  offline.add_readable_uris("file:///");
+  ASSERT_TRUE(queue_->RegisterWorker(offline).ok());
+  EXPECT_EQ(Acquire("offline").lease().job(), shipped.ToString());
+  EXPECT_FALSE(Poll("offline")->has_lease());
+  internal::v1::RegisterWorkerRequest online = offline;
+  online.set_worker("online");
+  online.add_readable_uris("hf://");
+  ASSERT_TRUE(queue_->RegisterWorker(online).ok());
+  EXPECT_EQ(Acquire("online").lease().job(), waiting[0].ToString());
+}
+
+TEST_F(JobQueueTest, WhatAWorkerCanReadIsBounded) {
+  internal::v1::RegisterWorkerRequest worker;
+  worker.set_worker("w");
+  worker.set_incarnation("a");
+  worker.add_readable_uris(std::string(513, 'x'));
+  const absl::Status refused = queue_->RegisterWorker(worker);
+  ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
+  EXPECT_EQ(FieldViolations(refused)[0].field, "readable_uris");
+  worker.clear_readable_uris();
+  for (int i = 0; i < 65; ++i) worker.add_readable_uris("hf://");
+  EXPECT_TRUE(absl::IsInvalidArgument(queue_->RegisterWorker(worker)));
+}
+
 TEST_F(JobQueueTest, QuotasRefuseWithAHintAndKeepRepeatedRequests) {
   JobQueueOptions options;
   options.projects.fallback.max_queued_jobs = 2;

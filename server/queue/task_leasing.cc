@@ -1,6 +1,7 @@
 #include "server/queue/task_leasing.h"
 
 #include <algorithm>
+#include <memory>
 #include <set>
 #include <string>
 #include <utility>
@@ -34,6 +35,16 @@ constexpr absl::Duration kBusyRetryInterval = absl::Milliseconds(20);
 // worker holds the model of.
 constexpr int kFewestCandidates = 16;
 constexpr int kMostCandidates = 128;
+// What a worker says that it can read.
+constexpr int kMaxReadableUris = 64;
+constexpr size_t kMaxReadableUriBytes = 512;
+
+std::shared_ptr<const std::vector<std::string>> ReadableUrisOf(
+    const internal::v1::RegisterWorkerRequest& request) {
+  if (request.readable_uris().empty()) return nullptr;
+  return std::make_shared<std::vector<std::string>>(request.readable_uris().begin(),
+                                                    request.readable_uris().end());
+}
 
 absl::Status Stopping() {
   return WithErrorInfo(absl::UnavailableError("The server is stopping"), "SERVER_STOPPING");
@@ -115,6 +126,13 @@ absl::Status TaskLeasing::RegisterWorker(const internal::v1::RegisterWorkerReque
   if (request.incarnation().empty() || request.incarnation().size() > 128) {
     violations.push_back({"incarnation", "must be 1 to 128 bytes, different for each process"});
   }
+  if (request.readable_uris_size() > kMaxReadableUris ||
+      std::any_of(request.readable_uris().begin(), request.readable_uris().end(),
+                  [](const std::string& uri) { return uri.size() > kMaxReadableUriBytes; })) {
+    violations.push_back(
+        {"readable_uris", absl::StrCat("must be at most ", kMaxReadableUris, " of at most ",
+                                       kMaxReadableUriBytes, " bytes")});
+  }
   const auto check_length = [&](const char* field, const std::string& text) {
     if (text.size() <= kMaxDescriptionBytes) return;
     violations.push_back({field, absl::StrCat("must be at most ", kMaxDescriptionBytes,
@@ -132,6 +150,7 @@ absl::Status TaskLeasing::RegisterWorker(const internal::v1::RegisterWorkerReque
                           .device = request.device(),
                           .device_memory_bytes = request.device_memory_bytes(),
                           .version = request.version(),
+                          .readable_uris = ReadableUrisOf(request),
                           .last_heard = now},
                          now - options_.lease_duration)) {
     return QuotaError("TOO_MANY_WORKERS", "server",
@@ -397,6 +416,7 @@ absl::Status TaskLeasing::LeaseToPolls() {
   std::vector<WaitingWorker> workers;
   for (const AcquirePoll& poll : polls) {
     workers.push_back({.device_memory_bytes = workers_.DeviceMemoryOf(poll.worker),
+                       .readable_uris = workers_.ReadableUrisOf(poll.worker),
                        .prepared_job = poll.prepared_job});
   }
   std::vector<Grant> grants;

@@ -5,7 +5,9 @@
 #include <optional>
 #include <set>
 #include <tuple>
+#include <utility>
 
+#include "proto/task_uris.h"
 #include "server/queue/job_change.h"
 
 namespace qpruner::server {
@@ -15,10 +17,6 @@ using internal::v1::TaskRecord;
 
 // How far affinity looks into a project's queue.
 constexpr int kAffinityWindow = 64;
-
-bool Fits(const WaitingWorker& worker, const TaskRecord& task) {
-  return task.spec().spec().limits().min_device_memory_bytes() <= worker.device_memory_bytes;
-}
 
 // Since when the task could have been leased.
 absl::Time WaitingSince(const TaskRecord& task) {
@@ -38,6 +36,8 @@ class Schedule {
       std::vector<const TaskRecord*>& tasks = projects_[queue.project];
       for (const TaskRecord& task : queue.tasks) {
         tasks.push_back(&task);
+        std::vector<std::string> uris = UrisReadByWorker(task.spec());
+        if (!uris.empty()) uris_.emplace(&task, std::move(uris));
         ++waiting_of_job_[task.job()];
       }
     }
@@ -64,6 +64,17 @@ class Schedule {
   }
 
  private:
+  bool Fits(const WaitingWorker& worker, const TaskRecord& task) const {
+    if (task.spec().spec().limits().min_device_memory_bytes() > worker.device_memory_bytes) {
+      return false;
+    }
+    const auto uris = uris_.find(&task);
+    return uris == uris_.end() || worker.readable_uris == nullptr ||
+           std::all_of(uris->second.begin(), uris->second.end(), [&](const std::string& uri) {
+             return IsBelowAnyUri(uri, *worker.readable_uris);
+           });
+  }
+
   std::optional<TaskAssignment> NextProject() {
     std::vector<std::pair<double, std::string>> order;
     for (const auto& [project, tasks] : projects_) {
@@ -134,6 +145,8 @@ class Schedule {
   std::map<std::string, std::vector<size_t>> holders_;  // Free ones, by the job they hold.
   std::map<std::string, std::vector<const TaskRecord*>> projects_;
   std::map<std::string, int> waiting_of_job_;
+  // Of tasks that read something by their worker's ways.
+  std::map<const TaskRecord*, std::vector<std::string>> uris_;
 };
 
 }  // namespace

@@ -2,7 +2,8 @@
 //
 // 1. Between projects: whose fair share is furthest behind (fair_shares.h).
 // 2. Within a project: higher priority, then older.
-// 3. A worker gets only tasks that its device has the memory for.
+// 3. A worker gets only tasks that its device has the memory for, and whose model and texts it can
+// read.
 // 4. Of the workers that fit, one that holds the job's prepared model; of tasks of the same
 // priority,
 //    one whose job the worker holds, passing over older ones as long as those have not waited for
@@ -11,6 +12,7 @@
 #define QPRUNER_SERVER_QUEUE_TASK_SCHEDULE_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -25,6 +27,8 @@ namespace qpruner::server {
 struct WaitingWorker {
   // 0: unknown, which fits only tasks that ask for none.
   int64_t device_memory_bytes = 0;
+  // As RegisterWorkerRequest says; null: anything.
+  std::shared_ptr<const std::vector<std::string>> readable_uris;
   // `projects/{project}/jobs/{job}`; empty: none.
   std::string prepared_job;
 };

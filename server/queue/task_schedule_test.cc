@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <memory>
 #include <optional>
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -43,7 +45,7 @@ std::vector<StoreReader::TaskQueue> Queues(std::vector<TaskRecord> tasks) {
   });
   std::map<std::pair<std::string, int>, std::vector<TaskRecord>> sorted;
   for (const TaskRecord& task : tasks) {
-    sorted[{JobName::Parse(task.job())->project, MemoryClass(task)}].push_back(task);
+    sorted[{JobName::Parse(task.job())->project, NeedClass(task)}].push_back(task);
   }
   std::vector<StoreReader::TaskQueue> queues;
   for (auto& [key, queue] : sorted) queues.push_back({key.first, key.second, std::move(queue)});
@@ -70,6 +72,38 @@ TEST(ScheduleTasks, WithinAProjectPriorityThenAge) {
       MakeTask("p", "c", "urgent", kStart + absl::Milliseconds(9), 5),
       MakeTask("p", "d", "idle", kStart, -5)};
   EXPECT_THAT(Decide({{}, {}, {}}, tasks), ElementsAre("0:urgent", "1:old", "2:young"));
+}
+
+TEST(ScheduleTasks, AWorkerGetsOnlyWhatItCanRead) {
+  const auto reads = [](std::vector<std::string> uris) {
+    return WaitingWorker{.readable_uris =
+                             std::make_shared<const std::vector<std::string>>(std::move(uris))};
+  };
+  std::vector<TaskRecord> tasks;
+  const auto add = [&](const std::string& id, const std::string& model) {
+    tasks.push_back(MakeTask("p", id, id, kStart));
+    tasks.back().mutable_spec()->mutable_prepare();
+    tasks.back().mutable_spec()->mutable_spec()->mutable_model()->set_uri(model);
+  };
+  add("hub", "hf://org/name@main");
+  add("bucket", "s3://models/llama");
+  add("shipped", "builtin://stories260k");
+  EXPECT_THAT(Decide({reads({"builtin://"})}, tasks), ElementsAre("0:shipped"));
+  EXPECT_THAT(Decide({reads({"s3://models"}), reads({"hf://"})}, tasks),
+              ElementsAre("1:hub", "0:bucket"));
+  EXPECT_THAT(Decide({reads({"s3://others"}), reads({"file:///"})}, tasks),
+              ElementsAre("0:shipped"));
+  // A worker of an earlier version does not say.
+  EXPECT_THAT(Decide({{}, {}, {}}, tasks), ElementsAre("0:hub", "1:bucket", "2:shipped"));
+  // Texts count for all tasks, the model for those that read it.
+  tasks.clear();
+  add("trial", "hf://org/name@main");
+  tasks[0].mutable_spec()->mutable_trial();
+  EXPECT_THAT(Decide({reads({"builtin://"})}, tasks), ElementsAre("0:trial"));
+  tasks[0].mutable_spec()->mutable_spec()->mutable_evaluation()->mutable_dataset()->set_uri(
+      "file:///texts/a");
+  EXPECT_THAT(Decide({reads({"hf://"})}, tasks), ElementsAre());
+  EXPECT_THAT(Decide({reads({"file:///"})}, tasks), ElementsAre("0:trial"));
 }
 
 TEST(ScheduleTasks, ProjectsTakeTurnsByWeight) {

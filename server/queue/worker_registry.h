@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,8 @@ struct WorkerInfo {
   std::string device;
   int64_t device_memory_bytes = 0;
   std::string version;
+  // As RegisterWorkerRequest says; null: anything.
+  std::shared_ptr<const std::vector<std::string>> readable_uris;
   // On the monotonic clock.
   absl::Duration last_heard;
 };
@@ -69,6 +72,11 @@ class WorkerRegistry {
     absl::MutexLock lock(&mutex_);
     const auto found = workers_.find(name);
     return found == workers_.end() ? 0 : found->second.device_memory_bytes;
+  }
+  std::shared_ptr<const std::vector<std::string>> ReadableUrisOf(const std::string& name) const {
+    absl::MutexLock lock(&mutex_);
+    const auto found = workers_.find(name);
+    return found == workers_.end() ? nullptr : found->second.readable_uris;
   }
   void Hear(const std::string& name, absl::Duration now) {
     absl::MutexLock lock(&mutex_);

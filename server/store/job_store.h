@@ -73,14 +73,14 @@ class StoreReader {
                                                            const std::string& task_id) = 0;
   // In order of creation.
   virtual absl::StatusOr<std::vector<internal::v1::TaskRecord>> ListTasks(const JobName& job) = 0;
-  // QUEUED tasks whose not_before has come, of one project and of about the same need for memory,
+  // QUEUED tasks whose not_before has come, of one project and of about the same needs of a worker,
   // by priority (high first), create time, then insertion.
   struct TaskQueue {
     std::string project;
-    int memory_class = 0;  // See MemoryClass in stored_record.h.
+    int need_class = 0;  // See NeedClass in stored_record.h.
     std::vector<internal::v1::TaskRecord> tasks;
   };
-  // Every queue that is not empty, with its first `limit` tasks; by project, then memory class. The
+  // Every queue that is not empty, with its first `limit` tasks; by project, then class. The
   // cost is that of the queues and of what is returned, however many tasks wait.
   virtual absl::StatusOr<std::vector<TaskQueue>> TaskQueues(absl::Time now, int limit) = 0;
   // Earliest not_before of QUEUED tasks that lies after `now`.

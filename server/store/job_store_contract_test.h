@@ -586,7 +586,7 @@ TEST_P(JobStoreContract, EachProjectAndNeedForMemoryHasAQueue) {
     for (const auto& queue : Value([&](StoreReader& reader) {
            return reader.TaskQueues(absl::FromUnixSeconds(now), limit);
          })) {
-      text.push_back(absl::StrCat(queue.project, "/", queue.memory_class));
+      text.push_back(absl::StrCat(queue.project, "/", queue.need_class));
       for (const std::string& id : Ids(queue.tasks)) absl::StrAppend(&text.back(), " ", id);
     }
     return text;

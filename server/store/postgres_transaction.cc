@@ -351,10 +351,10 @@ absl::StatusOr<std::vector<StoreReader::TaskQueue>> PostgresTransaction::TaskQue
     bool complete = true;
     for (int row = 0; row < result.row_count(); ++row) {
       const std::string project(result.Bytes(row, 1));
-      const int memory_class = static_cast<int>(result.Int(row, 2));
+      const int need_class = static_cast<int>(result.Int(row, 2));
       if (queues.empty() || queues.back().project != project ||
-          queues.back().memory_class != memory_class) {
-        queues.push_back({.project = project, .memory_class = memory_class});
+          queues.back().need_class != need_class) {
+        queues.push_back({.project = project, .need_class = need_class});
         rows_of_queue = 0;
       }
       std::vector<TaskRecord>& tasks = queues.back().tasks;
@@ -547,7 +547,7 @@ absl::Status PostgresTransaction::PutTask(const TaskRecord& task) {
       kPutTask,
       {job->id, task.task_id(), task.state(), task.priority(), ToNanoseconds(task.create_time()),
        ToNanoseconds(task.not_before()), ToNanoseconds(task.lease_expire_time()), task.worker(),
-       name.project, MemoryClass(task), Parameter::Blob(task.SerializeAsString())});
+       name.project, NeedClass(task), Parameter::Blob(task.SerializeAsString())});
 }
 
 absl::Status PostgresTransaction::PutTrial(const JobName& name, const v1::Trial& trial) {

@@ -212,7 +212,7 @@ absl::StatusOr<std::vector<StoreReader::TaskQueue>> SqliteTransaction::TaskQueue
                                                                                   int limit) {
   std::vector<TaskQueue> queues;
   std::string project;  // Before any project's name.
-  int64_t memory_class = -1;
+  int64_t need_class = -1;
   for (;;) {
     {
       ASSIGN_OR_RETURN(
@@ -220,11 +220,11 @@ absl::StatusOr<std::vector<StoreReader::TaskQueue>> SqliteTransaction::TaskQueue
           connection_.Prepare("SELECT project, memory_class FROM tasks INDEXED BY tasks_queued "
                               "WHERE state = 1 AND (project, memory_class) > (?1, ?2) "
                               "ORDER BY project, memory_class LIMIT 1",
-                              project, memory_class));
+                              project, need_class));
       ASSIGN_OR_RETURN(const bool row, next.Step());
       if (!row) return queues;
       project = std::string(next.Bytes(0));
-      memory_class = next.Int(1);
+      need_class = next.Int(1);
     }
     // Without LIMIT: damaged ones must not take the places of others.
     ASSIGN_OR_RETURN(
@@ -234,11 +234,11 @@ absl::StatusOr<std::vector<StoreReader::TaskQueue>> SqliteTransaction::TaskQueue
                 "SELECT record, id FROM tasks INDEXED BY tasks_queued WHERE state = 1 AND project "
                 "= ?1 AND memory_class = ?2 AND not_before <= ?3 ORDER BY priority DESC, "
                 "create_time, id",
-                project, memory_class, ToNanoseconds(now)),
+                project, need_class, ToNanoseconds(now)),
             limit));
     if (tasks.empty()) continue;  // All of them back off, or are damaged.
     queues.push_back({.project = project,
-                      .memory_class = static_cast<int>(memory_class),
+                      .need_class = static_cast<int>(need_class),
                       .tasks = std::move(tasks)});
   }
 }
@@ -513,7 +513,7 @@ absl::Status SqliteTransaction::PutTask(const TaskRecord& task) {
       "memory_class = excluded.memory_class, record = excluded.record",
       job_id, task.task_id(), task.state(), task.priority(), ToNanoseconds(task.create_time()),
       ToNanoseconds(task.not_before()), ToNanoseconds(task.lease_expire_time()), job.project,
-      MemoryClass(task), SqliteBlob{task.SerializeAsString()});
+      NeedClass(task), SqliteBlob{task.SerializeAsString()});
 }
 
 absl::Status SqliteTransaction::PutTrial(const JobName& job, const v1::Trial& trial) {

@@ -9,12 +9,14 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/resource_name.h"
 #include "base/sha256.h"
 #include "google/protobuf/timestamp.pb.h"
+#include "proto/task_uris.h"
 #include "qpruner/internal/v1/record.pb.h"
 #include "qpruner/v1/job.pb.h"
 
@@ -43,11 +45,21 @@ inline int64_t ToNanoseconds(absl::Time time) {
   return absl::ToUnixNanos(time);
 }
 
-// Tasks are queued by what memory they need: whole gibibytes, rounded down.
-inline int MemoryClass(const internal::v1::TaskRecord& task) {
-  constexpr int64_t kLargest = 1 << 20;
-  return static_cast<int>(std::clamp<int64_t>(
+// Tasks are queued by what they need of a worker, so that those which no worker can do now hold up
+// no others: memory in whole gibibytes, rounded down, and ways to models (a bit for each scheme).
+// Stored in the column memory_class, whose rows may be of versions that knew only memory.
+inline int NeedClass(const internal::v1::TaskRecord& task) {
+  constexpr int kMemoryBits = 21;
+  constexpr int64_t kLargest = (1 << kMemoryBits) - 1;
+  int need = static_cast<int>(std::clamp<int64_t>(
       task.spec().spec().limits().min_device_memory_bytes() >> 30, 0, kLargest));
+  for (const std::string& uri : UrisReadByWorker(task.spec())) {
+    const int scheme = absl::StartsWith(uri, "file://") ? 0
+                       : absl::StartsWith(uri, "hf://") ? 1
+                                                        : 2;
+    need |= 1 << (kMemoryBits + scheme);
+  }
+  return need;
 }
 
 inline absl::Status RecordDamaged(absl::string_view what) {

@@ -55,12 +55,17 @@ std::string Spoilt(std::string input, std::mt19937& random) {
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const int copies = argc > 2 ? std::atoi(argv[2]) : 2000;
+  // Other copies each time; a third argument repeats those of a run that failed.
+  const unsigned seed =
+      argc > 3 ? static_cast<unsigned>(std::strtoul(argv[3], nullptr, 10)) : std::random_device()();
+  std::printf("seed %u\n", seed);
+  std::fflush(stdout);
   int files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(argv[1])) {
     std::ifstream stream(entry.path(), std::ios::binary);
     const std::string input(std::istreambuf_iterator<char>(stream), {});
     Run(input);
-    std::mt19937 random(1);
+    std::mt19937 random(seed);
     for (int i = 0; i < copies; ++i) Run(Spoilt(input, random));
     ++files;
   }

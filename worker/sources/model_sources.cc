@@ -91,6 +91,15 @@ ModelSources::ModelSources(ModelSourceOptions options) : options_(std::move(opti
   if (options_.hub) hub_ = std::make_unique<HubClient>(*options_.hub);
 }
 
+std::vector<std::string> ModelSources::Prefixes() const {
+  std::vector<std::string> prefixes;
+  if (hub_) prefixes.emplace_back("hf://");
+  for (const S3Location& models : options_.s3_models) {
+    prefixes.push_back(absl::StrCat("s3://", models.bucket, "/", models.prefix));
+  }
+  return prefixes;
+}
+
 bool ModelSources::Fetches(const std::string& uri) {
   return absl::StartsWith(uri, "hf://") || absl::StartsWith(uri, "s3://");
 }

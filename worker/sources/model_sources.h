@@ -35,6 +35,9 @@ class ModelSources {
  public:
   explicit ModelSources(ModelSourceOptions options);
 
+  // What Fetch fetches, as prefixes of URIs: "hf://", "s3://bucket/prefix".
+  std::vector<std::string> Prefixes() const;
+
   // True for hf:// and s3://.
   static bool Fetches(const std::string& uri);
 
