@@ -416,8 +416,8 @@ absl::Status TaskLeasing::LeaseToPolls() {
   std::vector<WaitingWorker> workers;
   for (const AcquirePoll& poll : polls) {
     workers.push_back({.device_memory_bytes = workers_.DeviceMemoryOf(poll.worker),
-                       .readable_uris = workers_.ReadableUrisOf(poll.worker),
-                       .prepared_job = poll.prepared_job});
+                       .prepared_job = poll.prepared_job,
+                       .readable_uris = workers_.ReadableUrisOf(poll.worker)});
   }
   std::vector<Grant> grants;
   std::vector<std::string> chosen;

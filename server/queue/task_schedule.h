@@ -27,10 +27,10 @@ namespace qpruner::server {
 struct WaitingWorker {
   // 0: unknown, which fits only tasks that ask for none.
   int64_t device_memory_bytes = 0;
-  // As RegisterWorkerRequest says; null: anything.
-  std::shared_ptr<const std::vector<std::string>> readable_uris;
   // `projects/{project}/jobs/{job}`; empty: none.
   std::string prepared_job;
+  // As RegisterWorkerRequest says; null: anything.
+  std::shared_ptr<const std::vector<std::string>> readable_uris;
 };
 
 struct TaskAssignment {

@@ -37,7 +37,7 @@ TaskRecord MakeTask(const std::string& project, const std::string& job, const st
   return task;
 }
 
-// As a store would: one queue a project and memory class, each in its order.
+// As a store would: one queue a project and class, each in its order.
 std::vector<StoreReader::TaskQueue> Queues(std::vector<TaskRecord> tasks) {
   std::stable_sort(tasks.begin(), tasks.end(), [](const TaskRecord& a, const TaskRecord& b) {
     if (a.priority() != b.priority()) return a.priority() > b.priority();
