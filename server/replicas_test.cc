@@ -300,6 +300,66 @@ TEST_F(ReplicasTest, ARestartOfTheDatabaseLosesNoJob) {
   EXPECT_EQ(Outcome(*b_, other), Outcome(*b_, undisturbed));
 }
 
+// A server also looks by itself, every 5 s. Five that all come within this by looking alone are a
+// matter of 1 in 400.
+constexpr absl::Duration kAtOnce = absl::Milliseconds(1500);
+
+TEST_F(ReplicasTest, AWorkerThatWaitsAtOneServerGetsAJobOfTheOtherAtOnce) {
+  for (int i = 0; i < 5; ++i) {
+    const std::string worker = absl::StrCat("w", i);
+    internal::v1::RegisterWorkerRequest hello;
+    hello.set_worker(worker);
+    hello.set_incarnation("a");
+    internal::v1::RegisterWorkerResponse registered;
+    grpc::ClientContext registering;
+    SetDeadline(registering);
+    ASSERT_TRUE(a_->workers().RegisterWorker(&registering, hello, &registered).ok());
+    absl::Time held_at;
+    std::thread poll([&] {
+      AcquireTaskRequest request;
+      request.set_worker(worker);
+      request.set_incarnation("a");
+      request.mutable_wait_time()->set_seconds(20);
+      AcquireTaskResponse held;
+      grpc::ClientContext context;
+      SetDeadline(context);
+      EXPECT_TRUE(a_->workers().AcquireTask(&context, request, &held).ok());
+      EXPECT_TRUE(held.has_lease());
+      held_at = absl::Now();
+    });
+    const std::string job = Create(*b_);
+    const absl::Time created = absl::Now();
+    poll.join();
+    EXPECT_LT(held_at - created, kAtOnce) << job;
+  }
+}
+
+TEST_F(ReplicasTest, AWatcherAtOneServerHearsOfTheOtherAtOnce) {
+  for (int i = 0; i < 5; ++i) {
+    const std::string name = Create(*b_);
+    grpc::ClientContext watching;
+    SetDeadline(watching);
+    v1::WatchJobRequest watch;
+    watch.set_name(name);
+    const auto stream = a_->jobs().WatchJob(&watching, watch);
+    v1::JobEvent event;
+    ASSERT_TRUE(stream->Read(&event));
+    grpc::ClientContext context;
+    SetDeadline(context);
+    v1::CancelJobRequest cancel;
+    cancel.set_name(name);
+    v1::CompressionJob job;
+    ASSERT_TRUE(b_->jobs().CancelJob(&context, cancel, &job).ok());
+    const absl::Time cancelled = absl::Now();
+    bool told = false;
+    while (!told && stream->Read(&event)) {
+      told = event.has_state_changed() && IsFinal(event.state_changed().state());
+    }
+    EXPECT_TRUE(told);
+    EXPECT_LT(absl::Now() - cancelled, kAtOnce);
+  }
+}
+
 TEST_F(ReplicasTest, AFileThatOneServerTookTheOtherSends) {
   const std::string name = Create(*a_);
   {
