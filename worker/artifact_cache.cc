@@ -32,6 +32,14 @@ int64_t ModificationTime(const struct stat& info) {
   return info.st_mtim.tv_sec * 1'000'000'000 + info.st_mtim.tv_nsec;
 }
 
+// A file that is taken over is not verified by this process: one that changed after its hash was
+// taken is found out on first use.
+bool MayAdopt(const ArtifactRef& ref, const std::string& path) {
+  struct stat info {};
+  return IsSha256Hex(ref.sha256()) && lstat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) &&
+         info.st_size == ref.size_bytes();
+}
+
 absl::Status FromErrorCode(const std::error_code& error, absl::string_view what) {
   return absl::ErrnoToStatus(error.value(), what);
 }
@@ -127,16 +135,16 @@ absl::Status ArtifactCache::Fetch(const ArtifactRef& ref, const Source& source) 
 }
 
 void ArtifactCache::Adopt(const ArtifactRef& ref, const std::string& path) {
-  struct stat info {};
-  if (!IsSha256Hex(ref.sha256())) return;
-  // Not yet verified by this process: a file that changed after its hash was taken is found out on
-  // first use.
-  if (lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode) ||
-      info.st_size != ref.size_bytes()) {
-    return;
-  }
+  if (!MayAdopt(ref, path)) return;
   chmod(path.c_str(), 0444);
   rename(path.c_str(), PathOf(ref.sha256()).c_str());
+}
+
+void ArtifactCache::Share(const ArtifactRef& ref, const std::string& path) {
+  if (!MayAdopt(ref, path)) return;
+  chmod(path.c_str(), 0444);
+  std::error_code error;  // Also where it is there already.
+  fs::create_hard_link(path, PathOf(ref.sha256()), error);
 }
 
 void ArtifactCache::Trim() {

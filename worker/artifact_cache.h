@@ -36,6 +36,8 @@ class ArtifactCache {
 
   // Moves the file at `path`, whose content is known to be `ref`, into the cache. Best effort.
   void Adopt(const internal::v1::ArtifactRef& ref, const std::string& path);
+  // The same, but the file stays at `path`, too; it must not be written any more.
+  void Share(const internal::v1::ArtifactRef& ref, const std::string& path);
 
   // Removes the files that were not used for longest until at most `max_bytes` are left.
   void Trim();

@@ -327,58 +327,53 @@ absl::StatusOr<TaskResult> WorkerLoop::Execute(const Lease& lease, const TaskSpe
   request.set_input_dir(input_dir);
   request.set_output_dir(output_dir);
   request.set_builtin_dir(options_.builtin_dir);
-  ASSIGN_OR_RETURN(
-      TaskResult result,
-      engine_->Run(std::move(request), stop, [&](const EngineReply::TaskProgress& progress) {
-        keeper.Report(progress);
-        if (progress.has_checkpoint()) {
-          SaveCheckpoint(lease, progress.checkpoint(), output_dir, stop);
-        }
-      }));
+  TaskUploads uploads(upload_urls_, server_, lease, task, output_dir);
+  absl::StatusOr<TaskResult> ran = absl::UnknownError("");
+  {
+    CheckpointSaver saver(
+        [&](const TaskUploads::Files& files) { SaveCheckpoint(files, uploads, output_dir, stop); });
+    ran = engine_->Run(std::move(request), stop, [&](const EngineReply::TaskProgress& progress) {
+      keeper.Report(progress);
+      if (!progress.checkpoint().empty()) saver.Save(progress.checkpoint());
+    });
+    // An engine that died leaves its files.
+    saver.Finish(/*wanted=*/!ran.ok());
+  }
+  ASSIGN_OR_RETURN(TaskResult result, std::move(ran));
 
   if (!fetched_model.empty() && result.has_prepare()) {
     result.mutable_prepare()->set_resolved_model_uri(fetched_model);
   }
 
   for (const ArtifactRef& ref : result.outputs()) {
-    if (!IsArtifactPath(ref.path())) {
-      return absl::InternalError(absl::StrCat("Engine made a bad path: ", ref.path()));
-    }
-    const std::string path = absl::StrCat(output_dir, "/", ref.path());
     EngineReply::TaskProgress progress;
     progress.set_fraction(1);
     progress.set_message(absl::StrCat("uploading ", ref.path()));
     keeper.Report(progress);
-    const absl::Status uploaded = WithReconnect(stop, "uploading an output", [&] {
-      return UploadDirectly(upload_urls_, server_, lease, ref, path, stop);
-    });
+    const absl::Status uploaded =
+        WithReconnect(stop, "uploading an output", [&] { return uploads.Upload(ref, stop); });
     if (!uploaded.ok()) return WorkerFailure(uploaded, absl::StrCat("Cannot upload ", ref.path()));
     // The next task of this job may well read it.
-    cache_->Adopt(ref, path);
+    cache_->Adopt(ref, absl::StrCat(output_dir, "/", ref.path()));
   }
   return result;
 }
 
-void WorkerLoop::SaveCheckpoint(const Lease& lease, const ArtifactRef& ref,
+void WorkerLoop::SaveCheckpoint(const TaskUploads::Files& files, TaskUploads& uploads,
                                 const std::string& output_dir, const std::stop_token& stop) {
-  absl::Status saved = absl::InternalError("Engine made a bad path");
-  if (IsArtifactPath(ref.path())) {
-    // Tried once: the engine waits for no one, and the next one comes soon.
-    saved = UploadDirectly(upload_urls_, server_, lease, ref,
-                           absl::StrCat(output_dir, "/", ref.path()), stop);
-  }
-  if (saved.ok()) {
-    internal::v1::SaveCheckpointRequest request;
-    *request.mutable_lease() = lease;
-    *request.mutable_ref() = ref;
-    google::protobuf::Empty response;
-    grpc::ClientContext context;
-    SetDeadline(context, kCallDeadline);
-    const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
-    saved = FromGrpcStatus(server_.SaveCheckpoint(&context, request, &response));
-  }
+  // Tried once: the engine waits for no one, and the next one comes soon.
+  const absl::Status saved = uploads.SaveCheckpoint(files, kCallDeadline, stop);
   if (!saved.ok()) {
-    spdlog::warn("checkpoint {} was not saved: {}", ref.path(), std::string(saved.message()));
+    spdlog::warn("checkpoint {} was not saved: {}", files.rbegin()->path(),
+                 std::string(saved.message()));
+    return;
+  }
+  // The next attempt may well be this worker's. Other files than outputs would be kept for nothing:
+  // each takes the place of one before.
+  for (const ArtifactRef& file : files) {
+    if (CheckpointPath(file.path()) != file.path()) {
+      cache_->Share(file, absl::StrCat(output_dir, "/", file.path()));
+    }
   }
 }
 

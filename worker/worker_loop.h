@@ -21,6 +21,7 @@
 #include "worker/sources/file_roots.h"
 #include "worker/sources/model_sources.h"
 #include "worker/task_folders.h"
+#include "worker/task_uploads.h"
 
 namespace qpruner::worker {
 
@@ -81,8 +82,9 @@ class WorkerLoop {
                                                    LeaseKeeper& keeper,
                                                    const std::stop_token& stop);
   // Uploads what the engine has saved and tells the server. What fails is logged: it costs a later
-  // attempt time, not its result.
-  void SaveCheckpoint(const internal::v1::Lease& lease, const internal::v1::ArtifactRef& ref,
+  // attempt time, not its result. Called from a thread of its own, and uses nothing that is in use
+  // while the engine runs.
+  void SaveCheckpoint(const TaskUploads::Files& files, TaskUploads& uploads,
                       const std::string& output_dir, const std::stop_token& stop);
   // Repeats `call` while it fails because the server is away, until `stop`.
   absl::Status WithReconnect(const std::stop_token& stop, absl::string_view what,

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
@@ -39,6 +40,12 @@ using ::testing::Pair;
 
 absl::StatusCode CodeOf(const CompleteTaskRequest& completion) {
   return static_cast<absl::StatusCode>(completion.error().code());
+}
+
+std::vector<std::string> PathsOf(const internal::v1::SaveCheckpointRequest& request) {
+  std::vector<std::string> paths;
+  for (const ArtifactRef& ref : request.ref()) paths.push_back(ref.path());
+  return paths;
 }
 
 // A process of which no one but its parent need know that it ended: also true of a zombie.
@@ -92,6 +99,11 @@ class WorkerLoopTest : public ::testing::Test {
   absl::Status Wait() {
     thread_.join();
     return result_;
+  }
+  // Puts a file into the output folder that the script waits for.
+  void TellEngine(const std::string& name) {
+    server_.WaitForCalls("AcquireTask", 1);
+    std::ofstream(folder_ / "task/outputs" / name) << "";
   }
   // The engine's and its child's process, once the script "hang" runs.
   std::pair<pid_t, pid_t> WaitForHang() {
@@ -237,6 +249,90 @@ TEST_F(WorkerLoopTest, AnEngineThatLostItsDeviceGetsNoOtherTask) {
   EXPECT_EQ(ErrorReason(FromRpcStatus(lost.error())), "DEVICE_LOST");
   const auto next = server_.WaitForCompletion(3).result();
   EXPECT_NE(next.use().peak_host_memory_bytes(), first.use().peak_host_memory_bytes());
+}
+
+TEST_F(WorkerLoopTest, ACheckpointIsSavedWholeAndEachContentUploadedOnce) {
+  server_.Queue("checkpoints");
+  Start();
+  server_.WaitForCalls("SaveCheckpoint", 1);
+  TellEngine("go-a");
+  server_.WaitForCalls("SaveCheckpoint", 2);
+  TellEngine("go-b");
+  ASSERT_TRUE(server_.WaitForCompletion().has_result());
+  const auto saved = server_.checkpoints();
+  ASSERT_EQ(saved.size(), 2u);
+  EXPECT_EQ(saved[0].lease().token(), "token-1");
+  EXPECT_THAT(PathsOf(saved[0]),
+              ElementsAre("checkpoint/outputs/prepared/a", "checkpoint/after-a"));
+  EXPECT_THAT(PathsOf(saved[1]),
+              ElementsAre("checkpoint/outputs/prepared/a", "checkpoint/outputs/prepared/b",
+                          "checkpoint/after-b"));
+  EXPECT_EQ(saved[1].ref(1).sha256(), Sha256Hex("b"));
+  EXPECT_THAT(
+      server_.uploads(),
+      ElementsAre(Pair("checkpoint/after-a", "after a"), Pair("checkpoint/after-b", "after b"),
+                  Pair("prepared/a", "a"), Pair("prepared/b", "b"), Pair("prepared/c", "c")));
+  EXPECT_EQ(server_.calls("UploadArtifact"), 5);
+  // Outputs that were saved need not be fetched by an attempt that follows here.
+  EXPECT_TRUE(fs::exists(folder_ / "cache" / Sha256Hex("b")));
+  EXPECT_FALSE(fs::exists(folder_ / "cache" / Sha256Hex("after b")));
+}
+
+TEST_F(WorkerLoopTest, WhatACheckpointBroughtIsNotUploadedAgain) {
+  const ArtifactRef a = server_.Store("checkpoint/outputs/prepared/a", "a");
+  const ArtifactRef state = server_.Store("checkpoint/after-a", "after a");
+  // Outputs that are like another input are too rare to be looked for.
+  const ArtifactRef c = server_.Store("source/c", "c");
+  server_.Queue("checkpoints", "projects/p/jobs/j", {a, state, c});
+  Start();
+  server_.WaitForCalls("SaveCheckpoint", 1);
+  TellEngine("go-a");
+  server_.WaitForCalls("SaveCheckpoint", 2);
+  TellEngine("go-b");
+  ASSERT_TRUE(server_.WaitForCompletion().has_result());
+  EXPECT_THAT(server_.uploads(), ElementsAre(Pair("checkpoint/after-b", "after b"),
+                                             Pair("prepared/b", "b"), Pair("prepared/c", "c")));
+}
+
+// The server may have removed what has left the checkpoint.
+TEST_F(WorkerLoopTest, WhatHasLeftTheCheckpointIsUploadedAgain) {
+  const ArtifactRef c = server_.Store("checkpoint/outputs/prepared/c", "c");
+  server_.Queue("checkpoints", "projects/p/jobs/j", {c});
+  Start();
+  server_.WaitForCalls("SaveCheckpoint", 1);
+  TellEngine("go-a");
+  TellEngine("go-b");
+  ASSERT_TRUE(server_.WaitForCompletion().has_result());
+  EXPECT_EQ(server_.uploads().at("prepared/c"), "c");
+}
+
+TEST_F(WorkerLoopTest, ACheckpointThatIsNotSavedCostsNothingElse) {
+  // Neither the first one's upload, nor the second one's call.
+  server_.FailNext("UploadArtifact", {grpc::StatusCode::UNAVAILABLE});
+  server_.FailNext("SaveCheckpoint", {grpc::StatusCode::UNAVAILABLE});
+  server_.Queue("checkpoints");
+  Start();
+  server_.WaitForCalls("UploadArtifact", 1);
+  TellEngine("go-a");
+  server_.WaitForCalls("SaveCheckpoint", 1);
+  TellEngine("go-b");
+  const CompleteTaskRequest done = server_.WaitForCompletion();
+  ASSERT_TRUE(done.has_result());
+  EXPECT_EQ(done.result().outputs_size(), 3);
+  EXPECT_THAT(server_.checkpoints(), IsEmpty());
+  EXPECT_EQ(server_.calls("SaveCheckpoint"), 1);
+  EXPECT_EQ(server_.calls("UploadArtifact"), 5) << "one failed; a, b, c and after-b";
+}
+
+TEST_F(WorkerLoopTest, WhatADeadEngineHadToldIsSavedYet) {
+  server_.Queue("checkpoints");
+  Start();
+  TellEngine("die-b");
+  TellEngine("go-a");
+  EXPECT_EQ(CodeOf(server_.WaitForCompletion()), absl::StatusCode::kUnavailable);
+  const auto saved = server_.checkpoints();
+  ASSERT_FALSE(saved.empty());
+  EXPECT_EQ(saved.back().ref(1).path(), "checkpoint/outputs/prepared/b");
 }
 
 TEST_F(WorkerLoopTest, TheEnginesThreadsAreToldToSleepWhileTheyWait) {

@@ -18,6 +18,7 @@
 #include "proto/status_codec.h"
 #include "server/artifacts/local_artifact_store.h"
 #include "server/queue/job_states.h"
+#include "server/queue/task_checkpoints.h"
 #include "server/queue/task_transitions.h"
 #include "server/store/faulty_sqlite_vfs.h"
 #include "server/store/sqlite_job_store.h"
@@ -680,7 +681,7 @@ TEST_F(JobQueueTest, ATaskThatIsGivenBackAgainAndAgainBacksOff) {
   AcquireTaskResponse held = Acquire();
   internal::v1::SaveCheckpointRequest checkpoint;
   *checkpoint.mutable_lease() = held.lease();
-  *checkpoint.mutable_ref() = ArtifactOf("checkpoint/state", "state");
+  *checkpoint.add_ref() = ArtifactOf("checkpoint/state", "state");
   StoreContent("state");
   ASSERT_TRUE(queue_->SaveCheckpoint(checkpoint).ok());
   ASSERT_TRUE(GiveBack(held).ok());
@@ -952,7 +953,8 @@ TEST_F(JobQueueTest, ACheckpointIsAnInputOfTheNextAttemptAndGoesWithTheTask) {
   const int inputs = held.task().inputs_size();
   internal::v1::SaveCheckpointRequest request;
   const auto save = [&](const std::string& content, bool upload = true) {
-    *request.mutable_ref() = ArtifactOf("checkpoint/" + content, content);
+    request.clear_ref();
+    *request.add_ref() = ArtifactOf("checkpoint/" + content, content);
     if (upload) StoreContent(content);
     return queue_->SaveCheckpoint(request);
   };
@@ -978,8 +980,105 @@ TEST_F(JobQueueTest, ACheckpointIsAnInputOfTheNextAttemptAndGoesWithTheTask) {
   for (const v1::JobEvent& event : Events(name)) {
     EXPECT_THAT(event.artifact_added().name(), testing::Not(HasSubstr("checkpoint")));
   }
-  request.mutable_ref()->set_path("model/x");
-  EXPECT_TRUE(absl::IsInvalidArgument(queue_->SaveCheckpoint(request)));
+}
+
+// PREPARE's: what it has made so far, and how far it is.
+TEST_F(JobQueueTest, ACheckpointIsASetOfFilesThatIsReplacedAsAWhole) {
+  const JobName name = Create();
+  Register();
+  AcquireTaskResponse held = Acquire();
+  ASSERT_EQ(held.lease().task(), "prepare");
+  const auto save = [&](const std::vector<std::pair<std::string, std::string>>& files) {
+    internal::v1::SaveCheckpointRequest request;
+    *request.mutable_lease() = held.lease();
+    for (const auto& [path, content] : files) *request.add_ref() = ArtifactOf(path, content);
+    return queue_->SaveCheckpoint(request);
+  };
+  const auto listed = [&] {
+    std::set<std::string> paths;
+    EXPECT_TRUE(store_
+                    ->Read([&](StoreReader& reader) -> absl::Status {
+                      paths.clear();
+                      ASSIGN_OR_RETURN(const auto artifacts, reader.ListArtifacts(name));
+                      for (const v1::Artifact& artifact : artifacts) {
+                        paths.insert(ArtifactName::Parse(artifact.name()).value().path);
+                      }
+                      return absl::OkStatus();
+                    })
+                    .ok());
+    return paths;
+  };
+  const auto stored = [&](const std::string& content) {
+    return *artifacts_->Contains(ArtifactOf("", content).sha256());
+  };
+  const std::string block =
+      ContentOf("prepared/model.safetensors");  // An output of the scripted task.
+  for (const std::string& content : {std::string("pruned"), std::string("measured"), block}) {
+    StoreContent(content);
+  }
+  ASSERT_TRUE(save({{"checkpoint/pruned", "pruned"}, {"checkpoint/outputs/x", block}}).ok());
+  // One file is missing: nothing changes.
+  EXPECT_TRUE(absl::IsFailedPrecondition(
+      save({{"checkpoint/measured", "measured"}, {"checkpoint/missing", "missing"}})));
+  EXPECT_THAT(listed(), ElementsAre("checkpoint/outputs/x", "checkpoint/pruned"));
+  ASSERT_TRUE(save({{"checkpoint/outputs/x", block}, {"checkpoint/measured", "measured"}}).ok());
+  EXPECT_THAT(listed(), ElementsAre("checkpoint/measured", "checkpoint/outputs/x"));
+  EXPECT_FALSE(stored("pruned")) << "it has left the set";
+  EXPECT_TRUE(stored(block));
+  // What stays in the set is not asked for again.
+  ASSERT_TRUE(artifacts_->Remove(ArtifactOf("", block).sha256()).ok());
+  ASSERT_TRUE(save({{"checkpoint/outputs/x", block}, {"checkpoint/measured", "measured"}}).ok());
+  StoreContent(block);
+
+  for (const auto& bad : std::vector<std::vector<std::pair<std::string, std::string>>>{
+           {},
+           {{"model/x", "measured"}},
+           {{"checkpoint/../x", "measured"}},
+           {{"checkpoint/x", "measured"}, {"checkpoint/x", block}},
+           {kMaxCheckpointFiles + 1, {"checkpoint/x", "measured"}}}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(save(bad)));
+  }
+  ASSERT_TRUE(Fail(held, absl::UnavailableError("gone")).ok());
+  EXPECT_TRUE(absl::IsAborted(save({{"checkpoint/measured", "measured"}})));
+
+  Restart();
+  Register();
+  clock_.Advance(absl::Minutes(5));
+  held = Acquire();
+  ASSERT_EQ(held.task().inputs_size(), 2);
+  EXPECT_EQ(held.task().inputs(0).path(), "checkpoint/outputs/x");
+  EXPECT_EQ(held.task().inputs(1).path(), "checkpoint/measured");
+  // What an attempt has uploaded since this one began may be its output: that is left to the
+  // collection.
+  StoreContent("other");
+  ASSERT_TRUE(save({{"checkpoint/outputs/y", "other"}, {"checkpoint/measured", "measured"}}).ok());
+  EXPECT_FALSE(stored(block));
+  StoreContent(block);
+  ASSERT_TRUE(save({{"checkpoint/outputs/x", block}, {"checkpoint/measured", "measured"}}).ok());
+  EXPECT_TRUE(stored("other"));
+  ASSERT_TRUE(Complete(held).ok());
+  EXPECT_THAT(listed(), testing::Not(testing::Contains(HasSubstr("checkpoint"))));
+  EXPECT_FALSE(stored("measured"));
+  EXPECT_TRUE(stored(block)) << "the result lists it";
+}
+
+// Saving what is saved already is no headway: a worker that does no more than that is held up.
+TEST_F(JobQueueTest, AnUnchangedCheckpointDoesNotEndTheBackOffOfReturns) {
+  const JobName name = Create();
+  Register();
+  StoreContent("state");
+  for (int i = 0; i < 4; ++i) {
+    const AcquireTaskResponse held = Acquire();
+    internal::v1::SaveCheckpointRequest save;
+    *save.mutable_lease() = held.lease();
+    *save.add_ref() = ArtifactOf("checkpoint/state", "state");
+    ASSERT_TRUE(queue_->SaveCheckpoint(save).ok());
+    internal::v1::CompleteTaskRequest returned;
+    *returned.mutable_lease() = held.lease();
+    returned.mutable_returned()->set_reason("Worker is draining");
+    ASSERT_TRUE(queue_->CompleteTask(returned).ok());
+  }
+  EXPECT_FALSE(Poll()->has_lease());
 }
 
 TEST_F(JobQueueTest, SizesAreThoseOfTheStoredFilesWhateverAWorkerClaims) {
@@ -988,9 +1087,9 @@ TEST_F(JobQueueTest, SizesAreThoseOfTheStoredFilesWhateverAWorkerClaims) {
   AcquireTaskResponse held = Acquire();
   internal::v1::SaveCheckpointRequest checkpoint;
   *checkpoint.mutable_lease() = held.lease();
-  *checkpoint.mutable_ref() = ArtifactOf("checkpoint/state", "state");
+  *checkpoint.add_ref() = ArtifactOf("checkpoint/state", "state");
   StoreContent("state");
-  checkpoint.mutable_ref()->set_size_bytes(std::numeric_limits<int64_t>::max());
+  checkpoint.mutable_ref(0)->set_size_bytes(std::numeric_limits<int64_t>::max());
   const absl::Status refused = queue_->SaveCheckpoint(checkpoint);
   ASSERT_EQ(FieldViolations(refused).size(), 1u) << refused;
   EXPECT_EQ(FieldViolations(refused)[0].field, "ref.size_bytes");
@@ -1287,7 +1386,7 @@ TEST_F(JobQueueTest, APauseTakesTasksFromTheirWorkersAndChangesNothingElse) {
       StoreContent("weights");
       internal::v1::SaveCheckpointRequest save;
       *save.mutable_lease() = held.lease();
-      *save.mutable_ref() = ArtifactOf("checkpoint/step", "weights");
+      *save.add_ref() = ArtifactOf("checkpoint/step", "weights");
       ASSERT_TRUE(queue_->SaveCheckpoint(save).ok());
     }
     ASSERT_TRUE(queue_->CompleteTask(Returned(held)).ok());

@@ -5,6 +5,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -80,6 +81,20 @@ absl::Status StoreLogs(JobChange& change, const LogTurn& turn,
                                CutUtf8(logs[i].text(), kMaxLogLineBytes)));
   }
   return TellOfLinesLeftOut(change, turn.left_out);
+}
+
+// What is left of a checkpoint of which the result now lists the most: the others need no look.
+CheckpointFiles NotAmong(
+    const google::protobuf::RepeatedPtrField<internal::v1::ArtifactRef>& outputs,
+    CheckpointFiles files) {
+  std::set<std::string> contents;
+  for (const internal::v1::ArtifactRef& output : outputs) contents.insert(output.sha256());
+  files.erase(std::remove_if(files.begin(), files.end(),
+                             [&](const internal::v1::ArtifactRef& file) {
+                               return contents.count(file.sha256()) > 0;
+                             }),
+              files.end());
+  return files;
 }
 
 // A worker that does not obey loses the task when the lease ends: it is not renewed.
@@ -254,7 +269,7 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
   const LogTurn logs =
       leases_.TakeLogs(lease.token(), request.logs_size(), clock_.Monotonic(), /*is_last=*/true);
   bool completed_now = false;
-  std::string checkpoint;
+  CheckpointFiles checkpoint;
   const absl::Status status = changes_.Run(
       *name,
       [&](StoreTransaction& store, JobChange& change, absl::Time now,
@@ -315,7 +330,8 @@ absl::Status TaskReports::CompleteTask(const internal::v1::CompleteTaskRequest& 
   }
   RETURN_IF_ERROR(status);
   if (!completed_now) return absl::OkStatus();
-  if (!checkpoint.empty()) references_.TryRemove(checkpoint, absl::InfiniteFuture());
+  FreeCheckpoint(references_, NotAmong(request.result().outputs(), std::move(checkpoint)),
+                 clock_.Now());
   if (request.has_error()) {
     spdlog::warn("{}/{}: attempt {} ended: {}", lease.job(), lease.task(), lease.attempt(),
                  BoundedError(request.error()).ToString());

@@ -343,7 +343,7 @@ TEST_F(WorkerServiceTest, AFetchThatIsNotReadIsEndedAndGoesOn) {
   ASSERT_TRUE(StoreContent(*artifacts_, content).ok());
   internal::v1::SaveCheckpointRequest checkpoint;
   *checkpoint.mutable_lease() = lease_;
-  *checkpoint.mutable_ref() = ArtifactOf("checkpoint/x", content);
+  *checkpoint.add_ref() = ArtifactOf("checkpoint/x", content);
   ASSERT_TRUE(queue_->SaveCheckpoint(checkpoint).ok());
   internal::v1::CompleteTaskRequest back;
   *back.mutable_lease() = lease_;

@@ -130,6 +130,53 @@ TEST(Recovery, GoesOnFromItsCheckpointWhenItsEngineIsKilled) {
             1);
 }
 
+// Whether the server keeps what PREPARE has made of a block, for its next attempt.
+bool KeepsABlock(ServiceUnderTest& service, const std::string& job) {
+  grpc::ClientContext context;
+  v1::ListArtifactsRequest request;
+  v1::ListArtifactsResponse response;
+  request.set_parent(job);
+  if (!service.jobs().ListArtifacts(&context, request, &response).ok()) return false;
+  return std::any_of(response.artifacts().begin(), response.artifacts().end(),
+                     [](const v1::Artifact& artifact) {
+                       return artifact.name().find("checkpoint/outputs/prepared/weights/block-") !=
+                              std::string::npos;
+                     });
+}
+
+// What was measured, pruned and quantized is not done again.
+TEST(Recovery, GoesOnWithPreparingWhenItsEngineIsKilled) {
+  const v1::CompressionJob job = JobWithLongPreparation();
+  ServiceUnderTest service(1);
+  ASSERT_NO_FATAL_FAILURE(service.Start());
+  const std::string undisturbed = Create(service, job).name();
+  FollowJob(service, undisturbed, absl::Minutes(6));
+
+  const std::string name = Create(service, job).name();
+  bool killed = false;
+  std::vector<std::string> lines;
+  FollowJob(service, name, absl::Minutes(6), [&](const v1::JobEvent& event) {
+    if (event.has_log()) lines.push_back(event.log().text());
+    if (killed || !KeepsABlock(service, name)) return;
+    killed = true;
+    for (pid_t pid : service.Engines()) kill(pid, SIGKILL);
+  });
+  ASSERT_TRUE(killed);
+  EXPECT_EQ(Outcome(service, name), Outcome(service, undisturbed));
+  const auto has = [&](const std::string& text) {
+    return std::find_if(lines.begin(), lines.end(), [&](const std::string& line) {
+      return line.find(text) != std::string::npos;
+    });
+  };
+  EXPECT_NE(has("killed by signal 9"), lines.end());
+  EXPECT_NE(has("Preparing goes on from the measured model"), lines.end());
+  const auto resumed = has("GPTQ goes on after ");
+  ASSERT_NE(resumed, lines.end());
+  int blocks = 0;
+  ASSERT_EQ(sscanf(resumed->c_str(), "GPTQ goes on after %d", &blocks), 1);
+  EXPECT_GT(blocks, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(AnyProcessInAnyStage, KillNine,
                          testing::Values(Fault{Victim::kEngine, v1::CompressionJob::PREPARE},
                                          Fault{Victim::kEngine, v1::CompressionJob::SEARCH},

@@ -38,6 +38,22 @@ inline v1::CompressionJob JobWithLongFineTuning() {
   return job;
 }
 
+// The same with GPTQ in so many formats, over so much text, that the engine is still preparing when
+// word of its first blocks arrives.
+inline v1::CompressionJob JobWithLongPreparation() {
+  v1::CompressionJob job = SmallJob();
+  v1::CompressionSpec& spec = *job.mutable_spec();
+  spec.mutable_calibration()->set_sample_count(128);
+  spec.mutable_calibration()->set_sequence_length(256);
+  for (const int bits : {2, 3, 4, 5, 6, 7, 8, 16}) spec.mutable_search()->add_candidate_bits(bits);
+  spec.mutable_search()->set_max_trials(10);
+  spec.mutable_quantization()->set_four_bit(v1::Quantization::INT4_GROUP);
+  spec.mutable_quantization()->set_eight_bit(v1::Quantization::INT8_GROUP);
+  spec.mutable_quantization()->set_group_size(32);
+  spec.mutable_quantization()->set_method(v1::Quantization::GPTQ);
+  return job;
+}
+
 }  // namespace qpruner
 
 #endif  // QPRUNER_TESTS_TESTING_SMALL_JOB_H_

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -67,11 +68,19 @@ class BeatingReporter final : public ProgressReporter {
     line.set_severity(warning ? v1::JobEvent::LogLine::WARNING : v1::JobEvent::LogLine::INFO);
   }
 
-  void Checkpoint(const std::string& path) override {
-    const absl::StatusOr<internal::v1::ArtifactRef> ref = DescribeOutput(output_dir_, path);
-    if (!ref.ok()) return Log(std::string(ref.status().message()), /*warning=*/true);
+  void Checkpoint(const std::vector<std::string>& paths) override {
+    std::map<std::string, internal::v1::ArtifactRef> described;
+    google::protobuf::RepeatedPtrField<internal::v1::ArtifactRef> files;
+    for (const std::string& path : paths) {
+      const auto known = described_.find(path);
+      const absl::StatusOr<internal::v1::ArtifactRef> ref =
+          known != described_.end() ? known->second : DescribeOutput(output_dir_, path);
+      if (!ref.ok()) return Log(std::string(ref.status().message()), /*warning=*/true);
+      described[path] = *files.Add() = *ref;
+    }
+    described_ = std::move(described);
     std::lock_guard lock(mutex_);
-    *progress_.mutable_checkpoint() = *ref;
+    progress_.mutable_checkpoint()->Swap(&files);
   }
 
  private:
@@ -98,6 +107,8 @@ class BeatingReporter final : public ProgressReporter {
 
   MessageStream& agent_;
   const std::string output_dir_;
+  // Of the last checkpoint, by path.
+  std::map<std::string, internal::v1::ArtifactRef> described_;
   std::mutex mutex_;
   std::condition_variable_any wake_;
   EngineReply::TaskProgress progress_;  // Protected by mutex_.

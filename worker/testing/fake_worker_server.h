@@ -176,6 +176,10 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
     absl::MutexLock lock(&mutex_);
     return fetch_offsets_;
   }
+  std::vector<internal::v1::SaveCheckpointRequest> checkpoints() {
+    absl::MutexLock lock(&mutex_);
+    return checkpoints_;
+  }
   // By path.
   std::map<std::string, std::string> uploads() {
     absl::MutexLock lock(&mutex_);
@@ -222,6 +226,14 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
     absl::MutexLock lock(&mutex_);
     if (grpc::Status failed = Enter("CompleteTask"); !failed.ok()) return failed;
     completions_.push_back(*request);
+    return grpc::Status::OK;
+  }
+  grpc::Status SaveCheckpoint(grpc::ServerContext*,
+                              const internal::v1::SaveCheckpointRequest* request,
+                              google::protobuf::Empty*) override {
+    absl::MutexLock lock(&mutex_);
+    if (grpc::Status failed = Enter("SaveCheckpoint"); !failed.ok()) return failed;
+    checkpoints_.push_back(*request);
     return grpc::Status::OK;
   }
   grpc::Status PrepareUpload(grpc::ServerContext*,
@@ -338,6 +350,7 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
   std::map<std::string, std::string> uploads_ ABSL_GUARDED_BY(mutex_);
   std::vector<internal::v1::HeartbeatRequest> heartbeats_ ABSL_GUARDED_BY(mutex_);
   std::vector<internal::v1::CompleteTaskRequest> completions_ ABSL_GUARDED_BY(mutex_);
+  std::vector<internal::v1::SaveCheckpointRequest> checkpoints_ ABSL_GUARDED_BY(mutex_);
   std::vector<internal::v1::RegisterWorkerRequest> registrations_ ABSL_GUARDED_BY(mutex_);
   bool cut_upload_ ABSL_GUARDED_BY(mutex_) = false;
   // What is there of uploads that were cut off, by SHA-256.

@@ -6,8 +6,10 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -35,6 +37,44 @@ pid_t Grandchild() {
   return pid;
 }
 
+internal::v1::ArtifactRef Describe(const EngineRequest& request, const std::string& path) {
+  const fs::path file = fs::path(request.output_dir()) / path;
+  internal::v1::ArtifactRef ref;
+  ref.set_path(path);
+  ref.set_sha256(*Sha256OfFile(file.string()));
+  ref.set_size_bytes(static_cast<int64_t>(fs::file_size(file)));
+  return ref;
+}
+
+// Makes the outputs prepared/a, b and c. After a and b it tells a checkpoint of all outputs that
+// are there and a file that says so, in place of the one before.
+void TellCheckpoints(const EngineRequest& request, MessageStream& agent, EngineReply& reply) {
+  std::vector<std::string> outputs;
+  for (const char* content : {"a", "b", "c"}) {
+    const fs::path folder = request.output_dir();
+    fs::create_directories(folder / "prepared");
+    fs::create_directories(folder / "checkpoint");
+    outputs.push_back(absl::StrCat("prepared/", content));
+    std::ofstream(folder / outputs.back()) << content;
+    *reply.mutable_result()->add_outputs() = Describe(request, outputs.back());
+    if (std::string(content) == "c") break;
+    const std::string state = absl::StrCat("checkpoint/after-", content);
+    std::ofstream(folder / state) << "after " << content;
+    EngineReply progress;
+    progress.set_request_id(request.request_id());
+    for (const std::string& output : outputs) {
+      *progress.mutable_progress()->add_checkpoint() = Describe(request, output);
+    }
+    *progress.mutable_progress()->add_checkpoint() = Describe(request, state);
+    if (!agent.Write(progress).ok()) return;
+    while (!fs::exists(folder / absl::StrCat("go-", content))) {
+      if (fs::exists(folder / absl::StrCat("die-", content))) abort();
+      usleep(1000);
+    }
+  }
+  reply.mutable_result()->mutable_trial();
+}
+
 // Copies each input to outputs/copy/.
 void Copy(const EngineRequest& request, EngineReply& reply) {
   for (const auto& input : request.task().inputs()) {
@@ -43,10 +83,7 @@ void Copy(const EngineRequest& request, EngineReply& reply) {
     const fs::path to = fs::path(request.output_dir()) / path;
     fs::create_directories(to.parent_path());
     fs::copy_file(from, to);
-    auto* output = reply.mutable_result()->add_outputs();
-    output->set_path(path);
-    output->set_sha256(*Sha256OfFile(to.string()));
-    output->set_size_bytes(static_cast<int64_t>(fs::file_size(to)));
+    *reply.mutable_result()->add_outputs() = Describe(request, path);
   }
   // Tells the tests which process answered, and how often it had worked.
   reply.mutable_result()->mutable_use()->set_peak_host_memory_bytes(getpid());
@@ -79,6 +116,8 @@ void Serve() {
         reply.mutable_result()->mutable_prepare()->add_notes(name);
     } else if (script == "copy") {
       Copy(request, reply);
+    } else if (script == "checkpoints") {
+      TellCheckpoints(request, agent, reply);
     } else if (script == "progress") {
       EngineReply progress;
       progress.set_request_id(request.request_id());

@@ -29,7 +29,8 @@ LinearKind FirstOfInput(LinearKind kind) {
 void WalkInputMoments(WeightSource& source, const std::vector<TokenBatch>& batches,
                       const std::function<void(int64_t block, const BlockWeights& weights,
                                                const InputMoments& moments)>& visit,
-                      const std::function<void(double fraction)>& on_progress) {
+                      const std::function<void(double fraction)>& on_progress,
+                      int64_t first_block) {
   at::NoGradGuard no_grad;
   const ModelConfig& config = source.config();
   const at::Device device = source.device();
@@ -52,11 +53,12 @@ void WalkInputMoments(WeightSource& source, const std::vector<TokenBatch>& batch
   const RotaryTables rotary = MakeRotaryTables(config, longest, device, source.dtype());
   for (int64_t block = 0; block < config.num_blocks(); ++block) {
     const BlockWeights weights = source.Block(block);
+    const bool is_visited = block >= first_block;
     InputMoments moments;
     for (size_t i = 0; i < batches.size(); ++i) {
       const LinearFunction recording = [&](LinearKind kind, const at::Tensor& x,
                                            const at::Tensor& weight, const at::Tensor& bias) {
-        if (FirstOfInput(kind) == kind) {
+        if (is_visited && FirstOfInput(kind) == kind) {
           const at::Tensor seen =
               x.reshape({-1, x.size(-1)}).index_select(0, rows[i]).to(at::kFloat);
           const at::Tensor product = at::matmul(seen.t(), seen);
@@ -71,13 +73,15 @@ void WalkInputMoments(WeightSource& source, const std::vector<TokenBatch>& batch
       hidden[i] = waiting.Keep(BlockForward(config, config.blocks[static_cast<size_t>(block)],
                                             weights, rotary, hidden[i].to(device), recording));
     }
-    for (LinearKind kind : kLinearKinds) {
-      if (FirstOfInput(kind) == kind) {
-        moments[kind] = (moments[kind] / static_cast<double>(tokens)).to(at::kCPU);
+    if (is_visited) {
+      for (LinearKind kind : kLinearKinds) {
+        if (FirstOfInput(kind) == kind) {
+          moments[kind] = (moments[kind] / static_cast<double>(tokens)).to(at::kCPU);
+        }
       }
+      for (LinearKind kind : kLinearKinds) moments[kind] = moments[FirstOfInput(kind)];
+      visit(block, weights, moments);
     }
-    for (LinearKind kind : kLinearKinds) moments[kind] = moments[FirstOfInput(kind)];
-    visit(block, weights, moments);
     if (on_progress) {
       on_progress(static_cast<double>(block + 1) / static_cast<double>(config.num_blocks()));
     }

@@ -18,13 +18,14 @@ namespace qpruner::engine {
 using InputMoments = PerLinear<at::Tensor>;
 
 // Runs `source` over `batches`, a block at a time, and calls visit(block, its weights, its moments)
-// for each block in order. All inputs are those of `source` as it is: no block sees what a change
-// of an earlier one would do. Memory: one block and its moments; the hidden states of all samples
-// wait in a HostStore.
+// for each block in order, from `first_block` on; those before are only computed. All inputs are
+// those of `source` as it is: no block sees what a change of an earlier one would do. Memory: one
+// block and its moments; the hidden states of all samples wait in a HostStore.
 void WalkInputMoments(WeightSource& source, const std::vector<TokenBatch>& batches,
                       const std::function<void(int64_t block, const BlockWeights& weights,
                                                const InputMoments& moments)>& visit,
-                      const std::function<void(double fraction)>& on_progress = {});
+                      const std::function<void(double fraction)>& on_progress = {},
+                      int64_t first_block = 0);
 
 }  // namespace qpruner::engine
 

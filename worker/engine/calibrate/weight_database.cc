@@ -18,8 +18,6 @@
 namespace qpruner::engine {
 namespace {
 
-std::string BlockFile(int64_t block) { return absl::StrFormat("block-%05d.safetensors", block); }
-
 std::string Key(int64_t block, LinearKind kind, const Format& format, const std::string& tensor) {
   return absl::StrCat(LinearName(block, kind), ".", FormatName(format), ".", tensor);
 }
@@ -57,10 +55,15 @@ std::vector<TensorToWrite> QuantizeBlock(int64_t block, const BlockWeights& weig
 
 }  // namespace
 
+std::string WeightDatabaseFile(int64_t block) {
+  return absl::StrFormat("block-%05d.safetensors", block);
+}
+
 absl::Status WriteWeightDatabase(const std::string& folder, WeightSource& source,
                                  const std::vector<TokenBatch>& batches,
                                  const std::vector<Format>& formats, const GptqOptions& options,
-                                 const std::function<void(double fraction)>& on_progress) {
+                                 const std::function<void(double fraction)>& on_progress,
+                                 const WeightDatabaseProgress& progress) {
   RETURN_IF_ERROR(CreateFolders(folder));
   const std::vector<Format> supported = SupportedOf(formats);
   absl::Status written;
@@ -68,39 +71,48 @@ absl::Status WriteWeightDatabase(const std::string& folder, WeightSource& source
       source, batches,
       [&](int64_t block, const BlockWeights& weights, const InputMoments& moments) {
         if (!written.ok()) return;
-        written = WriteSafetensors(absl::StrCat(folder, "/", BlockFile(block)),
+        written = WriteSafetensors(absl::StrCat(folder, "/", WeightDatabaseFile(block)),
                                    QuantizeBlock(block, weights, moments, supported, options),
                                    {{"format", "qpruner-weight-database"}});
+        if (written.ok() && progress.on_block) progress.on_block(block);
       },
-      on_progress);
+      on_progress, progress.written_blocks);
   return written;
+}
+
+absl::StatusOr<std::shared_ptr<const SafetensorsReader>> OpenWeightDatabaseBlock(
+    const std::string& folder, const ModelConfig& config, const std::vector<Format>& formats,
+    int64_t block) {
+  const std::string name = WeightDatabaseFile(block);
+  ASSIGN_OR_RETURN(std::shared_ptr<const SafetensorsReader> file,
+                   SafetensorsReader::Open(absl::StrCat(folder, "/", name)));
+  const std::vector<Format> supported = SupportedOf(formats);
+  for (LinearKind kind : kLinearKinds) {
+    const std::vector<int64_t> shape =
+        LinearShape(config, config.blocks[static_cast<size_t>(block)], kind);
+    for (const Format& format : supported) {
+      for (const PackedTensorLayout& layout : PackedLayout(format, shape[0], shape[1])) {
+        const std::string key = Key(block, kind, format, layout.name);
+        const auto found = file->tensors().find(key);
+        if (found == file->tensors().end() || found->second.dtype != DTypeOf(layout.dtype) ||
+            found->second.shape != layout.shape) {
+          return absl::InvalidArgumentError(absl::StrCat(
+              name, ": must hold tensor ", key, " of dtype ", DTypeName(DTypeOf(layout.dtype)),
+              " and shape [", absl::StrJoin(layout.shape, ", "), "]"));
+        }
+      }
+    }
+  }
+  return file;
 }
 
 absl::StatusOr<std::unique_ptr<WeightDatabase>> WeightDatabase::Open(
     const std::string& folder, const ModelConfig& config, const std::vector<Format>& formats) {
   auto database = std::unique_ptr<WeightDatabase>(new WeightDatabase());
   database->config_ = config;
-  const std::vector<Format> supported = SupportedOf(formats);
   for (int64_t block = 0; block < config.num_blocks(); ++block) {
     ASSIGN_OR_RETURN(std::shared_ptr<const SafetensorsReader> file,
-                     SafetensorsReader::Open(absl::StrCat(folder, "/", BlockFile(block))));
-    for (LinearKind kind : kLinearKinds) {
-      const std::vector<int64_t> shape =
-          LinearShape(config, config.blocks[static_cast<size_t>(block)], kind);
-      for (const Format& format : supported) {
-        for (const PackedTensorLayout& layout : PackedLayout(format, shape[0], shape[1])) {
-          const std::string key = Key(block, kind, format, layout.name);
-          const auto found = file->tensors().find(key);
-          if (found == file->tensors().end() || found->second.dtype != DTypeOf(layout.dtype) ||
-              found->second.shape != layout.shape) {
-            return absl::InvalidArgumentError(
-                absl::StrCat(BlockFile(block), ": must hold tensor ", key, " of dtype ",
-                             DTypeName(DTypeOf(layout.dtype)), " and shape [",
-                             absl::StrJoin(layout.shape, ", "), "]"));
-          }
-        }
-      }
-    }
+                     OpenWeightDatabaseBlock(folder, config, formats, block));
     database->blocks_.push_back(std::move(file));
   }
   return database;

@@ -23,14 +23,31 @@
 
 namespace qpruner::engine {
 
+// The name of a block's file.
+std::string WeightDatabaseFile(int64_t block);
+
+// For a database that is written with interruptions.
+struct WeightDatabaseProgress {
+  // The first ones, whose files are there already.
+  int64_t written_blocks = 0;
+  // Called once a block's file is durable; may be empty.
+  std::function<void(int64_t block)> on_block;
+};
+
 // Walks `source` over `batches` and writes each block's linears in those of `formats` that
 // SupportsGptq. `folder` is made if it is missing. Memory: as WalkInputMoments, and one block's
-// packed weights. Throws c10::Error as QuantizeGptq; the message names the linear.
-// Codes: of the failed system call.
+// packed weights. Files do not depend on `progress`. Throws c10::Error as QuantizeGptq; the message
+// names the linear. Codes: of the failed system call.
 absl::Status WriteWeightDatabase(const std::string& folder, WeightSource& source,
                                  const std::vector<TokenBatch>& batches,
                                  const std::vector<Format>& formats, const GptqOptions& options,
-                                 const std::function<void(double fraction)>& on_progress = {});
+                                 const std::function<void(double fraction)>& on_progress = {},
+                                 const WeightDatabaseProgress& progress = {});
+
+// Maps the file of one block and checks it as WeightDatabase::Open does all of them.
+absl::StatusOr<std::shared_ptr<const SafetensorsReader>> OpenWeightDatabaseBlock(
+    const std::string& folder, const ModelConfig& config, const std::vector<Format>& formats,
+    int64_t block);
 
 class WeightDatabase final : public PackedWeightStore {
  public:

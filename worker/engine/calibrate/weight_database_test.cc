@@ -89,6 +89,36 @@ TEST_F(WeightDatabaseTest, AQuantizedModelTakesWhatIsThereAndRoundsTheRest) {
                                    at::kFloat, at::kCPU)));
 }
 
+TEST_F(WeightDatabaseTest, GoesOnBehindTheBlocksThatAreThere) {
+  const auto read = [&](int64_t block) {
+    std::ifstream file(folder_ + "/" + WeightDatabaseFile(block));
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  ASSERT_TRUE(Write(formats_).ok());
+  const std::vector<std::string> whole = {read(0), read(1), read(2)};
+  std::filesystem::remove(folder_ + "/" + WeightDatabaseFile(1));
+  std::filesystem::remove(folder_ + "/" + WeightDatabaseFile(2));
+  // The first is not looked at.
+  std::ofstream(folder_ + "/" + WeightDatabaseFile(0)) << "kept";
+  std::vector<int64_t> written;
+  double last = 0;
+  ASSERT_TRUE(WriteWeightDatabase(folder_, model_, batches_, formats_, {},
+                                  [&](double done) { last = done; },
+                                  {.written_blocks = 1,
+                                   .on_block =
+                                       [&](int64_t block) {
+                                         EXPECT_EQ(read(block), whole[static_cast<size_t>(block)]);
+                                         written.push_back(block);
+                                       }})
+                  .ok());
+  EXPECT_THAT(written, ::testing::ElementsAre(1, 2));
+  EXPECT_EQ(read(0), "kept");
+  EXPECT_DOUBLE_EQ(last, 1);
+  // All are there: nothing is left to do.
+  EXPECT_TRUE(WriteWeightDatabase(folder_, model_, batches_, formats_, {}, {}, {3, {}}).ok());
+  EXPECT_EQ(read(2), whole[2]);
+}
+
 TEST_F(WeightDatabaseTest, AFolderThatDoesNotFitIsRefusedByFileAndTensor) {
   ASSERT_TRUE(Write({formats_[0]}).ok());
   EXPECT_TRUE(WeightDatabase::Open(folder_, model_.config(), {formats_[0]}).ok());

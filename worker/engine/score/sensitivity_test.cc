@@ -65,6 +65,34 @@ TEST(SensitivityTest, EqualsRunningTheWholeModelForEachVariant) {
   }
 }
 
+TEST(SensitivityTest, GoesOnBehindTheBlocksThatAreMeasured) {
+  MemoryWeightSource model = RandomModel();
+  const std::vector<TokenBatch> batches = {RandomBatch({8, 5}, 40, 9), RandomBatch({12}, 40, 10)};
+  const std::vector<Format> formats = {Format::NormalFloat(4), Format::Integer8Row()};
+  const std::vector<LinearGroup> groups = MakeSearchGroups(3, SearchGranularity::kFusedGroup);
+  std::vector<SensitivityProgress> stops;
+  const auto whole = MeasureSensitivity(
+      model, batches, groups, formats, RoundingToNearest(), {},
+      {.on_block = [&](int64_t blocks, const std::vector<std::vector<double>>& known) {
+        stops.push_back({.measured_blocks = blocks, .sensitivities = known});
+      }});
+  ASSERT_EQ(stops.size(), 3u);
+  EXPECT_EQ(stops[0].sensitivities[0], whole[0]);
+  EXPECT_EQ(stops[0].sensitivities[4], (std::vector<double>{0, 0})) << "of the second block";
+  for (const SensitivityProgress& stop : stops) {
+    double last = 0;
+    EXPECT_EQ(MeasureSensitivity(
+                  model, batches, groups, formats, RoundingToNearest(),
+                  [&](double fraction) {
+                    EXPECT_GT(fraction, last);
+                    last = fraction;
+                  },
+                  stop),
+              whole);
+    EXPECT_DOUBLE_EQ(last, 1);
+  }
+}
+
 TEST(SensitivityTest, AFormatThatChangesNothingCostsNothing) {
   MemoryWeightSource model = RandomModel();
   const std::vector<LinearGroup> groups = MakeSearchGroups(3, SearchGranularity::kBlock);

@@ -19,7 +19,7 @@ using States = std::vector<at::Tensor>;
 
 std::vector<std::vector<double>> MeasureVariants(
     WeightSource& source, const std::vector<TokenBatch>& batches, const VariantMaker& variants,
-    const std::function<void(double fraction)>& on_progress) {
+    const std::function<void(double fraction)>& on_progress, const VariantProgress& progress) {
   at::NoGradGuard no_grad;
   const ModelConfig& config = source.config();
   const int64_t block_count = config.num_blocks();
@@ -40,8 +40,8 @@ std::vector<std::vector<double>> MeasureVariants(
   // Every block once for the reference, then, for each block, itself and all later ones.
   const int64_t visits = block_count + block_count * (block_count + 1) / 2;
   int64_t visited = 0;
-  const auto report = [&] {
-    ++visited;
+  const auto report = [&](int64_t count = 1) {
+    visited += count;
     if (on_progress) on_progress(static_cast<double>(visited) / static_cast<double>(visits));
   };
 
@@ -69,6 +69,12 @@ std::vector<std::vector<double>> MeasureVariants(
 
   std::vector<std::vector<double>> divergences;
   for (int64_t block = 0; block < block_count; ++block) {
+    if (block < progress.first_block) {
+      inputs[block].clear();
+      divergences.emplace_back();
+      report(block_count - block);
+      continue;
+    }
     std::vector<States> changed;
     variants(block, source.Block(block), [&](const BlockShape& shape, const BlockWeights& weights) {
       States& states = changed.emplace_back();
@@ -98,6 +104,7 @@ std::vector<std::vector<double>> MeasureVariants(
       for (size_t v = 0; v < changed.size(); ++v) sums[v] += of_batch[v].kl_sum;
     }
     for (double& sum : sums) sum = sum < 0 ? 0 : sum / static_cast<double>(tokens);  // NaN stays.
+    if (progress.on_block) progress.on_block(block, sums);
   }
   return divergences;
 }

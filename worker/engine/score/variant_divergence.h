@@ -17,8 +17,16 @@ using VariantVisitor = std::function<void(const BlockShape& shape, const BlockWe
 using VariantMaker =
     std::function<void(int64_t block, const BlockWeights& weights, const VariantVisitor& visit)>;
 
+// Where a measurement that was interrupted goes on.
+struct VariantProgress {
+  // Those before have no variants.
+  int64_t first_block = 0;
+  // Called with the divergences of each block's variants once they are known; may be empty.
+  std::function<void(int64_t block, const std::vector<double>& divergences)> on_block;
+};
+
 // divergences[block][variant], in the order of visiting. Never negative: what rounding leaves below
-// 0 is 0.
+// 0 is 0. They do not depend on `progress`.
 //
 // Each block's input is kept on the host, so a variant starts at its own block. The variants of one
 // block go through the later blocks together: each of those is loaded once for all of them.
@@ -26,7 +34,8 @@ using VariantMaker =
 // `on_progress(fraction)` after every block visit; may be empty.
 std::vector<std::vector<double>> MeasureVariants(
     WeightSource& source, const std::vector<TokenBatch>& batches, const VariantMaker& variants,
-    const std::function<void(double fraction)>& on_progress = {});
+    const std::function<void(double fraction)>& on_progress = {},
+    const VariantProgress& progress = {});
 
 }  // namespace qpruner::engine
 

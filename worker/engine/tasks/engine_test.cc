@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -135,7 +136,10 @@ class EngineTest : public ::testing::Test {
       if (reply.has_error()) return FromRpcStatus(reply.error());
       if (reply.has_result()) return reply.result();
       for (const auto& line : reply.progress().logs()) absl::StrAppend(&log_, line.text(), "\n");
-      if (reply.progress().has_checkpoint()) checkpoint_ = reply.progress().checkpoint();
+      if (!reply.progress().checkpoint().empty()) {
+        checkpoint_.clear();
+        for (const auto& file : reply.progress().checkpoint()) checkpoint_.push_back(file.path());
+      }
       EXPECT_GE(reply.progress().fraction(), fraction);
       fraction = reply.progress().fraction();
     }
@@ -175,8 +179,8 @@ class EngineTest : public ::testing::Test {
   std::unique_ptr<ChildProcess> child_;
   std::unique_ptr<MessageStream> stream_;
   int64_t requests_ = 0;
-  std::string log_;                       // All lines of all tasks.
-  internal::v1::ArtifactRef checkpoint_;  // The last that was told.
+  std::string log_;                      // All lines of all tasks.
+  std::vector<std::string> checkpoint_;  // The last that was told.
   int copies_ = 0;
 };
 
@@ -374,19 +378,20 @@ TEST_F(EngineTest, AnInterruptedRecoveryGoesOnToTheSameResult) {
   ASSERT_TRUE(whole.ok()) << whole.status();
   EXPECT_EQ(whole->finalize().curve_size(), 2);  // 0 and 6.
   EXPECT_TRUE(Digests(*whole).count("adapter/adapter_model.safetensors"));
-  EXPECT_EQ(checkpoint_.path(), "checkpoint/training-4.safetensors");
-  EXPECT_FALSE(Digests(*whole).count(checkpoint_.path()));
+  const std::string checkpoint = "checkpoint/training-4.safetensors";
+  EXPECT_THAT(checkpoint_, testing::ElementsAre(checkpoint));
+  EXPECT_FALSE(Digests(*whole).count(checkpoint));
   EXPECT_EQ(log_.find("goes on"), std::string::npos);
 
   fs::create_directories(inputs_ / "checkpoint");
-  fs::copy_file(folder_ / "whole" / checkpoint_.path(), inputs_ / checkpoint_.path());
+  fs::copy_file(folder_ / "whole" / checkpoint, inputs_ / checkpoint);
   const auto resumed = Run(task, "resumed");
   ASSERT_TRUE(resumed.ok()) << resumed.status();
   EXPECT_THAT(log_, HasSubstr("goes on after step 4"));
   EXPECT_EQ(Repeatable(*resumed), Repeatable(*whole));
 
   // One that is not readable costs time alone.
-  fs::resize_file(inputs_ / checkpoint_.path(), 100);
+  fs::resize_file(inputs_ / checkpoint, 100);
   const auto restarted = Run(task, "restarted");
   ASSERT_TRUE(restarted.ok()) << restarted.status();
   EXPECT_THAT(log_, HasSubstr("starts from the beginning"));

@@ -39,6 +39,7 @@
 #include "worker/engine/tasks/job_texts.h"
 #include "worker/engine/tasks/metrics.h"
 #include "worker/engine/tasks/original_model.h"
+#include "worker/engine/tasks/prepare_checkpoint.h"
 #include "worker/engine/tasks/prepared_model.h"
 #include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/reference_file.h"
@@ -99,6 +100,8 @@ class Preparation {
 
   // Opens model, tokenizer and texts, and refuses all that can be refused without a forward pass.
   absl::Status CheckInputs();
+  // Takes over what an earlier attempt has saved. Returns the stage that it had come to.
+  std::optional<PrepareStage> GoOn();
   // The original's perplexity, and its states that all others are compared to.
   absl::Status MeasureOriginal();
   // Decides what is removed; writes the prepared model and the reference.
@@ -113,6 +116,9 @@ class Preparation {
   void ScoreGroups();
   absl::Status Report();
 
+  // What is done by now is there for a later attempt.
+  void SaveState(PrepareStage stage);
+
   PrepareResult TakeResult() && { return std::move(result_); }
 
  private:
@@ -122,7 +128,12 @@ class Preparation {
   absl::Status CheckShape(const ModelConfig& pruned) const;
   // Whether it can be fine-tuned within the memory limit.
   absl::Status CheckFineTuning(const ModelConfig& pruned) const;
+  // Whether the outputs that an earlier attempt has left are those of this one.
+  absl::Status CheckTaken(PrepareStage stage);
   v1::ModelMetrics MeasurePreparedOn(const ReferenceShare& share, const Phase& phase);
+  // How many blocks' files of the weight database an earlier attempt has left.
+  int64_t TakeQuantizedBlocks();
+  SavedScores TakeScores();
 
   v1::CompressionSpec spec_;  // From CheckInputs on as the model can follow it.
   const std::string& input_dir_;
@@ -150,8 +161,9 @@ class Preparation {
   std::vector<ChoiceTask> tasks_;
   std::vector<TokenBatch> calibration_;
   GroupScores scores_;
-  Reference reference_;  // Its shares set by MeasureOriginal.
-  // Set by MeasureOriginal.
+  std::optional<PrepareCheckpoint> saved_;
+  Reference reference_;  // Its shares set by MeasureOriginal, or GoOn if they are still needed.
+  // Set by MeasureOriginal or OpenPrepared.
   at::Tensor original_head_;
   // Set by Prune, where there is something to prune.
   std::optional<PruningPlan> plan_;
@@ -221,7 +233,50 @@ absl::Status Preparation::CheckInputs() {
   progress_.Log(memory_.ToString());
   calibration_ = MakeBatches(texts_.calibration, memory_.batch_tokens);
   original_ = OpenStreamed(checkpoint_, device_, compute, memory_);
+  saved_.emplace(input_dir_, output_dir_, PrepareFingerprint(spec_, *checkpoint_, texts_, tasks_),
+                 progress_);
   return absl::OkStatus();
+}
+
+std::optional<PrepareStage> Preparation::GoOn() {
+  absl::StatusOr<PrepareState> state = saved_->TakeState();
+  if (absl::IsNotFound(state.status())) return std::nullopt;
+  absl::Status usable = state.status();
+  if (usable.ok()) usable = CheckTaken(state->stage);
+  if (!usable.ok()) {
+    saved_->Forget();
+    progress_.Log(
+        absl::StrCat("Preparing starts from the beginning: ", absl::string_view(usable.message())),
+        /*warning=*/true);
+    return std::nullopt;
+  }
+  result_ = std::move(state->result);
+  pruning_report_ = std::move(state->pruning);
+  progress_.Log(absl::StrCat("Preparing goes on from the ",
+                             state->stage == PrepareStage::kMeasured ? "measured" : "pruned",
+                             " model, where an earlier attempt had saved it"));
+  return state->stage;
+}
+
+absl::Status Preparation::CheckTaken(PrepareStage stage) {
+  ASSIGN_OR_RETURN(const auto prepared, Checkpoint::Open(prepared_dir_));
+  RETURN_IF_ERROR(CheckShape(prepared->config()));
+  ASSIGN_OR_RETURN(const int64_t longest, ReadLongestSequence(reference_path_));
+  if (longest != reference_.longest_sequence) {
+    return absl::InvalidArgumentError("Its reference is of other texts");
+  }
+  if (stage == PrepareStage::kMeasured) return absl::OkStatus();
+  ASSIGN_OR_RETURN(Reference reference, ReadReference(reference_path_, memory_.batch_tokens));
+  if (reference.selection.windows != texts_.selection || reference.test.windows != texts_.test ||
+      reference.fine_tune != texts_.fine_tune) {
+    return absl::InvalidArgumentError("Its reference is of other texts");
+  }
+  reference_ = std::move(reference);
+  return absl::OkStatus();
+}
+
+void Preparation::SaveState(PrepareStage stage) {
+  saved_->Save({.stage = stage, .result = result_, .pruning = pruning_report_});
 }
 
 std::optional<ModelConfig> Preparation::ShapeKnownAhead(const ModelConfig& config) const {
@@ -339,6 +394,8 @@ absl::Status Preparation::OpenPrepared() {
   original_.reset();
   model_ = OpenStreamed(prepared_, device_, ComputeDType(device_, stored_), memory_);
   if (auto resident = MakeResident(*model_, memory_)) model_ = std::move(resident);
+  // The head is never pruned, and stored without loss.
+  if (!original_head_.defined()) original_head_ = CastSource(*model_, evaluation_dtype_).Head();
   return absl::OkStatus();
 }
 
@@ -367,10 +424,56 @@ absl::Status Preparation::MeasurePrepared() {
 absl::Status Preparation::QuantizeCandidates() {
   if (spec_.quantization().method() != v1::Quantization::GPTQ) return absl::OkStatus();
   const Phase phase(progress_, 0.65, 0.75, "quantizing every layer with GPTQ");
-  RETURN_IF_ERROR(WriteWeightDatabase(weights_dir_, *model_, calibration_, scores_.formats,
-                                      GptqOptionsOf(spec_.quantization()), phase.Fractions()));
+  const int64_t there = TakeQuantizedBlocks();
+  if (there > 0) {
+    progress_.Log(absl::StrCat("GPTQ goes on after ", there, " of ", model_->config().num_blocks(),
+                               " blocks, which an earlier attempt had quantized"));
+  }
+  if (there < model_->config().num_blocks()) {
+    RETURN_IF_ERROR(WriteWeightDatabase(
+        weights_dir_, *model_, calibration_, scores_.formats, GptqOptionsOf(spec_.quantization()),
+        phase.Fractions(),
+        {.written_blocks = there, .on_block = [this](int64_t block) {
+           saved_->AddOutput(absl::StrCat(kWeightDatabaseFolder, "/", WeightDatabaseFile(block)));
+         }}));
+  }
   ASSIGN_OR_RETURN(weights_, WeightDatabase::Open(weights_dir_, model_->config(), scores_.formats));
   return absl::OkStatus();
+}
+
+int64_t Preparation::TakeQuantizedBlocks() {
+  for (int64_t block = 0; block < model_->config().num_blocks(); ++block) {
+    const absl::Status taken = saved_->TakeOutput(
+        absl::StrCat(kWeightDatabaseFolder, "/", WeightDatabaseFile(block)), [&] {
+          return OpenWeightDatabaseBlock(weights_dir_, model_->config(), scores_.formats, block)
+              .status();
+        });
+    if (taken.ok()) continue;
+    if (!absl::IsNotFound(taken)) {
+      progress_.Log(absl::StrCat("What an earlier attempt had quantized is passed over: ",
+                                 absl::string_view(taken.message())),
+                    /*warning=*/true);
+    }
+    return block;
+  }
+  return model_->config().num_blocks();
+}
+
+SavedScores Preparation::TakeScores() {
+  const int64_t blocks = model_->config().num_blocks();
+  absl::StatusOr<SavedScores> scores =
+      saved_->TakeScores(scores_.groups.size(), scores_.formats.size(), blocks);
+  if (scores.ok()) {
+    progress_.Log(absl::StrCat("Scoring goes on after ", scores->measured_blocks, " of ", blocks,
+                               " blocks, which an earlier attempt had measured"));
+    return *std::move(scores);
+  }
+  if (!absl::IsNotFound(scores.status())) {
+    progress_.Log(absl::StrCat("What an earlier attempt had scored is passed over: ",
+                               absl::string_view(scores.status().message())),
+                  /*warning=*/true);
+  }
+  return {};
 }
 
 void Preparation::ScoreGroups() {
@@ -382,16 +485,28 @@ void Preparation::ScoreGroups() {
     return found ? Dequantize(*found, weight.scalar_type(), weight.device())
                  : RoundToNearest(weight, format);
   };
-  {
+  const int64_t blocks = model_->config().num_blocks();
+  SavedScores known = TakeScores();
+  scores_.sensitivities = known.sensitivities;
+  if (known.measured_blocks < blocks) {
     const Phase phase(progress_, weights_ ? 0.75 : 0.65, 0.9,
                       "measuring the layers' sensitivities");
-    scores_.sensitivities = MeasureSensitivity(*model_, calibration_, scores_.groups,
-                                               scores_.formats, quantized, phase.Fractions());
+    scores_.sensitivities = MeasureSensitivity(
+        *model_, calibration_, scores_.groups, scores_.formats, quantized, phase.Fractions(),
+        {.measured_blocks = known.measured_blocks,
+         .sensitivities = std::move(known.sensitivities),
+         .on_block = [this](int64_t measured, const std::vector<std::vector<double>>& so_far) {
+           saved_->SaveScores({.measured_blocks = measured, .sensitivities = so_far});
+         }});
   }
-  {
+  scores_.gradient_scores = std::move(known.gradient_scores);
+  if (scores_.gradient_scores.empty()) {
     const Phase phase(progress_, 0.9, 0.96, "scoring the layers by gradients");
     scores_.gradient_scores = ScoreByGradient(*model_, calibration_, scores_.groups,
                                               scores_.formats, quantized, phase.Fractions());
+    saved_->SaveScores({.measured_blocks = blocks,
+                        .sensitivities = scores_.sensitivities,
+                        .gradient_scores = scores_.gradient_scores});
   }
   const Phase phase(progress_, 0.96, 1, "estimating mutual information");
   scores_.information = MeasureMutualInformation(
@@ -423,11 +538,18 @@ absl::StatusOr<PrepareResult> RunPrepare(const v1::CompressionSpec& spec,
                                          Clock& clock, ProgressReporter& progress) {
   Preparation preparation(spec, input_dir, builtin_dir, output_dir, device, clock, progress);
   RETURN_IF_ERROR(preparation.CheckInputs());
-  RETURN_IF_ERROR(preparation.MeasureOriginal());
-  RETURN_IF_ERROR(preparation.Prune());
-  RETURN_IF_ERROR(preparation.WritePrepared());
+  const std::optional<PrepareStage> done = preparation.GoOn();
+  if (!done) {
+    RETURN_IF_ERROR(preparation.MeasureOriginal());
+    RETURN_IF_ERROR(preparation.Prune());
+    RETURN_IF_ERROR(preparation.WritePrepared());
+    preparation.SaveState(PrepareStage::kPruned);
+  }
   RETURN_IF_ERROR(preparation.OpenPrepared());
-  RETURN_IF_ERROR(preparation.MeasurePrepared());
+  if (done != PrepareStage::kMeasured) {
+    RETURN_IF_ERROR(preparation.MeasurePrepared());
+    preparation.SaveState(PrepareStage::kMeasured);
+  }
   RETURN_IF_ERROR(preparation.QuantizeCandidates());
   preparation.ScoreGroups();
   RETURN_IF_ERROR(preparation.Report());

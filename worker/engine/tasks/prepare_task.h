@@ -24,6 +24,10 @@ namespace qpruner::engine {
 //   report/scores.json  everything that was scored, for people
 //   report/tasks.*      what the original and the pruned model make of the questions
 //
+// Goes on from what an earlier attempt has left in `input_dir` (prepare_checkpoint.h), to the same
+// result but for what was measured in time; leaves the same for a later one, after each stage and
+// each block of the two long ones.
+//
 // Everything that can be known from configuration, tokenizer and texts is refused before the first
 // forward pass, also what only holds of the pruned model (budget, exports), unless scores decide
 // its shape: then right after pruning. `input_dir` may hold the model (ResolveModel).

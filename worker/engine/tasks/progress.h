@@ -6,8 +6,15 @@
 #include <functional>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace qpruner::engine {
+
+// Below the output folder: files that are made for the next attempt alone. Below the input folder:
+// what an earlier attempt has told as its checkpoint, these files at their paths and outputs below
+// kCheckpointOutputs (engine.proto).
+inline constexpr char kCheckpointFolder[] = "checkpoint";
+inline constexpr char kCheckpointOutputs[] = "checkpoint/outputs";
 
 // Thread-safe. Cheap: may be called for every block.
 class ProgressReporter {
@@ -17,9 +24,11 @@ class ProgressReporter {
   virtual void Report(double fraction, const std::string& message) = 0;
   // A line for people. `warning`: someone may want to look.
   virtual void Log(const std::string& text, bool warning = false) = 0;
-  // `path`: a durable file below the task's output folder that the next attempt can go on from. It
-  // must stay there until the one after the next is told.
-  virtual void Checkpoint(const std::string& path) {}
+  // `paths`: durable files below the task's output folder that, all of them together, the next
+  // attempt can go on from, in place of those told before. They are not written again under these
+  // names, and stay there until the set after the next is told. Reads each of them once: it may
+  // take as long as writing them.
+  virtual void Checkpoint(const std::vector<std::string>& paths) {}
 };
 
 // The part of a task between two fractions. Starting it reports its message.

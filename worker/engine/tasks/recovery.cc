@@ -75,7 +75,7 @@ class CheckpointWriter {
                     /*warning=*/true);
       return;
     }
-    progress_.Checkpoint(path);
+    progress_.Checkpoint({path});
     fs::remove(absl::StrCat(output_dir_, "/", PathOf(at.step - 2 * every_)), error);
   }
 

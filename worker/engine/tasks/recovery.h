@@ -13,9 +13,6 @@
 
 namespace qpruner::engine {
 
-// Below input and output folder: what an earlier attempt has left, what this one leaves.
-inline constexpr char kCheckpointFolder[] = "checkpoint";
-
 struct RecoveryInputs {
   const v1::CompressionSpec& spec;
   const PreparedModel& model;

@@ -13,7 +13,6 @@
 #include "proto/spec_defaults.h"
 #include "worker/engine/tasks/finalize_task.h"
 #include "worker/engine/tasks/prepare_task.h"
-#include "worker/engine/tasks/recovery.h"
 #include "worker/engine/tasks/spec_mapping.h"
 #include "worker/engine/tasks/task_use.h"
 #include "worker/engine/tasks/torch_guard.h"
