@@ -117,16 +117,10 @@ class JobQueue {
   // or whose files were not uploaded or have other sizes, counts as an INTERNAL error of the
   // attempt.
   absl::Status CompleteTask(const internal::v1::CompleteTaskRequest& request);
-<<<<<<< HEAD
-  // The next attempt of the task gets this uploaded file among its inputs. ABORTED: the lease is
-  // stale. INVALID_ARGUMENT: a bad path or SHA-256, or another size. FAILED_PRECONDITION: it was
-  // not uploaded.
-=======
   // The next attempt of the task gets these uploaded files among its inputs, in place of those of
   // an earlier call. ABORTED: the lease is stale. INVALID_ARGUMENT: none or too many, a bad path or
-  // SHA-256, a path named twice. FAILED_PRECONDITION: one was not uploaded. UNAVAILABLE: another
-  // call saved some at the same time.
->>>>>>> ckpt
+  // SHA-256, another size, a path named twice. FAILED_PRECONDITION: one was not uploaded.
+  // UNAVAILABLE: another call saved some at the same time.
   absl::Status SaveCheckpoint(const internal::v1::SaveCheckpointRequest& request);
   // The task of a current lease. ABORTED: the lease is stale.
   absl::StatusOr<internal::v1::TaskRecord> FindLeasedTask(const internal::v1::Lease& lease);
