@@ -144,7 +144,9 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"BothBudgets", "spec:\n  search:\n    max_bytes: 1\n    max_average_bits: 5\n",
                 "job.yaml:4: spec.search.max_average_bits: cannot be set together with max_bytes"},
         Refusal{"Empty", "", "job.yaml: it is empty"},
-        Refusal{"TwoDocuments", "priority: 1\n---\npriority: 2\n", "holds 2 documents"},
+        Refusal{"TwoDocuments", "priority: 1\n---\npriority: 2\n", "more than one document"},
+        // Here yaml-cpp finds empty documents without end.
+        Refusal{"ACommaTooMany", "{\"priority\": 1},", "more than one document"},
         Refusal{"Syntax", "spec: {model: {uri: a}\npriority: 1\n", "job.yaml: line "},
         Refusal{"BadUtf8", "display_name: \"a\xff\"\n", "must be UTF-8 text"},
         Refusal{"Nul", "display_name: \"a\\0b\"\n", "must be UTF-8 text"},

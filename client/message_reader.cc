@@ -1,12 +1,14 @@
 #include "client/message_reader.h"
 
 #include <google/protobuf/descriptor.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <set>
+#include <sstream>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
@@ -440,6 +442,22 @@ class Reader {
   bool gave_up_ = false;
 };
 
+// Hears of a document without making anything of it.
+class DeafHandler final : public YAML::EventHandler {
+ public:
+  using Mark = YAML::Mark;
+  using Style = YAML::EmitterStyle::value;
+  void OnDocumentStart(const Mark&) override {}
+  void OnDocumentEnd() override {}
+  void OnNull(const Mark&, YAML::anchor_t) override {}
+  void OnAlias(const Mark&, YAML::anchor_t) override {}
+  void OnScalar(const Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
+  void OnSequenceStart(const Mark&, const std::string&, YAML::anchor_t, Style) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const Mark&, const std::string&, YAML::anchor_t, Style) override {}
+  void OnMapEnd() override {}
+};
+
 }  // namespace
 
 std::string ClosestName(absl::string_view word, const std::vector<std::string>& candidates) {
@@ -476,14 +494,17 @@ absl::StatusOr<YAML::Node> ParseYaml(absl::string_view content) {
   }
   const bool json = absl::StartsWith(absl::StripLeadingAsciiWhitespace(content), "{");
   try {
-    std::vector<YAML::Node> documents =
-        YAML::LoadAll(json ? JoinSurrogates(content) : std::string(content));
-    if (documents.empty()) return absl::InvalidArgumentError("it is empty");
-    if (documents.size() > 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("holds ", documents.size(), " documents; one is expected"));
+    const std::string text = json ? JoinSurrogates(content) : std::string(content);
+    // Not YAML::LoadAll: behind what is left over after a document the parser may find empty ones
+    // for ever.
+    std::istringstream stream(text);
+    YAML::Parser parser(stream);
+    DeafHandler nobody;
+    if (!parser.HandleNextDocument(nobody)) return absl::InvalidArgumentError("it is empty");
+    if (parser.HandleNextDocument(nobody)) {
+      return absl::InvalidArgumentError("holds more than one document; one is expected");
     }
-    return documents.front();
+    return YAML::Load(text);
   } catch (const YAML::Exception& error) {
     if (error.mark.is_null()) return absl::InvalidArgumentError(error.msg);
     return absl::InvalidArgumentError(absl::StrCat("line ", error.mark.line + 1, ", column ",
