@@ -319,7 +319,7 @@ TEST_F(WorkerLoopTest, ACheckpointThatIsNotSavedCostsNothingElse) {
   const CompleteTaskRequest done = server_.WaitForCompletion();
   ASSERT_TRUE(done.has_result());
   EXPECT_EQ(done.result().outputs_size(), 3);
-  EXPECT_THAT(server_.checkpoints(), IsEmpty());
+  EXPECT_TRUE(server_.checkpoints().empty());
   EXPECT_EQ(server_.calls("SaveCheckpoint"), 1);
   EXPECT_EQ(server_.calls("UploadArtifact"), 5) << "one failed; a, b, c and after-b";
 }
