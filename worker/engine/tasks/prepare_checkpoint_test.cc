@@ -34,7 +34,7 @@ class KeepingReporter final : public ProgressReporter {
       : output_(std::move(output)), kept_(std::move(kept)) {}
 
   void Report(double fraction, const std::string&) override {
-    EXPECT_GE(fraction, fraction_);
+    EXPECT_GT(fraction, fraction_ - 1e-9);  // Ends of phases are rounded.
     fraction_ = fraction;
   }
   void Log(const std::string& text, bool) override { absl::StrAppend(&log, text, "\n"); }
@@ -222,9 +222,10 @@ TEST_F(PrepareCheckpointTest, TheFingerprintTellsModelsAndTextsApart) {
   EXPECT_NE(PrepareFingerprint(spec, *model, other, {}), fingerprint);
   // Another training run of the same model.
   {
+    const size_t half = fs::file_size(copy / "model.safetensors") / 2;
     std::fstream file(copy / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
-    file.seekp(static_cast<std::streamoff>(fs::file_size(copy / "model.safetensors") / 2));
-    file << std::string(4096, '\1');
+    file.seekp(static_cast<std::streamoff>(half));
+    file << std::string(half, '\1');
   }
   EXPECT_NE(PrepareFingerprint(spec, *Checkpoint::Open(copy.string()).value(), texts, {}),
             fingerprint);
