@@ -1,6 +1,8 @@
 #include "proto/status_codec.h"
 
+#include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
@@ -16,6 +18,17 @@ constexpr absl::string_view kBadRequestUrl = "type.googleapis.com/google.rpc.Bad
 constexpr absl::string_view kQuotaFailureUrl = "type.googleapis.com/google.rpc.QuotaFailure";
 constexpr absl::string_view kRetryInfoUrl = "type.googleapis.com/google.rpc.RetryInfo";
 constexpr char kDomain[] = "qpruner";
+// gRPC sends what is wrong with a request as a message and, in base64, twice in the details;
+// clients take 8 KiB of headers.
+constexpr size_t kMaxViolationsBytes = 1800;
+constexpr size_t kMaxViolationBytes = 600;
+
+// As gRPC writes it into a header.
+size_t EscapedBytes(absl::string_view text) {
+  return text.size() + 2 * static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) {
+                         return c < ' ' || c > '~' || c == '%';
+                       }));
+}
 
 template <typename Message>
 std::optional<Message> Payload(const absl::Status& status, absl::string_view url) {
@@ -27,7 +40,19 @@ std::optional<Message> Payload(const absl::Status& status, absl::string_view url
 
 }  // namespace
 
-absl::Status BadRequestError(const std::vector<FieldViolation>& violations) {
+absl::Status BadRequestError(const std::vector<FieldViolation>& all) {
+  std::vector<FieldViolation> violations;
+  size_t bytes = 0;
+  for (const FieldViolation& violation : all) {
+    FieldViolation cut{std::string(CutUtf8(violation.field, kMaxViolationBytes / 3)),
+                       std::string(CutUtf8(violation.description, kMaxViolationBytes))};
+    bytes += EscapedBytes(cut.field) + EscapedBytes(cut.description);
+    if (bytes > kMaxViolationsBytes && !violations.empty()) {
+      violations.push_back({"", absl::StrCat("and ", all.size() - violations.size(), " more")});
+      break;
+    }
+    violations.push_back(std::move(cut));
+  }
   google::rpc::BadRequest bad_request;
   for (const FieldViolation& violation : violations) {
     auto* field = bad_request.add_field_violations();
@@ -36,7 +61,8 @@ absl::Status BadRequestError(const std::vector<FieldViolation>& violations) {
   }
   absl::Status status = absl::InvalidArgumentError(
       absl::StrJoin(violations, "; ", [](std::string* out, const FieldViolation& violation) {
-        absl::StrAppend(out, violation.field, ": ", violation.description);
+        absl::StrAppend(out, violation.field, violation.field.empty() ? "" : ": ",
+                        violation.description);
       }));
   status.SetPayload(kBadRequestUrl, absl::Cord(bad_request.SerializeAsString()));
   return WithErrorInfo(std::move(status), "INVALID_FIELDS");
