@@ -2105,7 +2105,9 @@ TEST_F(JobQueueTest, JobsThatNoWorkerCanReadHoldUpNobody) {
   offline.add_readable_uris("file:///");
   ASSERT_TRUE(queue_->RegisterWorker(offline).ok());
   EXPECT_EQ(Acquire("offline").lease().job(), shipped.ToString());
-  EXPECT_FALSE(Poll("offline")->has_lease());
+  offline.set_worker("another");
+  ASSERT_TRUE(queue_->RegisterWorker(offline).ok());
+  EXPECT_FALSE(Poll("another")->has_lease());
   internal::v1::RegisterWorkerRequest online = offline;
   online.set_worker("online");
   online.add_readable_uris("hf://");

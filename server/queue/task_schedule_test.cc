@@ -81,7 +81,8 @@ TEST(ScheduleTasks, AWorkerGetsOnlyWhatItCanRead) {
   };
   std::vector<TaskRecord> tasks;
   const auto add = [&](const std::string& id, const std::string& model) {
-    tasks.push_back(MakeTask("p", id, id, kStart));
+    tasks.push_back(
+        MakeTask("p", id, id, kStart + absl::Milliseconds(static_cast<double>(tasks.size()))));
     tasks.back().mutable_spec()->mutable_prepare();
     tasks.back().mutable_spec()->mutable_spec()->mutable_model()->set_uri(model);
   };

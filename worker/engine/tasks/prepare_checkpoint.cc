@@ -295,6 +295,7 @@ absl::StatusOr<PrepareState> PrepareCheckpoint::TakeState() {
     }
     if (failed.ok()) {
       state_path_ = path;
+      goes_on_ = true;
       return state;
     }
     state_path_ = path;
@@ -309,13 +310,14 @@ void PrepareCheckpoint::Forget() {
   for (const std::string& output : outputs_) fs::remove(OutputPath(output), ignored);
   state_path_.clear();
   outputs_.clear();
+  goes_on_ = false;
 }
 
 absl::Status PrepareCheckpoint::TakeOutput(const std::string& path,
                                            const std::function<absl::Status()>& check) {
   const std::string from = absl::StrCat(input_dir_, "/", kCheckpointOutputs, "/", path);
   std::error_code error;
-  if (state_path_.empty() || !fs::exists(from, error)) return absl::NotFoundError(path);
+  if (!goes_on_ || !fs::exists(from, error)) return absl::NotFoundError(path);
   absl::Status status = Bring(from, path);
   if (status.ok()) status = check();
   if (status.ok()) {
@@ -329,7 +331,7 @@ absl::Status PrepareCheckpoint::TakeOutput(const std::string& path,
 absl::StatusOr<SavedScores> PrepareCheckpoint::TakeScores(size_t groups, size_t formats,
                                                           int64_t blocks) {
   absl::StatusOr<SavedScores> best = absl::NotFoundError("No scores");
-  if (state_path_.empty()) return best;
+  if (!goes_on_) return best;
   std::error_code error;
   for (const fs::directory_entry& entry :
        fs::directory_iterator(InputPath(kCheckpointFolder), error)) {

@@ -74,8 +74,9 @@ class PrepareCheckpoint {
   absl::StatusOr<PrepareState> TakeState();
   // Gives up what TakeState has brought: it turned out to be of no use.
   void Forget();
-  // The same for one more output, which `check` looks at where it lies then. NOT_FOUND: the earlier
-  // attempt had not come so far. Other codes, `check`'s among them: it is not in the output folder.
+  // The same for one more output, if the state was of use, which `check` looks at where it lies
+  // then. NOT_FOUND: the earlier attempt had not come so far. Other codes, `check`'s among them: it
+  // is not in the output folder.
   absl::Status TakeOutput(const std::string& path, const std::function<absl::Status()>& check);
   // NOT_FOUND: there are none. INVALID_ARGUMENT: not such a file, or of other numbers of groups,
   // formats and blocks.
@@ -100,6 +101,9 @@ class PrepareCheckpoint {
   const std::string output_dir_;
   const std::string fingerprint_;
   ProgressReporter& progress_;
+  // The state of an earlier attempt was of use. Without it the rest that it has left is of other
+  // work, or not to be trusted.
+  bool goes_on_ = false;
   // Of the checkpoint that would be told now; empty without one.
   std::string state_path_;
   std::string scores_path_;
