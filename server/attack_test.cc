@@ -631,8 +631,12 @@ class HostileTextTest : public AttackTest, public testing::WithParamInterface<bo
     const Descriptor& type = *method.input_type();
     const Reflection& reflection = *request->GetReflection();
     const auto set = [&](const char* field, const Message& value) {
-      if (type.FindFieldByName(field) == nullptr) return;
-      reflection.MutableMessage(request.get(), type.FindFieldByName(field))->CopyFrom(value);
+      const FieldDescriptor* descriptor = type.FindFieldByName(field);
+      if (descriptor == nullptr) return;
+      Message* to = descriptor->is_repeated()
+                        ? reflection.AddMessage(request.get(), descriptor)
+                        : reflection.MutableMessage(request.get(), descriptor);
+      to->CopyFrom(value);
     };
     if (type.FindFieldByName("lease") != nullptr) {
       set("lease", CurrentLease().lease());
