@@ -24,9 +24,9 @@ struct FieldViolation {
   std::string description;
 };
 
-// INVALID_ARGUMENT that names every bad field, with BadRequest and ErrorInfo INVALID_FIELDS; of very
-// many the first ones and how many more there are, the last with an empty field. `violations` must
-// not be empty.
+// INVALID_ARGUMENT that names every bad field, with BadRequest and ErrorInfo INVALID_FIELDS; of
+// very many the first ones and how many more there are, the last with an empty field. `violations`
+// must not be empty.
 absl::Status BadRequestError(const std::vector<FieldViolation>& violations);
 
 // Adds ErrorInfo{reason, domain "qpruner", metadata} if `status` is an error without one.

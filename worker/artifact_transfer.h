@@ -27,9 +27,9 @@ absl::Status FetchArtifact(internal::v1::WorkerService::StubInterface& server,
 // is not a plain file of ref's size.
 absl::StatusOr<int> OpenOutput(const internal::v1::ArtifactRef& ref, const std::string& path);
 
-// Stores the file at `path` as `ref`. The server has its first `offset` bytes (PrepareUpload); if it
-// has lost them, UNAVAILABLE. DATA_LOSS: the file is not what `ref`
-// says. ABORTED: the lease is stale, perhaps only by the upload's end.
+// Stores the file at `path` as `ref`. The server has its first `offset` bytes (PrepareUpload); if
+// it has lost them, UNAVAILABLE. DATA_LOSS: the file is not what `ref` says. ABORTED: the lease is
+// stale, perhaps only by the upload's end.
 absl::Status UploadArtifact(internal::v1::WorkerService::StubInterface& server,
                             const internal::v1::Lease& lease, const internal::v1::ArtifactRef& ref,
                             const std::string& path, int64_t offset, std::stop_token stop);

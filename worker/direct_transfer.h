@@ -20,8 +20,8 @@ absl::Status FetchDirectly(SignedUrlTransfer& urls,
                            const internal::v1::Lease& lease, const std::string& sha256,
                            int64_t offset, const ArtifactCache::Sink& sink, std::stop_token stop);
 
-// To a URL in the same way, or on from where an upload of the same lease was cut off. `urls` is not the one of fetches: a storage may allow one and not the
-// other.
+// To a URL in the same way, or on from where an upload of the same lease was cut off. `urls` is not
+// the one of fetches: a storage may allow one and not the other.
 absl::Status UploadDirectly(SignedUrlTransfer& urls,
                             internal::v1::WorkerService::StubInterface& server,
                             const internal::v1::Lease& lease, const internal::v1::ArtifactRef& ref,
