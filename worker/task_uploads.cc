@@ -90,6 +90,7 @@ CheckpointSaver::~CheckpointSaver() {
 void CheckpointSaver::Save(const Files& files) {
   absl::MutexLock lock(&mutex_);
   waiting_ = files;
+  changed_.Signal();
 }
 
 void CheckpointSaver::Finish(bool wanted) {
@@ -97,6 +98,7 @@ void CheckpointSaver::Finish(bool wanted) {
     absl::MutexLock lock(&mutex_);
     if (!wanted) waiting_.reset();
     finishing_ = true;
+    changed_.Signal();
   }
   thread_.join();
 }
@@ -106,10 +108,7 @@ void CheckpointSaver::Work() {
     Files files;
     {
       absl::MutexLock lock(&mutex_);
-      const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return waiting_.has_value() || finishing_;
-      };
-      mutex_.Await(absl::Condition(&due));
+      while (!waiting_ && !finishing_) changed_.Wait(&mutex_);
       if (!waiting_) return;
       files.Swap(&*waiting_);
       waiting_.reset();

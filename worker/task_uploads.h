@@ -77,6 +77,7 @@ class CheckpointSaver {
 
   const std::function<void(const Files& files)> save_;
   absl::Mutex mutex_;
+  absl::CondVar changed_;
   std::optional<Files> waiting_ ABSL_GUARDED_BY(mutex_);
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // Last: it uses all of the above.
