@@ -559,6 +559,11 @@ class HostileTextTest : public AttackTest, public testing::WithParamInterface<bo
   static void FindStrings(const Descriptor& message, FieldPath& at, std::vector<FieldPath>& found) {
     for (int i = 0; i < message.field_count(); ++i) {
       const FieldDescriptor* field = message.field(i);
+#ifdef __SANITIZE_THREAD__
+      // Protobuf's headers lay maps out otherwise for this sanitizer than the library was built
+      // with, whose reflection then reads beside them.
+      if (field->is_map()) continue;
+#endif
       at.push_back(field);
       if (field->type() == FieldDescriptor::TYPE_STRING) {
         found.push_back(at);
