@@ -12,6 +12,14 @@
 
 namespace qpruner {
 
+struct NamedUri {
+  std::string field;  // "evaluation.tasks[0].uri".
+  std::string uri;
+};
+
+// Whatever a spec names, set or not: its model, texts and tasks.
+std::vector<NamedUri> UrisOf(const v1::CompressionSpec& spec);
+
 // Whether the task works on the original model: trials work on the prepared one, and so does the
 // last task unless it learns from the original.
 bool ReadsOriginalModel(const internal::v1::TaskSpec& task);

@@ -488,23 +488,19 @@ INSTANTIATE_TEST_SUITE_P(Deaths, WorkerLoopDeathTest,
                                                  "Engine process was killed: Not a message"}),
                          [](const auto& info) { return std::string(info.param.script); });
 
-TEST_F(WorkerLoopTest, ASilentEngineIsKilled) {
+class WorkerLoopSilenceTest : public WorkerLoopTest, public ::testing::WithParamInterface<Death> {};
+TEST_P(WorkerLoopSilenceTest, AnEngineThatKeepsStillIsKilled) {
   options_.engine.silence_limit = absl::Milliseconds(100);
-  server_.Queue("silent");
+  server_.Queue(GetParam().script);
   Start();
   const CompleteTaskRequest completion = server_.WaitForCompletion(1);
   EXPECT_EQ(CodeOf(completion), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(completion.error().message(), HasSubstr("silent for 100ms"));
+  EXPECT_THAT(completion.error().message(), HasSubstr(GetParam().how));
 }
-
-TEST_F(WorkerLoopTest, AnEngineThatStopsInsideAMessageIsKilled) {
-  options_.engine.silence_limit = absl::Milliseconds(100);
-  server_.Queue("half");
-  Start();
-  const CompleteTaskRequest completion = server_.WaitForCompletion(1);
-  EXPECT_EQ(CodeOf(completion), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(completion.error().message(), HasSubstr("stopped inside a message"));
-}
+INSTANTIATE_TEST_SUITE_P(Silences, WorkerLoopSilenceTest,
+                         ::testing::Values(Death{"silent", "silent for 100ms"},
+                                           Death{"half", "stopped inside a message"}),
+                         [](const auto& info) { return std::string(info.param.script); });
 
 TEST_F(WorkerLoopTest, AnErrorOfTheTaskIsPassedOnAndTheEngineStays) {
   server_.Queue("copy");

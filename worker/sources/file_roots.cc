@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
+#include "proto/task_uris.h"
 
 namespace qpruner::worker {
 namespace {
@@ -55,14 +56,7 @@ absl::Status FileRoots::CheckUri(const std::string& field, const std::string& ur
 }
 
 absl::Status FileRoots::Check(const v1::CompressionSpec& spec) const {
-  RETURN_IF_ERROR(CheckUri("model.uri", spec.model().uri()));
-  RETURN_IF_ERROR(CheckUri("calibration.dataset.uri", spec.calibration().dataset().uri()));
-  RETURN_IF_ERROR(CheckUri("fine_tune.dataset.uri", spec.fine_tune().dataset().uri()));
-  RETURN_IF_ERROR(CheckUri("evaluation.dataset.uri", spec.evaluation().dataset().uri()));
-  for (int i = 0; i < spec.evaluation().tasks_size(); ++i) {
-    RETURN_IF_ERROR(
-        CheckUri(absl::StrCat("evaluation.tasks[", i, "].uri"), spec.evaluation().tasks(i).uri()));
-  }
+  for (const NamedUri& named : UrisOf(spec)) RETURN_IF_ERROR(CheckUri(named.field, named.uri));
   return absl::OkStatus();
 }
 

@@ -13,8 +13,7 @@ namespace qpruner::worker {
 // Folders, below which everything that a file:// URI of a job names must lie, wherever links lead.
 class FileRoots {
  public:
-  // `roots` are absolute paths of folders; "/" allows everything, none
-  // of them nothing.
+  // `roots` are absolute paths of folders; "/" allows everything, none of them nothing.
   explicit FileRoots(std::vector<std::string> roots) : roots_(std::move(roots)) {}
 
   // Checks every file:// URI of a spec (model, texts, tasks), and of a model's folder every entry.

@@ -265,7 +265,9 @@ class FakeWorkerServer final : public internal::v1::WorkerService::Service {
       if (request.has_ref()) {
         ref = request.ref();
         upload_offsets_.push_back(request.offset());
-        content = cut_uploads_[ref.sha256()].substr(0, static_cast<size_t>(request.offset()));
+        if (const auto cut = cut_uploads_.extract(ref.sha256())) {
+          content = cut.mapped().substr(0, static_cast<size_t>(request.offset()));
+        }
       }
       content += request.data();
       if (std::exchange(cut_upload_, false)) {
