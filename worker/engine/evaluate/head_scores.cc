@@ -17,14 +17,15 @@ constexpr int64_t kMaxLogits = int64_t{16} << 20;
 // Logits of some rows. Log-probabilities are written down only where they are not read in place.
 class ChunkScores {
  public:
-  ChunkScores(const HeadRows& model, int64_t begin, int64_t size, bool plain) {
+  ChunkScores(const HeadRows& model, int64_t begin, int64_t size, bool plain)
+      : log_type_(plain ? at::kDouble : at::kFloat) {
     logits_ = HeadLogits(model.rows.narrow(0, begin, size).to(model.head.device()), model.head);
     const at::ScalarType type = logits_.scalar_type();
     in_place_ = !plain && logits_.is_cpu() && (type == at::kFloat || type == at::kBFloat16);
     if (in_place_) {
       summary_ = SummarizeRows(logits_);
     } else {
-      log_p_ = at::log_softmax(logits_, -1, at::kFloat);
+      log_p_ = at::log_softmax(logits_, -1, log_type_);
     }
   }
 
@@ -32,11 +33,7 @@ class ChunkScores {
   at::Tensor LogProbability(const at::Tensor& target) const {
     const at::Tensor column = target.to(logits_.device()).unsqueeze(1);
     if (in_place_) {
-      return logits_.gather(1, column)
-          .squeeze(1)
-          .to(at::kFloat)
-          .sub(summary_.log_sum_exp)
-          .to(at::kDouble);
+      return logits_.gather(1, column).squeeze(1).to(at::kDouble).sub(summary_.log_sum_exp);
     }
     return log_p_.gather(1, column).squeeze(1).to(at::kDouble);
   }
@@ -61,9 +58,10 @@ class ChunkScores {
 
  private:
   at::Tensor LogProbabilities() const {
-    return log_p_.defined() ? log_p_ : at::log_softmax(logits_, -1, at::kFloat);
+    return log_p_.defined() ? log_p_ : at::log_softmax(logits_, -1, log_type_);
   }
 
+  at::ScalarType log_type_;
   at::Tensor logits_;
   bool in_place_ = false;
   RowSummary summary_;

@@ -2,7 +2,8 @@
 //
 // The head is applied to a few rows at a time on its own device, so the logits of a whole text
 // never exist at once. On the CPU, float32 and bfloat16 logits are read in place (logit_rows.h);
-// elsewhere, and for other types, by LibTorch's log_softmax in float32: the plain reference too.
+// elsewhere, and for other types, by LibTorch's log_softmax in float32. The plain reference is
+// log_softmax in float64.
 #ifndef QPRUNER_WORKER_ENGINE_EVALUATE_HEAD_SCORES_H_
 #define QPRUNER_WORKER_ENGINE_EVALUATE_HEAD_SCORES_H_
 
@@ -25,8 +26,8 @@ struct TargetScores {
   at::Tensor most_likely;      // [rows] int64 CPU: the token with the largest logit
 };
 
-// targets [rows] int64 CPU. Log-probabilities are computed in float32 from logits in the rows'
-// dtype. Throws c10::Error if shapes do not fit; so does SumHeads.
+// targets [rows] int64 CPU. Log-probabilities are computed from logits in the rows' dtype. Throws
+// c10::Error if shapes do not fit; so does SumHeads.
 TargetScores ScoreTargets(const HeadRows& model, const at::Tensor& targets);
 
 // Sums over rows. Natural logarithms.
@@ -38,7 +39,7 @@ struct HeadSums {
 
 // For each of `models`, which have the same number of rows. Without `reference` (null) its sums are
 // 0; the reference's logits are computed once for all models. `targets` [rows] int64 CPU;
-// undefined: no nll. `plain`: by log_softmax everywhere.
+// undefined: no nll. `plain`: by the plain reference.
 std::vector<HeadSums> SumHeads(const HeadRows* reference, const std::vector<HeadRows>& models,
                                const at::Tensor& targets, bool plain = false);
 

@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kPart = 1024;
 
 template <typename T>
-QPRUNER_INLINE void Summarize(const T* row, int64_t width, float* log_sum_exp,
+QPRUNER_INLINE void Summarize(const T* row, int64_t width, double* log_sum_exp,
                               int64_t* most_likely) {
   float max = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : max)
@@ -40,20 +40,26 @@ QPRUNER_INLINE void Summarize(const T* row, int64_t width, float* log_sum_exp,
     for (int64_t i = begin; i < end; ++i) sum += ExpOfNegative(ToFloat(row[i]) - max);
     total += sum;
   }
-  *log_sum_exp = max + static_cast<float>(std::log(total));
+  *log_sum_exp = max + std::log(total);
 }
 
+// ln p - ln q = (reference - row) - (reference_log_sum - log_sum). What is subtracted is one number
+// a row, so its rounding would not average out over the vocabulary: what float32 leaves of it is
+// taken off at the end, where the probabilities have summed to 1.
 template <typename T>
-QPRUNER_INLINE double Diverge(const T* reference, float reference_log_sum, const T* row,
-                              float log_sum, int64_t width) {
-  double total = 0;
+QPRUNER_INLINE double Diverge(const T* reference, double reference_log_sum, const T* row,
+                              double log_sum, int64_t width) {
+  const double shift = reference_log_sum - log_sum;
+  const float rounded_shift = static_cast<float>(shift);
+  const float rounded_log_sum = static_cast<float>(reference_log_sum);
+  double total = rounded_shift - shift;
   for (int64_t begin = 0; begin < width; begin += kPart) {
     const int64_t end = std::min(width, begin + kPart);
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = begin; i < end; ++i) {
-      const float p = ToFloat(reference[i]) - reference_log_sum;
-      sum += ExpOfNegative(p) * (p - (ToFloat(row[i]) - log_sum));
+      const float logit = ToFloat(reference[i]);
+      sum += ExpOfNegative(logit - rounded_log_sum) * (logit - ToFloat(row[i]) - rounded_shift);
     }
     total += sum;
   }
@@ -61,20 +67,20 @@ QPRUNER_INLINE double Diverge(const T* reference, float reference_log_sum, const
 }
 
 // One clone an instruction set for each element type.
-QPRUNER_VECTOR_CLONES void SummarizeFloat(const float* row, int64_t width, float* log_sum_exp,
+QPRUNER_VECTOR_CLONES void SummarizeFloat(const float* row, int64_t width, double* log_sum_exp,
                                           int64_t* most_likely) {
   Summarize(row, width, log_sum_exp, most_likely);
 }
-QPRUNER_VECTOR_CLONES void SummarizeBFloat16(const uint16_t* row, int64_t width, float* log_sum_exp,
-                                             int64_t* most_likely) {
+QPRUNER_VECTOR_CLONES void SummarizeBFloat16(const uint16_t* row, int64_t width,
+                                             double* log_sum_exp, int64_t* most_likely) {
   Summarize(row, width, log_sum_exp, most_likely);
 }
-QPRUNER_VECTOR_CLONES double DivergeFloat(const float* reference, float reference_log_sum,
-                                          const float* row, float log_sum, int64_t width) {
+QPRUNER_VECTOR_CLONES double DivergeFloat(const float* reference, double reference_log_sum,
+                                          const float* row, double log_sum, int64_t width) {
   return Diverge(reference, reference_log_sum, row, log_sum, width);
 }
-QPRUNER_VECTOR_CLONES double DivergeBFloat16(const uint16_t* reference, float reference_log_sum,
-                                             const uint16_t* row, float log_sum, int64_t width) {
+QPRUNER_VECTOR_CLONES double DivergeBFloat16(const uint16_t* reference, double reference_log_sum,
+                                             const uint16_t* row, double log_sum, int64_t width) {
   return Diverge(reference, reference_log_sum, row, log_sum, width);
 }
 
@@ -93,8 +99,8 @@ const uint16_t* Bits(const at::Tensor& tensor) {
 RowSummary SummarizeRows(const at::Tensor& logits) {
   Check(logits);
   const int64_t rows = logits.size(0), width = logits.size(1);
-  RowSummary summary{at::empty({rows}, at::kFloat), at::empty({rows}, at::kLong)};
-  float* const sums = summary.log_sum_exp.mutable_data_ptr<float>();
+  RowSummary summary{at::empty({rows}, at::kDouble), at::empty({rows}, at::kLong)};
+  double* const sums = summary.log_sum_exp.mutable_data_ptr<double>();
   int64_t* const tops = summary.most_likely.mutable_data_ptr<int64_t>();
   const bool wide = logits.scalar_type() == at::kFloat;
   at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
@@ -119,8 +125,8 @@ at::Tensor DivergeRows(const at::Tensor& reference, const at::Tensor& reference_
   const int64_t rows = logits.size(0), width = logits.size(1);
   at::Tensor divergence = at::empty({rows}, at::kDouble);
   double* const out = divergence.mutable_data_ptr<double>();
-  const float* const reference_sums = reference_log_sum_exp.const_data_ptr<float>();
-  const float* const sums = log_sum_exp.const_data_ptr<float>();
+  const double* const reference_sums = reference_log_sum_exp.const_data_ptr<double>();
+  const double* const sums = log_sum_exp.const_data_ptr<double>();
   const bool wide = logits.scalar_type() == at::kFloat;
   at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {

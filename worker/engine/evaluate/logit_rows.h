@@ -3,7 +3,7 @@
 // A row of a real vocabulary does not fit the fastest cache, so what counts is how often it is read
 // and that nothing is written: twice and nothing here, against a float32 copy of all logits and
 // several passes for log_softmax. CPU, contiguous float32 or bfloat16; exponentials and terms in
-// float32, sums over parts of a row in double.
+// float32, sums over parts of a row and what is common to a row in double.
 #ifndef QPRUNER_WORKER_ENGINE_EVALUATE_LOGIT_ROWS_H_
 #define QPRUNER_WORKER_ENGINE_EVALUATE_LOGIT_ROWS_H_
 
@@ -12,7 +12,7 @@
 namespace qpruner::engine {
 
 struct RowSummary {
-  at::Tensor log_sum_exp;  // [rows] float32: ln sum exp(logit)
+  at::Tensor log_sum_exp;  // [rows] float64: ln sum exp(logit)
   at::Tensor most_likely;  // [rows] int64: the first of the largest
 };
 

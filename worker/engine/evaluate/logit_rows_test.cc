@@ -20,12 +20,12 @@ TEST_P(LogitRowsTest, EqualsLogSoftmaxInDouble) {
     const at::Tensor log_q = at::log_softmax(q.to(at::kDouble), -1);
     const RowSummary of_p = SummarizeRows(p), of_q = SummarizeRows(q);
     EXPECT_TRUE(at::equal(of_p.most_likely, p.argmax(-1)));
-    // Float32: a few units in the last place of a number near 20.
-    EXPECT_TRUE(at::allclose(of_p.log_sum_exp.to(at::kDouble), at::logsumexp(p.to(at::kDouble), -1),
-                             0, 4e-6));
+    // Exponentials are good to 2e-7 each.
+    EXPECT_TRUE(at::allclose(of_p.log_sum_exp, at::logsumexp(p.to(at::kDouble), -1), 0, 1e-6));
     const at::Tensor expected = (log_p.exp() * (log_p - log_q)).sum(-1);
     const at::Tensor actual = DivergeRows(p, of_p.log_sum_exp, q, of_q.log_sum_exp);
-    EXPECT_TRUE(at::allclose(actual, expected, 1e-5, 4e-6)) << actual << expected;
+    // A probability is good to half a unit in the last place of a logit near 20, 1e-6.
+    EXPECT_TRUE(at::allclose(actual, expected, 1e-5, 1e-6)) << actual << expected;
     const at::Tensor same = DivergeRows(p, of_p.log_sum_exp, p, of_p.log_sum_exp);
     EXPECT_TRUE(at::equal(same, at::zeros_like(same)));
   }
@@ -41,9 +41,10 @@ TEST_P(LogitRowsTest, SumsEqualThePlainOnes) {
   const auto fast = SumHeads(&reference, {near, far, reference}, targets);
   const auto plain = SumHeads(&reference, {near, far, reference}, targets, /*plain=*/true);
   for (size_t i = 0; i < 3; ++i) {
-    // Both from the same logits; log-probabilities in float32 on both sides.
-    EXPECT_NEAR(fast[i].nll_sum, plain[i].nll_sum, 1e-6 * plain[i].nll_sum);
-    EXPECT_NEAR(fast[i].kl_sum, plain[i].kl_sum, 1e-5 * plain[i].kl_sum + 1e-9);
+    // From the same logits: what differs is float32 against double in the sums over the vocabulary,
+    // where roundings average out. Measured with AVX2: 6e-9 and 2e-7.
+    EXPECT_NEAR(fast[i].nll_sum, plain[i].nll_sum, 1e-7 * plain[i].nll_sum);
+    EXPECT_NEAR(fast[i].kl_sum, plain[i].kl_sum, 1e-6 * plain[i].kl_sum + 1e-9);
     EXPECT_EQ(fast[i].top1_agreement_sum, plain[i].top1_agreement_sum);
   }
   EXPECT_EQ(fast[2].kl_sum, 0);

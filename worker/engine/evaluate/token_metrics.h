@@ -40,7 +40,7 @@ struct ReferenceStates {
 };
 
 // Measures from final hidden states (ForwardHidden's, one for each of `batches`), by head_scores.h:
-// full logits never exist. `reference` may be null. `plain`: by LibTorch's log_softmax, to check
+// full logits never exist. `reference` may be null. `plain`: by the plain reference, to check
 // and to compare with. Throws c10::Error if shapes do not fit.
 TokenMetrics Evaluate(const std::vector<TokenBatch>& batches, const std::vector<at::Tensor>& hidden,
                       const at::Tensor& head, const ReferenceStates* reference = nullptr,
