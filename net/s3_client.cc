@@ -263,8 +263,43 @@ absl::StatusOr<S3Object> S3Client::Head(const std::string& key, std::stop_token 
 }
 
 absl::Status S3Client::Delete(const std::string& key) {
-  const absl::Status status = Send({.method = "DELETE", .key = key, .brief = true}).status();
-  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+  const absl::StatusOr<HttpResponse> response =
+      Send({.method = "DELETE", .key = key, .brief = true});
+  if (absl::IsNotFound(response.status())) return absl::OkStatus();
+  RETURN_IF_ERROR(response.status());
+  // The storage has only put a marker in front of what is still there.
+  return response->Header("x-amz-delete-marker") == "true" ? DeleteVersions(key) : absl::OkStatus();
+}
+
+absl::Status S3Client::DeleteVersions(const std::string& key) {
+  std::string key_marker, version_marker;
+  while (true) {
+    Call list{.method = "GET", .query = {{"versions", ""}, {"prefix", key}}, .brief = true};
+    if (!key_marker.empty()) list.query["key-marker"] = key_marker;
+    if (!version_marker.empty()) list.query["version-id-marker"] = version_marker;
+    ASSIGN_OR_RETURN(const HttpResponse response, Send(list));
+    for (const char* kind : {"Version", "DeleteMarker"}) {
+      for (const absl::string_view entry : XmlElements(response.body, kind)) {
+        if (XmlText(entry, "Key") != key) continue;
+        const absl::Status status = Send({.method = "DELETE",
+                                          .key = key,
+                                          .query = {{"versionId", XmlText(entry, "VersionId")}},
+                                          .brief = true})
+                                        .status();
+        if (!absl::IsNotFound(status)) RETURN_IF_ERROR(status);
+      }
+    }
+    if (XmlText(response.body, "IsTruncated") != kTruncated) return absl::OkStatus();
+    std::string next_key = XmlText(response.body, "NextKeyMarker");
+    std::string next_version = XmlText(response.body, "NextVersionIdMarker");
+    // Keys are listed in order: behind this one there is only what begins with it.
+    if (next_key > key) return absl::OkStatus();
+    if (next_key.empty() || (next_key == key_marker && next_version == version_marker)) {
+      return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " lists without an end"));
+    }
+    key_marker = std::move(next_key);
+    version_marker = std::move(next_version);
+  }
 }
 
 absl::Status S3Client::List(const std::string& prefix,

@@ -95,7 +95,8 @@ class S3Client {
                    absl::FunctionRef<absl::Status(absl::string_view data)> sink,
                    std::stop_token stop = {}, const std::string& if_match = "");
   absl::StatusOr<S3Object> Head(const std::string& key, std::stop_token stop = {});
-  // One that is not there is fine.
+  // One that is not there is fine. In a bucket that keeps versions all of them go, for which the
+  // credentials must be good: a deletion that left them behind would be none.
   absl::Status Delete(const std::string& key);
   // Every object whose key begins with `prefix`, by key. An error of `visit` ends it.
   absl::Status List(const std::string& prefix,
@@ -150,6 +151,8 @@ class S3Client {
   absl::StatusOr<HttpResponse> SendOnce(const Call& call, const std::stop_token& stop);
   // With retries.
   absl::StatusOr<HttpResponse> Send(const Call& call);
+  // Of this key.
+  absl::Status DeleteVersions(const std::string& key);
   std::string Presign(const AwsRequest& request, absl::Time now, absl::Duration lifetime) const;
   // Of a key, or of the bucket if it is empty; percent-encoded.
   std::string Path(const std::string& key) const;

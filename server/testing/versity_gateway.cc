@@ -12,7 +12,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/sha256.h"
 #include "base/status_macros.h"
+#include "net/aws_signature.h"
 
 namespace qpruner::server {
 namespace {
@@ -72,6 +74,7 @@ absl::StatusOr<std::unique_ptr<VersityGateway>> VersityGateway::Start() {
   gateway->folder_ = folder + "/buckets";
   fs::create_directories(gateway->folder_);
   fs::create_directories(folder + "/metadata");
+  fs::create_directories(folder + "/versions");
   gateway->port_ = FreePort();
   RETURN_IF_ERROR(gateway->StartProcess());
   return gateway;
@@ -83,7 +86,8 @@ absl::Status VersityGateway::StartProcess() {
       process_, ChildProcess::Spawn(
                     {.argv = {program_, "--access", kAccessKey, "--secret", kSecretKey, "--region",
                               "us-east-1", "--port", absl::StrCat("127.0.0.1:", port_), "--quiet",
-                              "posix", "--sidecar", above + "/metadata", folder_},
+                              "posix", "--sidecar", above + "/metadata", "--versioning-dir",
+                              above + "/versions", folder_},
                      .parent_death_signal = SIGKILL,
                      .output_path = above + "/log"}));
   HttpClient http;
@@ -110,6 +114,34 @@ std::string VersityGateway::NewBucket() {
   std::string bucket = absl::StrCat("bucket-", ++bucket_count_);
   fs::create_directories(absl::StrCat(folder_, "/", bucket));
   return bucket;
+}
+
+absl::Status VersityGateway::KeepVersions(const std::string& bucket) const {
+  const S3Options s3 = options();
+  const std::string body =
+      "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+  const AwsRequest signing{.method = "PUT",
+                           .host = absl::StrCat("127.0.0.1:", port_),
+                           .path = "/" + bucket,
+                           .query = {{"versioning", ""}},
+                           .headers = {{"content-type", "application/octet-stream"}},
+                           .payload_sha256 = Sha256Hex(body)};
+  HttpRequest request{.method = "PUT",
+                      .url = absl::StrCat(s3.endpoint, "/", bucket, "?versioning=")};
+  request.headers = SignedHeaders(signing, s3.credentials, {.region = s3.region}, absl::Now());
+  request.body = body;
+  HttpClient http;
+  ASSIGN_OR_RETURN(const HttpResponse response, http.Send(request));
+  return response.ok() ? absl::OkStatus() : absl::InternalError(response.body);
+}
+
+int VersityGateway::OldVersionCount() const {
+  int count = 0;
+  for (const auto& entry :
+       fs::recursive_directory_iterator(fs::path(folder_).parent_path() / "versions")) {
+    count += entry.is_regular_file() ? 1 : 0;
+  }
+  return count;
 }
 
 S3Options VersityGateway::options() const {

@@ -25,6 +25,10 @@ class VersityGateway {
 
   // The name of a new, empty bucket.
   std::string NewBucket();
+  // From now on the bucket keeps what is replaced or deleted.
+  absl::Status KeepVersions(const std::string& bucket) const;
+  // Files of such old versions, of all buckets.
+  int OldVersionCount() const;
   // How to reach it, with quick retries.
   S3Options options() const;
   // Where objects lie as files: BUCKET/KEY.
