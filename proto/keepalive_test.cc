@@ -5,13 +5,18 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <string>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "grpcpp/create_channel.h"
+#include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/generic/generic_stub.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server.h"
 #include "gtest/gtest.h"
 
 namespace qpruner {
@@ -81,6 +86,37 @@ TEST(Keepalive, ACallNoticesThatItsServerIsGone) {
     done.WaitForNotification();
   }
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+}
+
+TEST(Keepalive, AServerClosesTheConnectionOfAPeerThatIsGone) {
+  grpc::CallbackGenericService service;
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterCallbackGenericService(&service);
+  SetKeepalive(builder, {.time = absl::Milliseconds(50), .timeout = absl::Milliseconds(50)});
+  const auto server = builder.BuildAndStart();
+  ASSERT_NE(server, nullptr);
+
+  // A client that greets, calls nothing and answers no ping.
+  const int peer = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(connect(peer, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  const std::string greeting("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33);
+  ASSERT_EQ(write(peer, greeting.data(), greeting.size()), 33);
+  // A server that keeps the connection is found out by a time-out, not by waiting for ever.
+  const timeval patience{.tv_sec = 30, .tv_usec = 0};
+  setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  char ignored[4096];
+  ssize_t size = 0;
+  while ((size = read(peer, ignored, sizeof ignored)) > 0) {
+  }
+  EXPECT_EQ(size, 0) << strerror(errno);
+  close(peer);
+  server->Shutdown();
 }
 
 }  // namespace
