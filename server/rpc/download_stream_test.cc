@@ -43,6 +43,10 @@ class DownloadService final
 };
 
 TEST(DownloadStream, AClientThatDoesNotReadIsDroppedAndMayGoOn) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "64 MiB pass through gRPC, whose order the sanitizer does not see: millions of "
+                  "suppressed reports take minutes, and what they would show is suppressed";
+#endif
   TempFolder folder;
   SimulatedClock clock;
   const auto store = OpenSqliteJobStore({.folder = folder.path() + "/store"}).value();
