@@ -272,11 +272,8 @@ absl::Status S3Client::Delete(const std::string& key) {
 }
 
 absl::Status S3Client::DeleteVersions(const std::string& key) {
-  std::string key_marker, version_marker;
+  Call list{.method = "GET", .query = {{"versions", ""}, {"prefix", key}}, .brief = true};
   while (true) {
-    Call list{.method = "GET", .query = {{"versions", ""}, {"prefix", key}}, .brief = true};
-    if (!key_marker.empty()) list.query["key-marker"] = key_marker;
-    if (!version_marker.empty()) list.query["version-id-marker"] = version_marker;
     ASSIGN_OR_RETURN(const HttpResponse response, Send(list));
     for (const char* kind : {"Version", "DeleteMarker"}) {
       for (const absl::string_view entry : XmlElements(response.body, kind)) {
@@ -289,17 +286,30 @@ absl::Status S3Client::DeleteVersions(const std::string& key) {
         if (!absl::IsNotFound(status)) RETURN_IF_ERROR(status);
       }
     }
-    if (XmlText(response.body, "IsTruncated") != kTruncated) return absl::OkStatus();
-    std::string next_key = XmlText(response.body, "NextKeyMarker");
-    std::string next_version = XmlText(response.body, "NextVersionIdMarker");
+    ASSIGN_OR_RETURN(const bool more,
+                     MoveToNextPage(response, list,
+                                    {{"NextKeyMarker", "key-marker"},
+                                     {"NextVersionIdMarker", "version-id-marker"}}));
     // Keys are listed in order: behind this one there is only what begins with it.
-    if (next_key > key) return absl::OkStatus();
-    if (next_key.empty() || (next_key == key_marker && next_version == version_marker)) {
-      return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " lists without an end"));
-    }
-    key_marker = std::move(next_key);
-    version_marker = std::move(next_version);
+    if (!more || list.query["key-marker"] > key) return absl::OkStatus();
   }
+}
+
+absl::StatusOr<bool> S3Client::MoveToNextPage(
+    const HttpResponse& page, Call& list,
+    std::initializer_list<std::pair<const char*, const char*>> markers) const {
+  if (XmlText(page.body, "IsTruncated") != kTruncated) return false;
+  const std::map<std::string, std::string> before = list.query;
+  for (const auto& [element, parameter] : markers) {
+    list.query.erase(parameter);
+    if (std::string next = XmlText(page.body, element); !next.empty()) {
+      list.query[parameter] = std::move(next);
+    }
+  }
+  if (!list.query.contains(markers.begin()->second) || list.query == before) {
+    return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " lists without an end"));
+  }
+  return true;
 }
 
 absl::Status S3Client::List(const std::string& prefix,
@@ -316,12 +326,10 @@ absl::Status S3Client::List(const std::string& prefix,
       if (!absl::StartsWith(object.key, prefix)) continue;
       RETURN_IF_ERROR(visit(object));
     }
-    if (XmlText(response.body, "IsTruncated") != kTruncated) return absl::OkStatus();
-    std::string next = XmlText(response.body, "NextContinuationToken");
-    if (next.empty() || next == call.query["continuation-token"]) {
-      return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " lists without an end"));
-    }
-    call.query["continuation-token"] = std::move(next);
+    ASSIGN_OR_RETURN(
+        const bool more,
+        MoveToNextPage(response, call, {{"NextContinuationToken", "continuation-token"}}));
+    if (!more) return absl::OkStatus();
   }
 }
 
@@ -381,14 +389,10 @@ absl::StatusOr<std::vector<S3Upload>> S3Client::ListUploads(const std::string& p
                       .begin_time = ParseListedTime(XmlText(entry, "Initiated"))};
       if (absl::StartsWith(upload.key, prefix)) uploads.push_back(std::move(upload));
     }
-    if (XmlText(response.body, "IsTruncated") != kTruncated) return uploads;
-    std::string key = XmlText(response.body, "NextKeyMarker");
-    std::string id = XmlText(response.body, "NextUploadIdMarker");
-    if (key.empty() || (key == call.query["key-marker"] && id == call.query["upload-id-marker"])) {
-      return absl::InternalError(absl::StrCat("S3 storage ", endpoint_, " lists without an end"));
-    }
-    call.query["key-marker"] = std::move(key);
-    call.query["upload-id-marker"] = std::move(id);
+    ASSIGN_OR_RETURN(const bool more, MoveToNextPage(response, call,
+                                                     {{"NextKeyMarker", "key-marker"},
+                                                      {"NextUploadIdMarker", "upload-id-marker"}}));
+    if (!more) return uploads;
   }
 }
 

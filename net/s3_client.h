@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <stop_token>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -153,6 +155,11 @@ class S3Client {
   absl::StatusOr<HttpResponse> Send(const Call& call);
   // Of this key.
   absl::Status DeleteVersions(const std::string& key);
+  // Moves `list` behind `page`, its answer: each marker is the name of an element there and of the
+  // parameter that takes it; the first one must be there. False: it was the last page.
+  absl::StatusOr<bool> MoveToNextPage(
+      const HttpResponse& page, Call& list,
+      std::initializer_list<std::pair<const char*, const char*>> markers) const;
   std::string Presign(const AwsRequest& request, absl::Time now, absl::Duration lifetime) const;
   // Of a key, or of the bucket if it is empty; percent-encoded.
   std::string Path(const std::string& key) const;

@@ -18,6 +18,7 @@
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "gtest/gtest.h"
+#include "tests/testing/loopback_connection.h"
 
 namespace qpruner {
 namespace {
@@ -99,12 +100,7 @@ TEST(Keepalive, AServerClosesTheConnectionOfAPeerThatIsGone) {
   ASSERT_NE(server, nullptr);
 
   // A client that greets, calls nothing and answers no ping.
-  const int peer = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  ASSERT_EQ(connect(peer, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  const int peer = ConnectToLoopback(absl::StrCat("127.0.0.1:", port));
   const std::string greeting("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33);
   ASSERT_EQ(write(peer, greeting.data(), greeting.size()), 33);
   // A server that keeps the connection is found out by a time-out, not by waiting for ever.

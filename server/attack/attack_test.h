@@ -119,6 +119,13 @@ class AttackTest : public testing::Test {
     options.token_file = TokenPath();
     Start(std::move(options));
   }
+  // Over a connection of its own, not the one that other channels to this server share.
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenOwnChannel(
+      const ChannelSecurity& security = {}) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    return OpenSecureChannel(server_->address(), security, arguments);
+  }
   std::string TokenPath() const { return folder_.path() + "/tokens.json"; }
 
   template <typename Stub, typename Request, typename Response>

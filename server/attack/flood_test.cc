@@ -1,8 +1,5 @@
 // Too much of everything: messages, headers, connections, streams, calls that do not end.
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <poll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +14,7 @@
 #include "server/attack/attack_test.h"
 #include "server/rpc/connection_acceptor.h"
 #include "server/testing/unfinished_calls.h"
+#include "tests/testing/loopback_connection.h"
 #include "tests/testing/process_usage.h"
 #include "tests/testing/simulated_clock.h"
 
@@ -39,18 +37,6 @@ TEST_F(AttackTest, OversizedMessagesAndHeadersAreRefused) {
   EXPECT_TRUE(Answers());
 }
 
-// A TCP connection to 127.0.0.1 at the port of `address`.
-int ConnectTo(const std::string& address) {
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  EXPECT_GE(fd, 0);
-  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
-  return fd;
-}
-
 // gRPC's own listener never accepts again once the process is out of descriptors.
 TEST_F(AttackTest, ConnectionsBeyondTheLimitAreClosedAndOthersGoOn) {
   ServerOptions options;
@@ -60,7 +46,7 @@ TEST_F(AttackTest, ConnectionsBeyondTheLimitAreClosedAndOthersGoOn) {
   std::vector<int> sockets;
   int refused = 0;
   for (int i = 0; i < 50; ++i) {
-    sockets.push_back(ConnectTo(server_->address()));
+    sockets.push_back(ConnectToLoopback(server_->address()));
     pollfd wait{.fd = sockets.back(), .events = POLLIN, .revents = 0};
     // The server's settings frame, or the end.
     ASSERT_EQ(poll(&wait, 1, 30'000), 1);
@@ -71,10 +57,7 @@ TEST_F(AttackTest, ConnectionsBeyondTheLimitAreClosedAndOthersGoOn) {
   EXPECT_TRUE(Answers());
   for (const int fd : sockets) close(fd);
   // A stranger to the attack finds the door open again.
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  channel_ =
-      grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments);
+  channel_ = OpenOwnChannel().value();
   jobs_ = v1::JobService::NewStub(channel_);
   EXPECT_TRUE(Answers());
 }
@@ -90,7 +73,7 @@ TEST_F(AttackTest, SilentConnectionsDoNotStopTheServer) {
   Start();
   std::vector<int> sockets;
   for (int i = 0; i < 300; ++i) {
-    const int fd = ConnectTo(server_->address());
+    const int fd = ConnectToLoopback(server_->address());
     // Some begin a handshake that never goes on, or speak another language.
     const std::string said = i % 3 == 0   ? ""
                              : i % 3 == 1 ? "PRI * HTTP/2"
@@ -197,9 +180,7 @@ TEST_F(AttackTest, WatchesOfAProjectAreBounded) {
   v1::WatchJobRequest request;
   request.set_name(Create());
   // Two connections: one may have 4,096 calls, as many as a project may have watches.
-  grpc::ChannelArguments own;
-  own.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  const auto stub = v1::JobService::NewStub(OpenSecureChannel(server_->address(), {}, own).value());
+  const auto stub = v1::JobService::NewStub(OpenOwnChannel().value());
   std::vector<std::unique_ptr<UnreadWatch>> watches;
   for (int i = 0; i < 4096; ++i) {
     watches.push_back(std::make_unique<UnreadWatch>(i % 2 == 0 ? *stub : *jobs_, request));

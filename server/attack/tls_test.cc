@@ -28,9 +28,7 @@ class TlsTest : public AttackTest {
   }
   // A call over a connection of its own.
   absl::Status Try(const ChannelSecurity& security) {
-    grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    const auto channel = OpenSecureChannel(server_->address(), security, arguments);
+    const auto channel = OpenOwnChannel(security);
     if (!channel.ok()) return channel.status();
     const auto stub = v1::JobService::NewStub(*channel);
     v1::ListCapabilitiesResponse response;

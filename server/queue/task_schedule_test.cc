@@ -327,7 +327,7 @@ std::map<std::string, double> SharesOf(const SimulationResult& result) {
 
 class SimulationTest : public testing::TestWithParam<int> {};
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-// They look at what a step does, which is the same for any number: 16 take minutes then.
+// What a step does is the same for any number of workers, and 16 take a sanitizer minutes.
 INSTANTIATE_TEST_SUITE_P(Workers, SimulationTest, testing::Values(1, 3));
 #else
 INSTANTIATE_TEST_SUITE_P(Workers, SimulationTest, testing::Values(1, 3, 16));

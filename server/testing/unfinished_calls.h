@@ -2,8 +2,6 @@
 #ifndef QPRUNER_SERVER_TESTING_UNFINISHED_CALLS_H_
 #define QPRUNER_SERVER_TESTING_UNFINISHED_CALLS_H_
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -16,6 +14,7 @@
 #include <string_view>
 
 #include "absl/time/time.h"
+#include "tests/testing/loopback_connection.h"
 
 namespace qpruner::server {
 
@@ -24,14 +23,7 @@ namespace qpruner::server {
 class UnfinishedCalls {
  public:
   // To 127.0.0.1 at the port of `address` ("host:port").
-  explicit UnfinishedCalls(std::string_view address)
-      : socket_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in to{};
-    to.sin_family = AF_INET;
-    to.sin_port = htons(
-        static_cast<uint16_t>(std::stoi(std::string(address.substr(address.rfind(':') + 1)))));
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    closed_ = connect(socket_, reinterpret_cast<sockaddr*>(&to), sizeof to) != 0;
+  explicit UnfinishedCalls(const std::string& address) : socket_(ConnectToLoopback(address)) {
     out_ = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     AddFrame(kSettings, 0, 0, "");
   }
@@ -93,7 +85,6 @@ class UnfinishedCalls {
     return !closed_;
   }
 
-  bool closed() const { return closed_; }
   // Bytes of messages that were sent, and calls that the server has ended.
   int64_t sent_bytes() const { return sent_bytes_; }
   int ended_calls() const { return ended_calls_; }
@@ -105,7 +96,6 @@ class UnfinishedCalls {
     kResetStream = 3,
     kSettings = 4,
     kPing = 6,
-    kGoAway = 7,
     kWindowUpdate = 8,
   };
   static constexpr uint8_t kEndHeaders = 4;
