@@ -176,6 +176,11 @@ class UnreadWatch final : public grpc::ClientReadReactor<v1::JobEvent> {
 };
 
 TEST_F(AttackTest, WatchesOfAProjectAreBounded) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP()
+      << "thousands of streams end on gRPC's threads, whose order the sanitizer does not see: "
+         "suppressed reports take minutes, and what they would show is suppressed";
+#endif
   Start();
   v1::WatchJobRequest request;
   request.set_name(Create());

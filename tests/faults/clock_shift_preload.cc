@@ -99,10 +99,8 @@ int clock_gettime(clockid_t clock, timespec* time) { return GetTime(clock, time)
 int gettimeofday(timeval* time, void*) {
   timespec now{};
   GetTime(CLOCK_REALTIME, &now);
-  if (time != nullptr) {
-    time->tv_sec = now.tv_sec;
-    time->tv_usec = now.tv_nsec / 1000;
-  }
+  time->tv_sec = now.tv_sec;
+  time->tv_usec = now.tv_nsec / 1000;
   return 0;
 }
 
